@@ -1,0 +1,1 @@
+"""mlmeta: spend less time tuning the next model."""
