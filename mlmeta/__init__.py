@@ -1,1 +1,46 @@
-"""mlmeta: spend less time tuning the next model."""
+"""mlmeta: spend less time tuning the next model.
+
+The names below are imported when they are first used, so that ``import mlmeta`` needs neither torch nor MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Attempt": "mlmeta.commands",
+    "TestCommands": "mlmeta.commands",
+    "TrainCommands": "mlmeta.commands",
+    "MlmetaError": "mlmeta.errors",
+    "build_criterion": "mlmeta.spec_builder",
+    "build_image_ops": "mlmeta.spec_builder",
+    "build_model": "mlmeta.spec_builder",
+    "build_optimizer": "mlmeta.spec_builder",
+    "build_scheduler": "mlmeta.spec_builder",
+    "build_target_transform": "mlmeta.spec_builder",
+    "build_transform": "mlmeta.spec_builder",
+    "check_commands": "mlmeta.check",
+    "evaluate_attempt": "mlmeta.evaluate",
+    "find_pictures": "mlmeta.pictures",
+    "load_test_commands": "mlmeta.documents",
+    "load_train_commands": "mlmeta.documents",
+    "make_document": "mlmeta.tracking",
+    "run_attempt": "mlmeta.train",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]  # the names are those of _EXPORTS
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'mlmeta' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -138,7 +138,10 @@ def check_arguments(entry: Entry, given: Mapping[str, Any]) -> Iterator[tuple[st
         if argument is None:
             allowed = ", ".join(entry.arguments) or "none"
             nearest = nearest_name(str(key), entry.arguments)
-            yield key, Fault("", f"{entry.name} has no such argument; it has: {allowed}", shorten(value), nearest)
+            yield (
+                key,
+                Fault("", f"{entry.name} has no such argument; it has: {allowed}", shorten(value), nearest),
+            )
         elif message := explain_value(argument, value, is_auto=key in AUTO_ARGUMENTS):
             nearest = nearest_name(value, argument.choices) if isinstance(value, str) else ""
             yield key, Fault("", message, shorten(value), nearest)

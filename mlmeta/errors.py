@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class MlmetaError(Exception):
@@ -67,6 +68,14 @@ class CommandsError(BadInputError):
         n = len(self.faults)
         lines = "\n".join(f"  {fault}" for fault in self.faults)
         super().__init__(f"{source}: {n} {'fault' if n == 1 else 'faults'}\n{lines}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive the way from another process."""
+        return _make_commands_error, (self.faults, self.source)
+
+
+def _make_commands_error(faults: Sequence[Fault], source: str) -> CommandsError:
+    return CommandsError(faults, source=source)
 
 
 class PicturesError(BadInputError):

@@ -20,6 +20,8 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SEQUENCE = re.compile(rf"^[(\[]\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*,?\s*[)\]]$")
 _WORDS: Mapping[str, bool | None] = {"True": True, "False": False, "None": None}
 _RENAMED = {"ANTIALIAS": "LANCZOS"}
+# No older form is longer; the limit keeps hostile strings away from the patterns.
+_LONGEST = 1000
 
 
 def read_value(value: Any) -> Any:
@@ -43,6 +45,8 @@ def read_value(value: Any) -> Any:
 
 
 def _read_string(text: str) -> Any:
+    if len(text) > _LONGEST:
+        return text
     stripped = text.strip()
     if quoted := _QUOTED.match(stripped):
         return _read_string(quoted.group(2))

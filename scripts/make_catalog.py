@@ -62,6 +62,14 @@ KINDS_BY_NAME = {
     "embed_dim": ["int"], "num_heads": ["int"], "dropout": ["float"], "bias": ["bool"], "kdim": ["int", "null"],
     "vdim": ["int", "null"], "add_bias_kv": ["bool"], "add_zero_attn": ["bool"], "activation": ["str"],
 }  # fmt: skip
+# Arguments of transforms that take more than their annotation says; the transform itself checks them.
+LOOSE = {
+    ("RandomRotation", "degrees"),
+    ("RandomAffine", "degrees"),
+    ("RandomErasing", "value"),
+    ("Resize", "antialias"),
+    ("RandomResizedCrop", "antialias"),
+}
 RNN_ARGUMENTS = ["input_size", "hidden_size", "num_layers", "bias", "dropout", "bidirectional"]
 RNN_EXTRA = {"RNN": ["nonlinearity"], "LSTM": ["proj_size"], "GRU": []}
 LAYERS_ARGUMENT = {"layers": {"kinds": ["layers"], "required": True}}
@@ -187,12 +195,14 @@ def make_transforms() -> dict[str, Any]:
     for name in sorted(transforms.SUPPORTED):
         arguments = describe_class(getattr(torchvision.transforms.v2, name))
         for argument, record in arguments.items():
-            if argument in ("interpolation", "policy", "dtype"):
+            if (name, argument) in LOOSE or argument in ("interpolation", "policy"):
                 record["kinds"] = ["any"]
             if argument == "transforms":
                 record["kinds"] = ["transforms"]
         if name == "ToTensor":
             arguments = {}
+        if name == "ConvertImageDtype":
+            arguments = {"dtype": {"kinds": ["str"], "default": "float32"}}
         entries[name] = {"target": f"torchvision.transforms.v2.{name}", "arguments": arguments}
     return entries
 
@@ -202,7 +212,9 @@ def make_image_ops() -> dict[str, Any]:
     entries = {}
     for name in sorted(image_ops.SUPPORTED):
         method = getattr(PIL.Image.Image, name)
-        records = {p.name: describe_argument(p) for p in inspect.signature(method).parameters.values()}
+        parameters = inspect.signature(method).parameters.values()
+        # quantize's palette is a second picture, which a file cannot hold.
+        records = {p.name: describe_argument(p) for p in parameters if (name, p.name) != ("quantize", "palette")}
         arguments = {key: {**record, "kinds": ["any"]} for key, record in records.items() if record is not None}
         entries[name] = {"target": f"PIL.Image.Image.{name}", "arguments": arguments}
     return entries

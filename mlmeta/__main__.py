@@ -1,0 +1,5 @@
+"""``python -m mlmeta`` is the command line."""
+
+from mlmeta.cli import main
+
+main()

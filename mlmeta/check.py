@@ -1,0 +1,90 @@
+"""``mlmeta check``: build everything that commands ask for, train nothing, and show what was built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlmeta.commands import TrainCommands
+from mlmeta.pictures import Part
+from mlmeta.preparation import prepare_criterion, prepare_model, prepare_task
+from mlmeta.shapes import LayerRow, format_bytes
+from mlmeta.spec_builder import build_optimizer, build_scheduler, summarize_model
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What the commands build.
+
+    Attributes:
+        rows: One a layer.
+        input_shape: (channels, height, width) of a picture.
+        n_pictures: How many stand in each part.
+        batch_size: Of the commands.
+        facts: Lines about all else that was built.
+    """
+
+    rows: list[LayerRow]
+    input_shape: tuple[int, int, int]
+    n_pictures: dict[Part, int]
+    batch_size: int
+    facts: list[str]
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the whole model."""
+        return sum(row.n_parameters for row in self.rows)
+
+    @property
+    def output_bytes(self) -> int:
+        """What all layers' outputs of one batch take, which a training keeps for the backward pass."""
+        return sum(row.output_bytes for row in self.rows) * self.batch_size
+
+
+def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
+    """Build pictures, model, criterion, optimizer and scheduler without training.
+
+    Raises:
+        BadInputError: If anything cannot be used.
+    """
+    task = prepare_task(commands, base_dir=base_dir, probe=True)
+    rows = summarize_model(commands.model, n_labels=task.n_labels, input_shape=task.input_shape)
+    model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir)
+    criterion = prepare_criterion(commands, n_labels=task.n_labels)
+    optimizer = build_optimizer(commands.optimizer, model.parameters())
+    counts: dict[Part, int] = {part: len(task.pictures.select(part)) for part in ("train", "validation", "test")}
+    if commands.scheduler is not None:
+        n_batches = -(-counts["train"] // commands.batch_size)
+        build_scheduler(commands.scheduler, optimizer, n_epoch=commands.n_epoch, n_batches=n_batches)
+    scheduler = commands.scheduler["name"] if commands.scheduler else "no scheduler"
+    facts = [
+        f"{task.n_labels} labels; {counts['train']} training, {counts['validation']} validation and {counts['test']} "
+        f"test pictures from {task.pictures.source}",
+        f"{type(criterion.loss).__name__}, {type(optimizer).__name__}, {scheduler}; {commands.n_epoch} epochs",
+    ]
+    return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts)
+
+
+def format_table(result: CheckResult) -> str:
+    """Return the result as text: layer, output shape, parameters, bytes for one batch; then the sum."""
+    batch = result.batch_size
+    lines = [("layer", "class", "output shape", "parameters", "bytes a batch")]
+    lines += [
+        (row.path, row.name, "×".join(map(str, row.output_shape)), f"{row.n_parameters:,}",
+         format_bytes(row.output_bytes * batch))
+        for row in result.rows
+    ]  # fmt: skip
+    lines.append(("sum", "", "", f"{result.n_parameters:,}", format_bytes(result.output_bytes)))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    texts = ["  ".join(_align(line, widths)).rstrip() for line in lines]
+    rule = "-" * len(texts[0])
+    head = f"one picture arrives as {'×'.join(map(str, result.input_shape))}; a batch has {batch}"
+    return "\n".join([head, "", texts[0], rule, *texts[1:-1], rule, texts[-1], "", *result.facts])
+
+
+def _align(line: tuple[str, ...], widths: list[int]) -> list[str]:
+    """Pad words to the right and numbers to the left."""
+    return [
+        text.rjust(width) if column >= 3 else text.ljust(width)
+        for column, (text, width) in enumerate(zip(line, widths, strict=True))
+    ]

@@ -1,0 +1,141 @@
+"""The command line: a thin shell over the library.
+
+torch and MLflow are imported inside the commands that need them, after the commands file has been read, so that
+``--help`` and a faulty file answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from mlmeta.errors import MlmetaError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mlmeta", message="mlmeta %(version)s")
+def cli() -> None:
+    """Spend less time tuning the next model: attempts from JSON files, recorded in MLflow."""
+
+
+def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command end every fault in one message: exit code 2 for bad input, 1 for a failed attempt.
+
+    With ``--debug`` the traceback is shown instead.
+    """
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except MlmetaError as error:
+            _mark_run_failed(error)
+            if debug:
+                raise
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; the run keeps what was recorded", 130)
+
+    return wrapped
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"mlmeta: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _mark_run_failed(error: MlmetaError) -> None:
+    """Tell the run that ``mlflow run`` started what went wrong; MLflow is not even imported where there is none."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from mlmeta.tracking import fail_adopted_run
+
+        fail_adopted_run(error)
+
+
+_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+
+
+@cli.command()
+@_CONFIG
+@click.option("--test/--no-test", default=True, show_default=True, help="Test right after the training.")
+@reporting_errors
+def train(config: Path, test: bool) -> None:
+    """Train (and test) one attempt from the train commands in CONFIG."""
+    from mlmeta.documents import load_train_commands
+
+    commands = load_train_commands(config)
+    from mlmeta.evaluate import format_metrics
+    from mlmeta.train import run_attempt
+
+    run_id, trained, metrics = run_attempt(commands, base_dir=config.parent, test=test)
+    result = format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}"
+    click.echo(f"{commands.model_name}: {result}")
+    click.echo(f"run {run_id} in {_tracking_uri()}")
+
+
+@cli.command()
+@_CONFIG
+@reporting_errors
+def evaluate(config: Path) -> None:
+    """Test an attempt as the test commands in CONFIG say.
+
+    CONFIG may also be the attempt's train commands: then the newest attempt of that name is tested.
+    """
+    from mlmeta.documents import load_test_commands
+
+    commands = load_test_commands(config)
+    from mlmeta.evaluate import evaluate_attempt, format_metrics
+
+    run_id, metrics = evaluate_attempt(commands, base_dir=config.parent)
+    click.echo(f"{commands.model_name or commands.run_id}: {format_metrics(metrics)}")
+    click.echo(f"run {run_id} in {_tracking_uri()}")
+
+
+def _tracking_uri() -> str:
+    import mlflow
+
+    return str(mlflow.get_tracking_uri())
+
+
+@cli.command()
+@_CONFIG
+@reporting_errors
+def check(config: Path) -> None:
+    """Build all that CONFIG asks for, train nothing, and show the model's table."""
+    from mlmeta.documents import load_train_commands
+
+    commands = load_train_commands(config)
+    from mlmeta.check import check_commands, format_table
+
+    click.echo(format_table(check_commands(commands, base_dir=config.parent)))
+
+
+@cli.command()
+@click.option("--kind", type=click.Choice(["train", "test"]), default="train", show_default=True)
+@reporting_errors
+def schema(kind: str) -> None:
+    """Print the JSON Schema of train or test commands."""
+    import json
+
+    from mlmeta.commands import TestCommands, TrainCommands
+    from mlmeta.schema import complete_schema
+
+    model = TrainCommands if kind == "train" else TestCommands
+    click.echo(json.dumps(complete_schema(model.model_json_schema()), indent=1))
+
+
+def run_command(name: str) -> None:
+    """Run one command with the arguments of this process; the MLproject entry points come in here."""
+    cli(args=[name, *sys.argv[1:]], prog_name="mlmeta")
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="mlmeta")

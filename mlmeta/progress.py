@@ -1,0 +1,82 @@
+"""How far a training is: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+import click
+
+
+class Progress(Protocol):
+    """Is told of every epoch that ends."""
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Take the number of the epoch (from 1) and its metrics."""
+
+
+class EpochProgress:
+    """Shows the epochs of one training on standard error."""
+
+    def __init__(self, name: str, n_epoch: int) -> None:
+        self.name = name
+        self.n_epoch = n_epoch
+        self._bar = _TerminalBar(name, n_epoch) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        """Start the bar where there is a terminal."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Show the epoch's metrics."""
+        if self._bar:
+            self._bar.update(epoch, describe_epoch(metrics))
+        else:
+            click.echo(f"{self.name}: epoch {epoch}/{self.n_epoch}  {describe_epoch(metrics)}", err=True)
+
+
+class _TerminalBar:
+    """rich's progress bar with the metrics beside it."""
+
+    def __init__(self, name: str, n_epoch: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}", markup=False),
+        )
+        self._progress = RichProgress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task(name, total=n_epoch, metrics="")
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def update(self, epoch: int, text: str) -> None:
+        self._progress.update(self._task, completed=epoch, metrics=text)
+
+
+def describe_epoch(metrics: Mapping[str, float]) -> str:
+    """Return an epoch's metrics in words."""
+    words = [f"train_loss {metrics['train_loss']:.4f}"]
+    if "val_loss" in metrics:
+        words += [f"val_loss {metrics['val_loss']:.4f}", f"val_accuracy {metrics['val_accuracy']:.1%}"]
+    return "  ".join([*words, f"{metrics['epoch_seconds']:.1f} s"])

@@ -1,0 +1,119 @@
+"""The files that a training and a test leave: tables as CSV, pictures as PNG."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlmeta.plots import Mistake, plot_confusion_matrix, plot_mistakes
+from mlmeta.tensors import DecodedPictures, SkippedPicture
+
+MAX_MISTAKES = 16
+
+
+def write_test_report(
+    folder: Path,
+    decoded: DecodedPictures,
+    truth: npt.NDArray[np.int64],
+    shares: npt.NDArray[np.float64],
+    label_names: Sequence[str],
+    *,
+    title: str,
+) -> None:
+    """Write predictions.csv, per_class.csv, confusion_matrix.csv and .png, and mistakes.png.
+
+    Args:
+        folder: Where they are written.
+        decoded: The tested pictures, n of them.
+        truth: True class indices (n,).
+        shares: Share of each label (n, n_labels), rows adding up to 1.
+        label_names: In the order of the indices.
+        title: Of the plots.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    predicted = shares.argmax(axis=1)
+    matrix = confusion_matrix(truth, predicted, labels=np.arange(len(label_names)))
+    _write_predictions(folder / "predictions.csv", decoded, truth, shares, label_names)
+    _write_per_class(folder / "per_class.csv", truth, predicted, label_names)
+    write_table(
+        folder / "confusion_matrix.csv",
+        ["true label", *label_names],
+        ([name, *row.tolist()] for name, row in zip(label_names, matrix, strict=True)),
+    )
+    plot_confusion_matrix(folder / "confusion_matrix.png", matrix, label_names=label_names, title=title)
+    mistakes = find_mistakes(decoded, truth, shares, label_names)
+    plot_mistakes(folder / "mistakes.png", mistakes, title=f"{title}: worst mistakes")
+
+
+def write_table(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV table."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _write_predictions(
+    file: Path,
+    decoded: DecodedPictures,
+    truth: npt.NDArray[np.int64],
+    shares: npt.NDArray[np.float64],
+    label_names: Sequence[str],
+) -> None:
+    rows = (
+        [
+            picture.id,
+            label_names[true],
+            label_names[row.argmax()],
+            f"{row.max():.6f}",
+            int(true == row.argmax()),
+        ]
+        for picture, true, row in zip(decoded.pictures, truth, shares, strict=True)
+    )
+    write_table(file, ["id", "label", "predicted", "confidence", "correct"], rows)
+
+
+def _write_per_class(
+    file: Path, truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], label_names: Sequence[str]
+) -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(truth, predicted, labels=np.arange(len(label_names)), zero_division=0)
+    rows = (
+        [name, int(n), f"{precision:.6f}", f"{recall:.6f}", f"{f1:.6f}"]
+        for name, precision, recall, f1, n in zip(label_names, *columns, strict=True)
+    )
+    write_table(file, ["label", "n_pictures", "precision", "recall", "f1"], rows)
+
+
+def find_mistakes(
+    decoded: DecodedPictures,
+    truth: npt.NDArray[np.int64],
+    shares: npt.NDArray[np.float64],
+    label_names: Sequence[str],
+) -> list[Mistake]:
+    """Return the mistakes the model was surest of, worst first, at most 16."""
+    predicted = shares.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != truth)
+    worst = wrong[np.argsort(-shares[wrong, predicted[wrong]], kind="stable")][:MAX_MISTAKES]
+    return [
+        Mistake(
+            image=decoded.array(int(index)),
+            true_label=label_names[truth[index]],
+            predicted_label=label_names[predicted[index]],
+            confidence=float(shares[index].max()),
+            picture_id=decoded.pictures[index].id,
+        )
+        for index in worst
+    ]
+
+
+def write_skipped(file: Path, skipped: Sequence[SkippedPicture]) -> None:
+    """Write the pictures that were left out, with the reasons."""
+    write_table(file, ["id", "reason"], ([picture.id, picture.reason] for picture in skipped))
