@@ -40,6 +40,11 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 raise
             _fail(str(error), error.exit_code)
+        except Exception as error:  # the last place where a user can be told in one sentence
+            if debug:
+                raise
+            reason = " ".join(str(error).split())[:500]
+            _fail(f"unexpected {type(error).__name__}: {reason} (--debug shows where)", 1)
         except KeyboardInterrupt:
             _fail("interrupted; the run keeps what was recorded", 130)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class Criterion(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of one batch.
 
-        Half-precision outputs are raised to float32 first, inside autocast too, where torch refuses BCELoss.
+        Half-precision outputs are raised to float32 first, inside autocast too (on CUDA it refuses BCELoss).
 
         Args:
             outputs: (n, K) float, what the network gave.
@@ -107,8 +107,7 @@ class Criterion(nn.Module):
             )
         with torch.autocast(outputs.device.type, enabled=False):
             full = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-            values = self._read(full)
-            loss: Tensor = self.loss(*self._arguments(self, values, labels))
+            loss: Tensor = self.loss(*self._arguments(self, self._read(full), labels))
             return loss
 
     def batch_sum(self, loss: Tensor, n: int) -> Tensor:
@@ -127,7 +126,9 @@ def make_criterion(
     """Make the criterion of a classifier from a loss of `torch.nn`.
 
     KLDivLoss of reduction "mean" becomes "batchmean": torch's "mean" divides by n*K, which is no divergence.
-    A margin of 0 (the default of MarginRankingLoss) is content with equal outputs; a greater one is not.
+    GaussianNLLLoss gets the variance 1. TripletMarginLoss of p <= 1 reads the outputs as probabilities, for
+    outside 0..1 those distances to the prototypes of labels differ by a constant. MarginRankingLoss has the
+    margin 0 by default and is then content with equal outputs.
 
     Args:
         loss: An instance of one of the `SUPPORTED` classes, with reduction "mean" or "sum".
@@ -143,15 +144,12 @@ def make_criterion(
             one for each label, it ignores a label, or it cannot take such targets; all faults are named.
     """
     form = _find_form(loss)
-    faults = [*_setting_faults(n_labels, outputs), *_loss_faults(loss, n_labels)]
+    faults = list(_loss_faults(loss, n_labels, outputs))
     if targets is not None:
         faults += _target_faults(loss, form, targets, n_labels=n_labels)
     if faults:
         raise BadInputError(f"{type(loss).__name__}: {'; '.join(faults)}")
-    if isinstance(loss, nn.PoissonNLLLoss) and not loss.log_input:
-        form = replace(form, input_form="rates")
-    if isinstance(loss, nn.KLDivLoss) and loss.reduction == "mean":
-        loss = nn.KLDivLoss(reduction="batchmean", log_target=loss.log_target)
+    loss, form = _adapt(loss, form)
     if targets is not None:
         targets = (_signed_rows(targets) if form.target_form == "signed" else targets).detach().clone()
         if form.target_form == "class_index":
@@ -170,25 +168,39 @@ def _find_form(loss: nn.Module) -> LossForm:
     return SUPPORTED[name]
 
 
-def _setting_faults(n_labels: int, outputs: str) -> Iterator[str]:
+def _adapt(loss: nn.Module, form: LossForm) -> tuple[nn.Module, LossForm]:
+    if isinstance(loss, nn.KLDivLoss) and loss.reduction == "mean":
+        return nn.KLDivLoss(reduction="batchmean", log_target=loss.log_target), form
+    if isinstance(loss, nn.SoftMarginLoss):
+        return _StableSoftMarginLoss(reduction=loss.reduction), form
+    if isinstance(loss, nn.PoissonNLLLoss) and not loss.log_input:
+        return loss, replace(form, input_form="rates")
+    if isinstance(loss, nn.TripletMarginLoss) and loss.p <= 1:
+        return loss, replace(form, input_form="probabilities")
+    return loss, form
+
+
+class _StableSoftMarginLoss(nn.SoftMarginLoss):
+    """The same number; torch's own exp(-yx) overflows, with NaN as gradient, from yx = -89 in float32."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        each = F.softplus(-target * input)
+        return each.sum() if self.reduction == "sum" else each.mean()
+
+
+def _loss_faults(loss: nn.Module, n_labels: int, outputs: str) -> Iterator[str]:
     if n_labels < 2:
         yield f"a classifier needs at least 2 labels; got {n_labels}"
     if outputs not in _OUTPUTS:
         yield f"outputs must be one of {', '.join(_OUTPUTS)}; got {shorten(outputs)}"
-
-
-def _loss_faults(loss: nn.Module, n_labels: int) -> Iterator[str]:
     reductions = ("mean", "sum", "batchmean") if isinstance(loss, nn.KLDivLoss) else ("mean", "sum")
     if loss.reduction not in reductions:
-        yield (
-            f"reduction must be one of {', '.join(reductions)}, since training needs one number a batch; "
-            f"got {shorten(loss.reduction)}"
-        )
+        yield f"reduction must be {' or '.join(reductions)}, one number a batch; got {shorten(loss.reduction)}"
     for name in ("weight", "pos_weight"):
         weight = getattr(loss, name, None)
         if weight is not None and weight.shape != (n_labels,):
-            shape = "" if weight.ndim == 1 else f" in shape {tuple(weight.shape)}"
-            yield f"{name} has {weight.numel()} entries{shape}; {n_labels} are wanted, one for each label"
+            came = f"{weight.numel()} entries in shape {tuple(weight.shape)}"
+            yield f"{name} has {came}; {n_labels} are wanted, one for each label"
     ignored = getattr(loss, "ignore_index", -1)
     if 0 <= ignored < n_labels:
         yield f"ignore_index {ignored} is a label, which would never be learned; allowed: a negative number"
@@ -197,21 +209,17 @@ def _loss_faults(loss: nn.Module, n_labels: int) -> Iterator[str]:
 def _target_faults(loss: nn.Module, form: LossForm, targets: Tensor, *, n_labels: int) -> Iterator[str]:
     if form.target_range is None:
         yield f"it wants targets of the form {form.target_form}, which a target_transform cannot change"
-    elif targets.shape != (n_labels, n_labels) or not targets.is_floating_point():
+        return
+    if targets.shape != (n_labels, n_labels) or not targets.is_floating_point():
         came = f"{targets.dtype} of shape {tuple(targets.shape)}"
         yield f"targets must be float of shape {(n_labels, n_labels)}; got {came}"
-    else:
-        yield from _row_faults(loss, targets, allowed=form.target_range)
-
-
-def _row_faults(loss: nn.Module, targets: Tensor, *, allowed: tuple[float, float]) -> Iterator[str]:
-    low, high = allowed
+        return
+    low, high = form.target_range
     if not bool((targets.isfinite() & (targets >= low) & (targets <= high)).all()):
         yield f"targets must be finite, in {low:g}..{high:g}; got {targets.min():g}..{targets.max():g}"
     elif isinstance(loss, nn.HingeEmbeddingLoss) and bool((_signed_rows(targets).abs() != 1).any()):
         yield "targets must be 0 and 1, or -1 and 1"
-    diagonal = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    others = targets.masked_fill(diagonal, -torch.inf).amax(dim=1)
+    others = targets.clone().fill_diagonal_(-torch.inf).amax(dim=1)
     wrong = (~(targets.diagonal() > others)).nonzero().flatten().tolist()
     if wrong:
         yield f"the target row of a label must be greatest at that label; it is not at {shorten(wrong)}"
@@ -229,21 +237,13 @@ def _rows(criterion: Criterion, values: Tensor, labels: Tensor) -> Tensor:
     return criterion.targets.to(values.dtype)[labels]
 
 
-def _prototypes(values: Tensor) -> Tensor:
-    return torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-
-
 def _with_labels(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return values, labels if criterion.targets is None else _rows(criterion, values, labels)
 
 
 def _with_rows(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    return values, _rows(criterion, values, labels)
-
-
-def _with_rows_or_their_log(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     rows = _rows(criterion, values, labels)
-    return values, _log(rows) if criterion.loss.log_target else rows
+    return values, _log(rows) if getattr(criterion.loss, "log_target", False) else rows
 
 
 def _with_rows_and_unit_variance(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -270,44 +270,58 @@ def _with_ranking(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple
 
 
 def _with_pairs(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """Compare pictures with each other and with every label's prototype e_k.
+    """Pair each picture with every label's prototype e_k and with the two hardest of the batch.
 
-    The outputs are embeddings in R^K. The n*(n-1)/2 pairs of pictures are alike (+1) where their labels are
-    equal and unlike (-1) elsewhere, and so are the n*K pairs of a picture and a prototype.
-    cos(x, e_k) = x_k / ||x||: the prototype most like a picture is the argmax of its outputs.
-    Takes memory for about n*(n/2+K)*K numbers.
+    The outputs are embeddings in R^K. A picture is alike (+1) to what has its label and unlike (-1) to the rest.
+    cos(x, e_k) = x_k / ||x||: the prototype most similar to a picture is the argmax of its outputs. All n*n/2
+    pairs of pictures would outweigh the prototypes, and whole labels then settle at the prototype of another.
     """
-    n, k = len(values), criterion.n_labels
-    first, second = torch.triu_indices(n, n, offset=1, device=values.device)
-    left = torch.cat([values[first], values.repeat_interleave(k, dim=0)])
-    right = torch.cat([values[second], _prototypes(values).repeat(n, 1)])
-    alike = torch.cat([labels[first] == labels[second], F.one_hot(labels, k).flatten().bool()])
-    return left, right, 2 * alike.to(values.dtype) - 1
+    points, same = _with_prototypes(values, labels)
+    directions = F.normalize(values.detach())
+    far, near = _hardest(-directions @ F.normalize(points.detach()).T, same)
+    prototypes = points[len(values) :].repeat(len(values), 1)
+    left = torch.cat([values, values, values.repeat_interleave(criterion.n_labels, dim=0)])
+    right = torch.cat([points[far], points[near], prototypes])
+    own = same[:, len(values) :].flatten()
+    alike = torch.cat([torch.ones_like(far), torch.zeros_like(near), own]).to(values.dtype)
+    return left, right, 2 * alike - 1
 
 
 def _with_triplets(criterion: Criterion, values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """Bring each picture nearer to its own label than to the nearest of all that has another one.
+    """Bring each picture nearer to what has its label than to the rest, by the loss's own distance.
 
-    The outputs are embeddings in R^K, and the prototypes e_k join the batch. Anchors are the pictures;
-    positives are every other picture of the label and the label's prototype; the negative is the one nearest
-    to the anchor (batch-hard mining: Hermans, Beyer, Leibe 2017, arXiv:1703.07737).
-    ||x - e_k||^2 = ||x||^2 + 1 - 2 x_k: the prototype nearest to a picture is the argmax of its outputs.
-    Takes memory for about n*(n+K)*K numbers.
+    The outputs are embeddings in R^K. Each picture is the anchor of the batch's hardest triplet (batch-hard
+    mining: Hermans, Beyer, Leibe 2017, arXiv:1703.07737) and of K-1 triplets of its label's prototype e_y and
+    each other e_k. ||x - e_k||^2 = ||x||^2 + 1 - 2 x_k: the prototype nearest to a picture is the argmax of its
+    outputs.
     """
-    n, k = len(values), criterion.n_labels
-    everything = torch.cat([values, _prototypes(values)])
-    same = labels[:, None] == torch.cat([labels, torch.arange(k, device=values.device)])
+    points, same = _with_prototypes(values, labels)
     with torch.no_grad():
-        negative = _distances(criterion.loss, values, everything).masked_fill(same, torch.inf).argmin(dim=1)
-    itself = torch.eye(n, n + k, dtype=torch.bool, device=values.device)
-    anchor, positive = (same & ~itself).nonzero(as_tuple=True)
-    return values[anchor], everything[positive], everything[negative[anchor]]
+        far, near = _hardest(_distances(criterion.loss, values, points), same)
+    prototypes = points[len(values) :]
+    picture, other = (~same[:, len(values) :]).nonzero(as_tuple=True)
+    anchor = torch.cat([values, values[picture]])
+    positive = torch.cat([points[far], prototypes[labels[picture]]])
+    return anchor, positive, torch.cat([points[near], prototypes[other]])
+
+
+def _with_prototypes(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the prototypes e_k to the batch; return the (n+K, K) points and who of them has whose label, (n, n+K)."""
+    prototypes = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+    names = torch.cat([labels, torch.arange(values.shape[1], device=values.device)])
+    return torch.cat([values, prototypes]), labels[:, None] == names
+
+
+def _hardest(distances: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, of (n, m) distances, the index (n,) of the farthest of the same label and of the nearest other."""
+    far = distances.masked_fill(~same, -torch.inf).argmax(dim=1)
+    return far, distances.masked_fill(same, torch.inf).argmin(dim=1)
 
 
 def _distances(loss: Any, left: Tensor, right: Tensor) -> Tensor:
     """Return the (n, m) distances of (n, K) and (m, K) rows, as the loss itself measures them."""
-    plain = isinstance(loss, nn.TripletMarginLoss)
-    distance = nn.PairwiseDistance(loss.p, loss.eps) if plain else loss.distance_function
+    p_norm = isinstance(loss, nn.TripletMarginLoss)
+    distance = nn.PairwiseDistance(loss.p, loss.eps) if p_norm else loss.distance_function
     flat: Tensor = distance(left.repeat_interleave(len(right), dim=0), right.repeat(len(left), 1))
     return flat.reshape(len(left), len(right))
 
@@ -332,10 +346,7 @@ def _logit_of_log(log_p: Tensor) -> Tensor:
     return log_p - torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
 
 
-def _log_softmax(x: Tensor) -> Tensor:
-    return F.log_softmax(x, dim=1)
-
-
+_log_softmax = partial(F.log_softmax, dim=1)
 _Reading = Callable[[Tensor], Tensor]
 _READ: Mapping[str, tuple[_Reading, _Reading, _Reading]] = {
     "outputs": (_same, _same, _same),
@@ -348,40 +359,36 @@ _READ: Mapping[str, tuple[_Reading, _Reading, _Reading]] = {
     "distances": (lambda x: F.softplus(-x), lambda p: -_log(p), torch.neg),
 }
 
-SUPPORTED: Mapping[str, LossForm] = MappingProxyType(
-    {
-        "CrossEntropyLoss": LossForm("class_index", "log_scores", _with_labels, _PROBABILITY),
-        "NLLLoss": LossForm("class_index", "log_probabilities", _with_labels),
-        "MultiMarginLoss": LossForm("class_index", "outputs", _with_labels),
-        "BCEWithLogitsLoss": LossForm("one_hot", "logits", _with_rows, _PROBABILITY),
-        "BCELoss": LossForm("one_hot", "probabilities", _with_rows, _PROBABILITY),
-        "MultiLabelSoftMarginLoss": LossForm("one_hot", "logits", _with_rows, _PROBABILITY),
-        "MSELoss": LossForm("one_hot", "values", _with_rows, _ANY),
-        "L1Loss": LossForm("one_hot", "values", _with_rows, _ANY),
-        "SmoothL1Loss": LossForm("one_hot", "values", _with_rows, _ANY),
-        "HuberLoss": LossForm("one_hot", "values", _with_rows, _ANY),
-        "KLDivLoss": LossForm("one_hot", "log_probabilities", _with_rows_or_their_log, _PROBABILITY),
-        "PoissonNLLLoss": LossForm("one_hot", "log_scores", _with_rows, _NOT_NEGATIVE),
-        "GaussianNLLLoss": LossForm("one_hot", "values", _with_rows_and_unit_variance, _ANY),
-        "SoftMarginLoss": LossForm("signed", "logits", _with_signs, _SIGN),
-        "HingeEmbeddingLoss": LossForm("signed", "distances", _with_signs, _SIGN),
-        "MultiLabelMarginLoss": LossForm("index_list", "outputs", _with_index_list),
-        "MarginRankingLoss": LossForm("ranking", "outputs", _with_ranking),
-        "CosineEmbeddingLoss": LossForm("pairs", "values", _with_pairs),
-        "TripletMarginLoss": LossForm("triplets", "values", _with_triplets),
-        "TripletMarginWithDistanceLoss": LossForm("triplets", "values", _with_triplets),
-    }
-)
+SUPPORTED: Mapping[str, LossForm] = {
+    "CrossEntropyLoss": LossForm("class_index", "log_scores", _with_labels, _PROBABILITY),
+    "NLLLoss": LossForm("class_index", "log_probabilities", _with_labels),
+    "MultiMarginLoss": LossForm("class_index", "outputs", _with_labels),
+    "BCEWithLogitsLoss": LossForm("one_hot", "logits", _with_rows, _PROBABILITY),
+    "BCELoss": LossForm("one_hot", "probabilities", _with_rows, _PROBABILITY),
+    "MultiLabelSoftMarginLoss": LossForm("one_hot", "logits", _with_rows, _PROBABILITY),
+    "MSELoss": LossForm("one_hot", "values", _with_rows, _ANY),
+    "L1Loss": LossForm("one_hot", "values", _with_rows, _ANY),
+    "SmoothL1Loss": LossForm("one_hot", "values", _with_rows, _ANY),
+    "HuberLoss": LossForm("one_hot", "values", _with_rows, _ANY),
+    "KLDivLoss": LossForm("one_hot", "log_probabilities", _with_rows, _PROBABILITY),
+    "PoissonNLLLoss": LossForm("one_hot", "log_scores", _with_rows, _NOT_NEGATIVE),
+    "GaussianNLLLoss": LossForm("one_hot", "values", _with_rows_and_unit_variance, _ANY),
+    "SoftMarginLoss": LossForm("signed", "logits", _with_signs, _SIGN),
+    "HingeEmbeddingLoss": LossForm("signed", "distances", _with_signs, _SIGN),
+    "MultiLabelMarginLoss": LossForm("index_list", "outputs", _with_index_list),
+    "MarginRankingLoss": LossForm("ranking", "outputs", _with_ranking),
+    "CosineEmbeddingLoss": LossForm("pairs", "values", _with_pairs),
+    "TripletMarginLoss": LossForm("triplets", "values", _with_triplets),
+    "TripletMarginWithDistanceLoss": LossForm("triplets", "values", _with_triplets),
+}
 """The losses that train a classifier: class name of `torch.nn` → what it wants."""
 
 _OUTPUT_LAYER = "It is itself the output layer, so the network would give no output for each label."
 
-UNSUPPORTED: Mapping[str, str] = MappingProxyType(
-    {
-        "CTCLoss": "It aligns sequences, and a picture has one label.",
-        "AdaptiveLogSoftmaxWithLoss": _OUTPUT_LAYER,
-        "LinearCrossEntropyLoss": _OUTPUT_LAYER,
-        "NLLLoss2d": "It is a deprecated alias of NLLLoss: use that name.",
-    }
-)
+UNSUPPORTED: Mapping[str, str] = {
+    "CTCLoss": "It aligns sequences, and a picture has one label.",
+    "AdaptiveLogSoftmaxWithLoss": _OUTPUT_LAYER,
+    "LinearCrossEntropyLoss": _OUTPUT_LAYER,
+    "NLLLoss2d": "It is a deprecated alias of NLLLoss: use that name.",
+}
 """The other losses of `torch.nn`: class name → why not, in one sentence."""

@@ -149,7 +149,7 @@ def test_model(
     measured = measure_model(model, criterion, batches)
     shares = score_probabilities(measured.outputs, form)
     metrics = compute_metrics(measured, shares)
-    recorder.log_data(name=name, digest=task.pictures.digest, source=task.pictures.source, context="test")
+    recorder.log_data(name=f"{name} test", digest=task.pictures.digest, source=task.pictures.source, context="test")
     recorder.log_params(
         {f"test.{key}": value for key, value in
          {"limit": plan.limit, "seed": plan.seed, "n_pictures": len(chosen.pictures)}.items()}

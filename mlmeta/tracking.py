@@ -47,7 +47,7 @@ class MlflowRecorder:
         self.client = client
         self.run_id = run_id
         self.mirror = mirror
-        self.status = Status.INCOMPLETE
+        self.status = Status.TRAINED if mirror else Status.INCOMPLETE
         self.params = dict(client.get_run(run_id).data.params)
         self.metrics: dict[str, float] = {}
 
@@ -79,7 +79,7 @@ class MlflowRecorder:
         Raises:
             ValueError: If the state may not follow the one before.
         """
-        if status not in FOLLOWS[self.status] and not (self.mirror and status is Status.TESTING):
+        if status not in FOLLOWS[self.status]:
             raise ValueError(f"an attempt that is {self.status} cannot become {status}")
         self.status = status
         self.set_tags({"mlmeta.status": status, "mlmeta.heartbeat": str(int(time.time()))})
@@ -145,9 +145,9 @@ def _ending(recorder: MlflowRecorder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if recorder.status is not Status.DIVERGED:
-            recorder.status = Status.TRAINING
-            recorder.set_status(Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED)
+        ended = Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
+        if ended in FOLLOWS[recorder.status]:
+            recorder.set_status(ended)
         if not isinstance(error, KeyboardInterrupt):
             recorder.set_tags({"mlmeta.error": str(error) or type(error).__name__})
         _finish(recorder)
@@ -205,6 +205,7 @@ class AttemptRecord:
     label_names: list[str]
     commands_dir: Path
     weights_sha256: str
+    status: str
 
 
 def find_attempt(*, name: str | None = None, run_id: str | None = None) -> AttemptRecord:
@@ -231,6 +232,7 @@ def find_attempt(*, name: str | None = None, run_id: str | None = None) -> Attem
         label_names=json.loads(read_text(client, run.info.run_id, "label_names.json")),
         commands_dir=Path(tags["mlmeta.commands_dir"]),
         weights_sha256=tags["mlmeta.weights_sha256"],
+        status=tags.get("mlmeta.status", ""),
     )
 
 
@@ -303,7 +305,9 @@ def record_test(attempt: AttemptRecord, document: Mapping[str, Any]) -> Iterator
             text = json.dumps(document, indent=2, ensure_ascii=False)
             client.log_text(run, text, "test_commands.json")
         yield recorder
-    client.set_tag(attempt.run_id, "mlmeta.status", Status.COMPLETE)
+    if attempt.status not in (Status.DIVERGED, Status.PRUNED):
+        client.set_tag(attempt.run_id, "mlmeta.status", Status.COMPLETE)
+        client.set_terminated(attempt.run_id, MLFLOW_STATUS[Status.COMPLETE])
     _finish(MlflowRecorder(client, attempt.run_id))
 
 

@@ -108,20 +108,23 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def train_attempt(prepared: Prepared, recorder: Recorder, *, progress: Progress | None = None) -> Trained:
+def train_attempt(
+    prepared: Prepared, recorder: Recorder, *, trained: Trained | None = None, progress: Progress | None = None
+) -> Trained:
     """Train for all epochs, recording each, and keep the weights of the best epoch or the last.
 
     Args:
         prepared: From `prepare_training`.
         recorder: Gets train_loss, val_loss, val_accuracy, learning_rate, epoch_seconds and
             pictures_per_second of every epoch, with the epoch's number as the step.
+        trained: What is filled in and returned; whoever holds it has the epochs so far after an exception too.
         progress: Is told of every epoch.
 
     Returns:
         The curve and the kept weights. Where the loss stopped being finite, the curve ends with that epoch and
         `kept_epoch` is the best before it (0 where the first epoch diverged).
     """
-    trained = Trained()
+    trained = Trained() if trained is None else trained
     seed_everything(prepared.commands.seed)
     for epoch in range(1, prepared.commands.n_epoch + 1):
         metrics = run_epoch(prepared, epoch)
@@ -279,9 +282,12 @@ def _train_recorded(prepared: Prepared, recorder: Recorder) -> Trained:
     )
     recorder.log_data(name=commands.model_name, digest=pictures.digest, source=pictures.source, context="training")
     recorder.set_status(Status.TRAINING)
-    with EpochProgress(commands.model_name, commands.n_epoch) as progress:
-        trained = _train_guarded(prepared, recorder, progress)
-    log_training(prepared, trained, recorder)
+    trained = Trained()
+    try:
+        with EpochProgress(commands.model_name, commands.n_epoch) as progress:
+            _train_guarded(prepared, recorder, trained, progress)
+    finally:
+        log_training(prepared, trained, recorder)
     if has_diverged(trained.curve[-1]):
         recorder.set_status(Status.DIVERGED)
         raise DivergedError(
@@ -292,16 +298,18 @@ def _train_recorded(prepared: Prepared, recorder: Recorder) -> Trained:
     return trained
 
 
-def _train_guarded(prepared: Prepared, recorder: Recorder, progress: Progress) -> Trained:
+def _train_guarded(prepared: Prepared, recorder: Recorder, trained: Trained, progress: Progress) -> None:
     try:
-        return train_attempt(prepared, recorder, progress=progress)
+        train_attempt(prepared, recorder, trained=trained, progress=progress)
     except (RuntimeError, MemoryError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise AttemptFailedError(f"{prepared.commands.model_name}: the training broke: {reason}") from error
 
 
 def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> None:
-    """Record the curve, its plot, and the kept weights."""
+    """Record the curve, its plot, and the kept weights, of as many epochs as there are."""
+    if not trained.curve:
+        return
     recorder.set_tags({"mlmeta.training_losses": json.dumps(thin_curve(trained.train_losses))})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -1,0 +1,89 @@
+"""The layers: imports point down only, and only some modules may know torch or MLflow."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mlmeta"
+# From the ground up. A module may import those below it and those of its own layer.
+LAYERS = [
+    {"errors", "status"},
+    {"catalog", "values", "params", "architecture"},
+    {"specs", "schema", "commands", "documents"},
+    {"samples", "dog_drawing", "pictures", "manifest", "torchvision_data", "metafeatures", "image_ops", "recorder"},
+    {"plots", "progress", "store", "tracking"},
+    {"layers", "criteria", "transforms", "transform_plan", "shapes", "weights"},
+    {"spec_builder", "tensors"},
+    {"preparation", "reports"},
+    {"check", "evaluate"},
+    {"train"},
+    {"cli"},
+]
+WITHOUT_TORCH = set().union(*LAYERS[:5]) | {"cli"}
+KNOW_MLFLOW = {"tracking", "store", "cli"}
+
+
+def modules() -> list[str]:
+    return sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
+
+
+def imported(module: str, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else [n for n in ast.walk(tree) if not _is_entry_point(n)]
+    inside_main = {id(n) for main in ast.walk(tree) if _is_entry_point(main) for n in ast.walk(main)}
+    names = set()
+    for node in nodes:
+        if id(node) in inside_main:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _is_entry_point(node: ast.AST) -> bool:
+    """`main` is where a process starts, on top of everything: it may call the command line."""
+    return isinstance(node, ast.FunctionDef) and node.name == "main"
+
+
+def layer_of(module: str) -> int:
+    return next(index for index, layer in enumerate(LAYERS) if module in layer)
+
+
+def test_every_module_has_its_layer() -> None:
+    assert set(modules()) == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_down(module: str) -> None:
+    for name in imported(module):
+        target = name.removeprefix("mlmeta.").split(".")[0]
+        if name.startswith("mlmeta.") and target in modules():
+            assert layer_of(target) <= layer_of(module), f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("module", sorted(WITHOUT_TORCH))
+def test_lower_layers_import_no_torch_when_they_are_imported(module: str) -> None:
+    roots = {name.split(".")[0] for name in imported(module, top_level_only=True)}
+    assert not roots & {"torch", "torchvision"}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_only_the_tracking_knows_mlflow(module: str) -> None:
+    roots = {name.split(".")[0] for name in imported(module)}
+    assert ("mlflow" in roots) <= (module in KNOW_MLFLOW)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_module_holds_two_concepts(module: str) -> None:
+    assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_public_names_are_where_they_are_said_to_be() -> None:
+    import mlmeta
+
+    assert all(getattr(mlmeta, name) is not None for name in mlmeta.__all__)

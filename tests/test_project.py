@@ -1,0 +1,126 @@
+"""The project's own files agree with each other, and its entry points run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from mlmeta.documents import load_train_commands, parse_train_commands
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = sorted([*ROOT.glob("*.json"), *(ROOT / "examples").glob("*.json")])
+
+
+def test_conda_installs_what_pyproject_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))["dependencies"]
+    pip = next(item["pip"] for item in conda if isinstance(item, dict))
+    assert sorted(pip) == sorted(project["dependencies"])
+    assert f"python{project['requires-python']}" in conda
+
+
+def test_the_version_stands_in_one_form_everywhere() -> None:
+    import mlmeta
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == mlmeta.__version__
+
+
+def test_config_is_a_string_in_every_entry_point() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
+    assert {"main", "train", "evaluate"} <= project["entry_points"].keys()
+    assert {point["parameters"]["config"]["type"] for point in project["entry_points"].values()} == {"string"}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_example_is_valid(file: Path) -> None:
+    assert load_train_commands(file).model_name
+
+
+def snippets(language: str) -> Iterator[str]:
+    for match in re.finditer(rf"^( *)```{language}\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL):
+        yield match.group(2)
+
+
+def test_the_commands_file_of_the_readme_is_valid() -> None:
+    assert [parse_train_commands(json.loads(text)).model_name for text in snippets("json")] == ["my_first"]
+
+
+def test_the_faults_of_the_readme_are_those_that_come(tmp_path: Path) -> None:
+    document = {"model_name": "x", "optimiser": {"name": "Adam"}, "model": {"layers": [{"name": "Conv2D"}]}}
+    (tmp_path / "typo.json").write_text(json.dumps(document))
+    done = run_cli("train", "typo.json", folder=tmp_path)
+    shown = next(text for text in snippets("text") if "typo.json" in text)
+    lines = [line.strip() for line in shown.splitlines() if not line.strip().startswith("$")]
+    assert [line.strip() for line in done.stderr.splitlines()] == lines
+
+
+def test_the_python_of_the_readme_runs(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    scope: dict[str, object] = {}
+    for text in snippets("python"):
+        exec(compile(text, "README.md", "exec"), scope)
+    metrics = scope["metrics"]
+    assert isinstance(metrics, dict)
+    assert metrics["accuracy"] > 0.97
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "check", "schema"])
+def test_every_command_explains_itself_and_stands_in_the_readme(command: str, tmp_path: Path) -> None:
+    done = run_cli(*command.split(), "--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert "Usage: mlmeta" in done.stdout
+    assert f"mlmeta {command}" in README
+
+
+def test_the_documentation_is_as_the_code_says() -> None:
+    done = subprocess.run([sys.executable, "scripts/make_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def run_cli(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlmeta", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def mlflow_run(*arguments: str, uri: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": uri,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_mlflow_run_trains_and_tests_in_the_run_that_it_started(store: str, tmp_path: Path) -> None:
+    document = json.loads((ROOT / "digits.json").read_text()) | {"n_epoch": 1}
+    (tmp_path / "digits.json").write_text(json.dumps(document))
+    done = mlflow_run("-P", f"config={tmp_path / 'digits.json'}", uri=store)
+    assert done.returncode == 0, done.stderr
+    runs = MlflowClient().search_runs(["0"])
+    assert len(runs) == 1
+    assert runs[0].info.run_name == "digits"
+    assert runs[0].data.tags["mlmeta.status"] == "Complete"
+    assert runs[0].data.params["config"].endswith("digits.json")
+
+
+@pytest.mark.slow
+def test_mlflow_run_with_a_missing_file_leaves_a_failed_run_that_says_why(store: str) -> None:
+    done = mlflow_run("-P", "config=nothing.json", uri=store)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr.split("mlmeta: ")[0]
+    run = MlflowClient().search_runs(["0"])[0]
+    assert run.info.status == "FAILED"
+    assert "there is no such file" in run.data.tags["mlflow.note.content"]
