@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +169,11 @@ def merge_commands(train: TrainCommands, test: TestCommands) -> TrainCommands:
     """Return the attempt's train commands with what the test commands say put in.
 
     Raises:
-        CommandsError: If a label to test on is not one that the attempt knows.
+        CommandsError: If they do not go together.
     """
     given = test.document()
     keys = ("data", "image_ops", "transform", "target_transform", "model", "criterion", "batch_size", "seed")
     document = train.document() | {key: given[key] for key in keys if given.get(key) is not None}
-    if test.label_names is not None and train.label_names:
-        _check_labels_known(test.label_names, train.label_names)
     return parse_train_commands(document)
 
 
@@ -208,9 +206,11 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
     from mlmeta import tracking
 
     attempt = tracking.find_attempt(name=test.model_name, run_id=test.run_id)
+    _check_labels_known(test.label_names or [], attempt.label_names)
     commands = merge_commands(attempt.commands, test)
     folder = base_dir if test.data is not None else attempt.commands_dir
-    task = prepare_task(_with_labels(commands, attempt.label_names), base_dir=folder)
+    chosen = _with_labels(commands, test.label_names or attempt.label_names)
+    task = _relabel(prepare_task(chosen, base_dir=folder, training=False), attempt.label_names)
     with tempfile.TemporaryDirectory() as temporary:
         file = tracking.download_weights(attempt, Path(temporary))
         state = read_weights(file, sha256=attempt.weights_sha256)
@@ -220,18 +220,17 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
         load_weights(model, state, source=file.name)
     device = choose_device()
     criterion = prepare_criterion(commands, n_labels=task.n_labels).to(device)
-    tested = _keep_labels(task, test.label_names)
     plan = TestPlan(test.limit, tuple(test.ids), commands.seed if test.seed is None else test.seed, commands.batch_size)
     with tracking.record_test(attempt, test.document()) as recorder:
         metrics = test_model(
-            model.to(device), criterion, tested, plan,
+            model.to(device), criterion, task, plan,
             form=output_form(commands.model), recorder=recorder, name=attempt.name,
         )  # fmt: skip
     return recorder.run_id, metrics
 
 
 def _with_labels(commands: TrainCommands, label_names: list[str]) -> TrainCommands:
-    """Return the commands with the attempt's own labels, whose order the weights know."""
+    """Return the commands with the labels to test on; the number of labels is the attempt's own."""
     return commands.model_copy(update={"label_names": label_names, "n_labels": 0})
 
 
@@ -240,15 +239,13 @@ def _without_weights(commands: TrainCommands) -> TrainCommands:
     return commands.model_copy(update={"model": model})
 
 
-def _keep_labels(task: Task, label_names: list[str] | None) -> Task:
-    """Return the task with the pictures of some labels only; indices stay those of the attempt."""
-    if label_names is None:
-        return task
-    wanted = {strip_operators(label) for label in label_names}
-    indices = {i for i, label in enumerate(task.pictures.label_names) if strip_operators(label) in wanted}
-    kept = tuple(picture for picture in task.pictures.pictures if picture.label in indices)
-    pictures = type(task.pictures)(task.pictures.label_names, kept, task.pictures.digest, task.pictures.source)
-    return Task(pictures, task.decoded, task.transform, task.train_transform, task.input_shape)
+def _relabel(task: Task, label_names: list[str]) -> Task:
+    """Return the task with the label indices of the attempt, whose order the weights know."""
+    index = {strip_operators(label): position for position, label in enumerate(label_names)}
+    index |= {label: position for position, label in enumerate(label_names)}
+    to_attempt = [index.get(label, index[strip_operators(label)]) for label in task.pictures.label_names]
+    pictures = tuple(replace(picture, label=to_attempt[picture.label]) for picture in task.pictures.pictures)
+    return replace(task, pictures=replace(task.pictures, label_names=tuple(label_names), pictures=pictures))
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

@@ -3,86 +3,121 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlmeta.errors import PicturesError, nearest_name
+from mlmeta.errors import PicturesError, nearest_name, shorten
 from mlmeta.pictures import PARTS, Found, Part, file_picture
 
 _COLUMNS = ("path", "label", "split", "id")
+_Row = Mapping[str, Any]
 
 
 def read_manifest(file: Path) -> list[Found]:
     """Return the pictures that a manifest lists; their paths are relative to its folder.
 
+    A picture's id is its ``id`` or else its ``path``. Rows are counted from 1, below the header.
+
+    Args:
+        file: A Parquet table if its suffix is .parquet or .pq, else a CSV table in UTF-8.
+
     Raises:
-        PicturesError: If the file is missing or unreadable, lacks a column, or a row is faulty; names the row.
+        PicturesError: If the file is missing, unreadable or empty, lacks a column, a row is faulty, or pictures
+            are missing; names the first row.
     """
     if not file.is_file():
-        raise PicturesError(f"data.path: there is no manifest {file}")
-    rows = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_csv(file)
-    if rows:
-        _check_columns(file, list(rows[0]))
+        raise PicturesError(_explain_no_file(file))
+    columns, rows = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_csv(file)
+    _check_columns(file, columns)
+    if not rows:
+        raise PicturesError(f"data.path: {file} lists no picture")
     found = [_to_picture(row, number, file) for number, row in enumerate(rows, start=1)]
-    _check_ids(found, file)
+    _check_repeated([os.path.normpath(str(row["path"])) for row in rows], "path", file)
+    _check_repeated([picture.id for picture in found], "id", file)
+    _check_files(rows, file)
     return found
 
 
-def _read_csv(file: Path) -> list[Mapping[str, Any]]:
+def _explain_no_file(file: Path) -> str:
+    if file.is_dir():
+        return f'data.path: {file} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
+    siblings = [p.name for p in file.parent.iterdir() if p.is_file()] if file.parent.is_dir() else []
+    near = nearest_name(file.name, siblings)
+    return f"data.path: there is no manifest {file}" + (f". Did you mean {near!r}?" if near else "")
+
+
+def _read_csv(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            return list(csv.DictReader(lines))
+            reader = csv.DictReader(lines)
+            return list(reader.fieldnames or ()), list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise PicturesError(f"data.path: {file} is not a CSV table: {error}") from None
+        raise PicturesError(f"data.path: {file} is not a CSV table in UTF-8: {error}") from None
 
 
-def _read_parquet(file: Path) -> list[Mapping[str, Any]]:
+def _read_parquet(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
     try:
         import pyarrow
-        import pyarrow.parquet
+        from pyarrow.parquet import ParquetFile
     except ImportError:
         raise PicturesError(f"data.path: reading {file} needs pyarrow: pip install 'mlmeta[parquet]'") from None
     try:
-        rows: list[Mapping[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise PicturesError(f"data.path: {file} is not a Parquet table: {error}") from None
-    return rows
+        with ParquetFile(file) as table:
+            columns = table.schema_arrow.names
+            rows: list[_Row] = table.read(columns=[name for name in _COLUMNS if name in columns]).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise PicturesError(f"data.path: {file} is not a Parquet table: {shorten(str(error), 300)}") from None
+    return columns, rows
 
 
-def _check_columns(file: Path, columns: list[str]) -> None:
+def _check_columns(file: Path, columns: Sequence[str]) -> None:
     for name in ("path", "label"):
         if name not in columns:
-            near = nearest_name(name, [str(column) for column in columns])
-            hint = f" (did you mean {near!r} to be it?)" if near else ""
+            near = nearest_name(name, [column for column in columns if column not in _COLUMNS])
+            hint = f" (is {near!r} meant to be it?)" if near else ""
             raise PicturesError(f"data.path: {file} has no column {name!r}{hint}; it may have {', '.join(_COLUMNS)}")
 
 
-def _to_picture(row: Mapping[str, Any], number: int, file: Path) -> Found:
-    path, label = row.get("path"), row.get("label")
-    if not path or label is None or not str(label).strip():
-        raise PicturesError(f"data.path: row {number} of {file} lacks a path or a label")
-    picture_id = row.get("id")
-    return file_picture(
-        file.parent / str(path),
-        id=str(path) if picture_id in (None, "") else str(picture_id),
-        label=str(label).strip(),
-        part=_read_part(row.get("split"), number, file),
-    )
+def _to_picture(row: _Row, number: int, file: Path) -> Found:
+    path, label, picture_id = (_read_text(row.get(name)) for name in ("path", "label", "id"))
+    if not path or not label:
+        raise PicturesError(f"data.path: row {number} of {file} has no {'label' if path else 'path'}")
+    part = _read_part(_read_text(row.get("split")), number, file)
+    return file_picture(_locate(row, file), id=picture_id or path, label=label, part=part)
 
 
-def _read_part(split: object, number: int, file: Path) -> Part | None:
-    if split in (None, ""):
-        return None
-    part = PARTS.get(str(split).strip().lower())
-    if part is None:
+def _read_text(value: object) -> str:
+    """Return a cell's text without spaces around it; nothing and not-a-number are empty."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _locate(row: _Row, file: Path) -> Path:
+    return file.parent / _read_text(row["path"])
+
+
+def _read_part(split: str, number: int, file: Path) -> Part | None:
+    if split and split.lower() not in PARTS:
         raise PicturesError(f"data.path: row {number} of {file} has the split {split!r}; allowed: {', '.join(PARTS)}")
-    return part
+    return PARTS[split.lower()] if split else None
 
 
-def _check_ids(found: list[Found], file: Path) -> None:
-    if len({picture.id for picture in found}) == len(found):
-        return
-    seen: set[str] = set()
-    repeated = next(p.id for p in found if p.id in seen or seen.add(p.id))  # type: ignore[func-returns-value]
-    raise PicturesError(f"data.path: {file} lists the picture {repeated!r} twice")
+def _check_repeated(values: Sequence[str], column: str, file: Path) -> None:
+    rows: dict[str, int] = {}
+    for number, value in enumerate(values, start=1):
+        if value in rows:
+            raise PicturesError(
+                f"data.path: {file} lists the {column} {value!r} twice, in the rows {rows[value]} and {number}"
+            )
+        rows[value] = number
+
+
+def _check_files(rows: Sequence[_Row], file: Path) -> None:
+    missing = [number for number, row in enumerate(rows, start=1) if not _locate(row, file).is_file()]
+    if missing:
+        first = _locate(rows[missing[0] - 1], file)
+        raise PicturesError(
+            f"data.path: {len(missing)} of the {len(rows)} pictures of {file} are not there, the first in row "
+            f"{missing[0]}: {first}"
+        )

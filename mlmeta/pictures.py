@@ -9,21 +9,26 @@ sides, and adding pictures moves no other.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import struct
+import warnings
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlmeta.commands import Data, FolderData, ManifestData, SampleData
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.samples import list_samples
+from mlmeta.image_ops import REFUSALS
 
 Part: TypeAlias = Literal["train", "validation", "test"]
 
@@ -33,6 +38,8 @@ PARTS: dict[str, Part] = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "validation", "valid": "validation", "validation": "validation",
 }  # fmt: skip
+# What reading a damaged picture raises, in Pillow and below it.
+DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
 _OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
 
 
@@ -86,7 +93,7 @@ class PictureSet:
     def task_digest(self) -> str:
         """SHA-256 (hex) of the task: its labels, whatever their order, its pictures, and the score, accuracy."""
         task = {
-            "labels": sorted(map(strip_operators, self.label_names)),
+            "labels": sorted(_name_labels(self.label_names)),
             "data": self.digest,
             "score": "accuracy",
         }
@@ -103,7 +110,7 @@ def strip_operators(label: str) -> str:
 
 
 def find_pictures(
-    data: Data, label_names: Sequence[str] = (), *, base_dir: Path, validation: float = 0.0
+    data: Data, label_names: Sequence[str] = (), *, base_dir: Path, validation: float = 0.0, training: bool = True
 ) -> PictureSet:
     """Find the pictures of the commands' data.
 
@@ -112,27 +119,28 @@ def find_pictures(
         label_names: The wanted labels in order; empty for every label that the source has.
         base_dir: What relative paths are relative to.
         validation: Share of the training pictures to keep for validation, where the source has no such part.
+        training: Whether they are to train on, so that every label needs a training picture.
 
     Raises:
         PicturesError: If there is no such place, no picture, or a label without (training) pictures.
     """
     found = _read_source(data, label_names, base_dir)
+    source = describe_source(data, base_dir)
     if not found:
-        raise PicturesError(f"data: {describe_source(data, base_dir)} holds no picture ({', '.join(sorted(SUFFIXES))})")
+        raise PicturesError(f"data: {source} holds no picture ({', '.join(sorted(SUFFIXES))}) under a label")
     labels = tuple(label_names) or tuple(sorted({picture.label for picture in found}))
     if len(labels) < 2:
-        raise PicturesError(f"data: {describe_source(data, base_dir)} has one label only ({labels[0]}); two are needed")
-    index = _match_labels(labels, found)
-    has_test = any(picture.part == "test" for picture in found)
-    has_validation = any(picture.part == "validation" for picture in found)
-    chooser = _PartChooser(0.0 if has_test else data.test_fraction, 0.0 if has_validation else validation)
-    pictures = [
-        _place(picture, index[picture.label], chooser)
-        for picture in sorted(found, key=lambda picture: picture.id)
-        if picture.label in index
-    ]
-    _check_training_pictures(pictures, labels)
-    return PictureSet(labels, tuple(pictures), _digest_pictures(pictures, labels), describe_source(data, base_dir))
+        raise PicturesError(f"data: {source} has one label only ({labels[0]}); two are needed")
+    index = _match_labels(labels, {picture.label for picture in found}, source)
+    wanted = sorted((picture for picture in found if picture.label in index), key=lambda picture: picture.id)
+    parts = {picture.part for picture in wanted}
+    chooser = _PartChooser(0.0 if "test" in parts else data.test_fraction, 0.0 if "validation" in parts else validation)
+    _check_ids(wanted)
+    with quiet_pillow():
+        pictures = tuple(_place(picture, index[picture.label], chooser) for picture in wanted)
+    if training:
+        check_training_pictures(pictures, labels)
+    return PictureSet(labels, pictures, _digest_pictures(pictures, labels), source)
 
 
 def describe_source(data: Data, base_dir: Path) -> str:
@@ -144,6 +152,8 @@ def describe_source(data: Data, base_dir: Path) -> str:
 
 def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list[Found]:
     if isinstance(data, FolderData):
+        from mlmeta.folder import read_folder
+
         return read_folder(base_dir / data.path, label_names)
     if isinstance(data, SampleData):
         return _read_sample(data)
@@ -156,89 +166,105 @@ def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list
     return read_torchvision(data, root=base_dir / data.path)
 
 
-def open_file(path: Path) -> Image.Image:
+def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open and decode a picture file, turned upright as its EXIF says.
 
+    Args:
+        path: The file.
+        formats: Pillow's names of the formats that may be opened, whatever the suffix.
+
     Raises:
-        OSError: If it is damaged, or of a format that mlmeta does not read.
+        OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        image.load()
+    try:
+        with Image.open(path, formats=formats) as image:
+            image.load()
+            return turn_upright(image)
+    except UnidentifiedImageError:
+        raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings about odd files: what matters raises, and the rest would come once a picture."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return a copy turned as its EXIF says; a picture whose EXIF is damaged stays as it is."""
+    try:
         return ImageOps.exif_transpose(image)
+    except DAMAGED:
+        return image.copy()
 
 
 def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
     """Return a file as a picture."""
-    return Found(id, label, part, path.read_bytes, lambda: open_file(path))
-
-
-def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
-    """Return the pictures of ``<root>/<label>/…`` or ``<root>/train|test|validation/<label>/…``.
-
-    Raises:
-        PicturesError: If there is no such folder, or a wanted label has none.
-    """
-    if not root.is_dir():
-        siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-        near = nearest_name(root.name, siblings)
-        raise PicturesError(f"data.path: there is no folder {root}" + (f". Did you mean {near!r}?" if near else ""))
-    folders = _subfolders(root)
-    parts = {name: PARTS[name.lower()] for name in folders if name.lower() in PARTS and name not in label_names}
-    if "train" not in parts.values():
-        return _read_labels(root, label_names, None, root)
-    found = []
-    for name, part in parts.items():
-        found += _read_labels(root / name, label_names if part == "train" else (), part, root)
-    return found
-
-
-def _subfolders(root: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-
-
-def _read_labels(root: Path, label_names: Sequence[str], part: Part | None, top: Path) -> list[Found]:
-    folders = _subfolders(root)
-    missing = [label for label in label_names if label not in folders and strip_operators(label) not in folders]
-    if missing:
-        lines = "; ".join(_explain_missing(label, folders) for label in missing[:5])
-        raise PicturesError(f"label_names: {len(missing)} label(s) without a folder in {root}: {lines}")
-    return [
-        file_picture(path, id=path.relative_to(top).as_posix(), label=label, part=part)
-        for label, folder in folders.items()
-        for path in _picture_files(folder)
-    ]
-
-
-def _explain_missing(label: str, folders: Iterable[str]) -> str:
-    near = nearest_name(strip_operators(label), folders)
-    return f"{label!r}" + (f" (did you mean {near!r}?)" if near else "")
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return Found(id, label, part, path.read_bytes, partial(open_file, path))
 
 
 def _read_sample(data: SampleData) -> list[Found]:
+    from mlmeta.samples import list_samples
+
     samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
     return [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
 
 
-def _match_labels(labels: Sequence[str], found: Sequence[Found]) -> dict[str, int]:
-    """Return the index of each label's name in the source.
+def explain_missing(label: str, names: Iterable[str]) -> str:
+    """Return a label for error text, with the name most like it where one is near."""
+    near = nearest_name(strip_operators(label), names)
+    return f"{label!r}" + (f" (did you mean {near!r}?)" if near else "")
+
+
+def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> dict[str, int]:
+    """Return for each label's name in the source, with or without query operators, the index of the label.
 
     Raises:
         PicturesError: If a label has no pictures, or two labels mean the same ones.
     """
-    counts = Counter(picture.label for picture in found)
-    index: dict[str, int] = {}
+    exact = {label: position for position, label in enumerate(labels)}
+    by_bare: dict[str, list[int]] = {}
     for position, label in enumerate(labels):
-        name = label if label in counts else strip_operators(label)
-        if name not in counts:
-            raise PicturesError(f"label_names.{position}: no picture has the label {_explain_missing(label, counts)}")
-        if name in index:
-            raise PicturesError(f"label_names.{position}: {label!r} and {labels[index[name]]!r} name the same pictures")
-        index[name] = position
+        by_bare.setdefault(strip_operators(label), []).append(position)
+    index: dict[str, int] = {}
+    for name in sorted(names):
+        positions = [exact[name]] if name in exact else by_bare.get(strip_operators(name), [])
+        if len(positions) > 1:
+            raise _same_pictures(labels[positions[0]], labels[positions[1]], name)
+        if positions:
+            index[name] = positions[0]
+    _check_labels_matched(labels, names, index, source)
     return index
+
+
+def _check_labels_matched(labels: Sequence[str], names: Iterable[str], index: Mapping[str, int], source: str) -> None:
+    matched = set(index.values())
+    bare = [label for position, label in enumerate(labels) if position not in matched]
+    names_by_bare = {strip_operators(name): name for name in index}
+    for label in bare:
+        if name := names_by_bare.get(strip_operators(label)):
+            raise _same_pictures(labels[index[name]], label, name)
+    if bare:
+        others = set(names) - index.keys()
+        lines = "; ".join(explain_missing(label, others) for label in bare[:5])
+        raise PicturesError(f"label_names: {len(bare)} label(s) without a picture in {source}: {lines}")
+
+
+def _same_pictures(first: str, second: str, name: str) -> PicturesError:
+    return PicturesError(f"label_names: {first!r} and {second!r} name the same pictures, those of {name!r}")
+
+
+def _check_ids(found: Sequence[Found]) -> None:
+    """Check that sorted pictures have different ids.
+
+    Raises:
+        PicturesError: If two have one id.
+    """
+    for one, other in itertools.pairwise(found):
+        if one.id == other.id:
+            raise PicturesError(f"data: two pictures have the id {one.id!r}, labels {one.label!r} and {other.label!r}")
 
 
 @dataclass(frozen=True)
@@ -265,22 +291,41 @@ def content_share(digest: str, salt: str) -> float:
 
 
 def _place(found: Found, label: int, chooser: _PartChooser) -> Picture:
-    digest = hashlib.sha256(found.read_content()).hexdigest()
+    try:
+        content = found.read_content()
+    except DAMAGED:
+        # It cannot be opened either, and is left out with the reason when the pictures are decoded.
+        content = f"unreadable {found.id}".encode()
+    digest = hashlib.sha256(content).hexdigest()
     return Picture(found.id, label, chooser.choose(found.part, digest), digest, found.open)
 
 
-def _check_training_pictures(pictures: Sequence[Picture], labels: Sequence[str]) -> None:
+def check_training_pictures(pictures: Iterable[Picture], labels: Sequence[str]) -> None:
+    """Check that every label has a picture to train on.
+
+    Raises:
+        PicturesError: If some have none.
+    """
     trained = {picture.label for picture in pictures if picture.part == "train"}
     bare = [label for index, label in enumerate(labels) if index not in trained]
     if bare:
         names = ", ".join(repr(label) for label in bare[:5])
-        raise PicturesError(f"data: {len(bare)} label(s) have no picture to train on: {names}")
+        raise PicturesError(
+            f"data: {len(bare)} label(s) have no picture to train on: {names}; add pictures, or lower "
+            "data.test_fraction or validation"
+        )
 
 
 def _digest_pictures(pictures: Sequence[Picture], labels: Sequence[str]) -> str:
-    names = [strip_operators(label) for label in labels]
-    lines = sorted(f"{names[p.label]}\t{'test' if p.part == 'test' else 'train'}\t{p.digest}" for p in pictures)
+    names = _name_labels(labels)
+    lines = sorted(json.dumps([names[p.label], "test" if p.part == "test" else "train", p.digest]) for p in pictures)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _name_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels without operators; with them only where they alone tell two labels apart."""
+    counts = Counter(map(strip_operators, labels))
+    return [bare if counts[bare := strip_operators(label)] == 1 else label for label in labels]
 
 
 def choose_pictures(pictures: PictureSet, *, limit: int = 0, ids: Sequence[str] = (), seed: int = 0) -> list[Picture]:

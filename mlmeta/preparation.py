@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from mlmeta.commands import TrainCommands
 from mlmeta.criteria import Criterion
-from mlmeta.errors import CommandsError, Fault
-from mlmeta.pictures import Part, PictureSet, find_pictures
+from mlmeta.errors import BadInputError, CommandsError, Fault
+from mlmeta.pictures import Part, PictureSet, check_training_pictures, find_pictures
 from mlmeta.spec_builder import (
     build_criterion,
     build_image_ops,
@@ -21,7 +20,8 @@ from mlmeta.spec_builder import (
     build_transform,
     output_form,
 )
-from mlmeta.tensors import Batches, DecodedPictures, decode_pictures, read_input_shape
+from mlmeta.tensors import Batches, DecodedPictures, decode_first, decode_pictures, read_input_shape
+from mlmeta.transforms import Transform
 from mlmeta.weights import load_backbone, read_weights
 
 
@@ -35,8 +35,8 @@ class Task:
 
     pictures: PictureSet
     decoded: DecodedPictures
-    transform: Any
-    train_transform: Any
+    transform: Transform
+    train_transform: Transform
     input_shape: tuple[int, int, int]
 
     @property
@@ -60,13 +60,15 @@ class Task:
         return Batches(decoded, self.transform, batch_size=batch_size, device=device, fixed=True)
 
 
-def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False) -> Task:
+def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False, training: bool = True) -> Task:
     """Find and decode the pictures of the commands.
 
     Args:
         commands: What to prepare.
         base_dir: What relative paths are relative to.
         probe: Decode one picture only, to know the shapes.
+        training: Whether to train on it: then every label needs a training picture that can be read, and the
+            random transforms must keep the shape.
 
     Raises:
         PicturesError: If the pictures do not make a task.
@@ -75,17 +77,34 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
     image_ops = build_image_ops(commands.image_ops)
     transform = build_transform(commands.transform, training=False)
     train_transform = build_transform(commands.transform, training=True)
-    found = find_pictures(commands.data, commands.label_names, base_dir=base_dir, validation=commands.validation)
+    found = find_pictures(
+        commands.data, commands.label_names, base_dir=base_dir, validation=commands.validation, training=training
+    )
     _check_n_labels(commands, found)
-    chosen = found.pictures[:1] if probe else found.pictures
-    decoded = decode_pictures(chosen, image_ops)
-    return Task(found, decoded, transform, train_transform, read_input_shape(decoded, transform))
+    decoded = decode_first(found.pictures, image_ops) if probe else decode_pictures(found.pictures, image_ops)
+    if training and not probe:
+        # Those that cannot be read are left out by now.
+        check_training_pictures(decoded.pictures, found.label_names)
+    input_shape = read_input_shape(decoded, transform)
+    if training:
+        _check_training_shape(decoded, train_transform, input_shape)
+    return Task(found, decoded, transform, train_transform, input_shape)
 
 
 def _check_n_labels(commands: TrainCommands, found: PictureSet) -> None:
     if commands.n_labels and commands.n_labels != len(found.label_names):
         message = f"says {commands.n_labels}; the data has {len(found.label_names)} labels"
         raise CommandsError([Fault("n_labels", message)])
+
+
+def _check_training_shape(decoded: DecodedPictures, transform: Transform, expected: tuple[int, int, int]) -> None:
+    with torch.random.fork_rng(devices=()):
+        shape = read_input_shape(decoded, transform)
+    if shape != expected:
+        raise BadInputError(
+            f"transform: a picture comes out as {shape} in training and, without what draws at random, as {expected}; "
+            "let the random transforms keep the size, or add a Resize after them"
+        )
 
 
 def prepare_model(

@@ -1,51 +1,73 @@
-"""The classifying data sets of ``torchvision.datasets`` as pictures of a task."""
+"""The classifying data sets of ``torchvision.datasets`` as pictures of a task.
+
+The classes keep their pictures in three ways: as arrays, as files that they open when asked, or as pairs of file
+and class index. The class indices are read from what each keeps, so that no picture is decoded for its label; a
+file's content is its bytes, an array's its pixels.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from mlmeta.commands import TorchvisionData
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.pictures import Found, Part
+from mlmeta.pictures import DAMAGED, FORMATS, Found, Part, open_file, turn_upright
 
 _Calls = Mapping[Part | None, Mapping[str, Any]]
 
 _FLAG: _Calls = {"train": {"train": True}, "test": {"train": False}}
 _SPLIT: _Calls = {"train": {"split": "train"}, "test": {"split": "test"}}
 _THREE: _Calls = {**_SPLIT, "validation": {"split": "val"}}
+_TRAIN_VAL: _Calls = {"train": {"split": "train"}, "test": {"split": "val"}}
 _WHOLE: _Calls = {None: {}}
-# How each class is asked for its parts.
+# How each class is asked for its parts. Where the test part has no public labels, the validation part is the test.
 DATASETS: Mapping[str, _Calls] = {
     "CIFAR10": _FLAG,
     "CIFAR100": _FLAG,
+    "CLEVRClassification": _TRAIN_VAL,
     "Caltech101": _WHOLE,
     "Caltech256": _WHOLE,
     "Country211": {**_SPLIT, "validation": {"split": "valid"}},
     "DTD": _THREE,
     "EMNIST": {"train": {"split": "balanced", "train": True}, "test": {"split": "balanced", "train": False}},
     "EuroSAT": _WHOLE,
+    "FER2013": _SPLIT,
     "FGVCAircraft": _THREE,
     "FashionMNIST": _FLAG,
     "Flowers102": _THREE,
     "Food101": _SPLIT,
     "GTSRB": _SPLIT,
-    "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
+    "ImageNet": _TRAIN_VAL,
+    "Imagenette": _TRAIN_VAL,
     "KMNIST": _FLAG,
     "MNIST": _FLAG,
+    "Omniglot": {None: {"background": True}},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
     "PCAM": _THREE,
+    "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
     "QMNIST": _FLAG,
     "RenderedSST2": _THREE,
     "SEMEION": _WHOLE,
     "STL10": _SPLIT,
+    "SUN397": _WHOLE,
     "SVHN": _SPLIT,
     "StanfordCars": _SPLIT,
     "USPS": _FLAG,
 }
+NOT_DOWNLOADED = frozenset({"FER2013", "ImageNet", "StanfordCars"})
+"""Those whose files torchvision cannot fetch."""
+
+_TARGETS = ("targets", "labels", "_labels", "y")
+_CLASSES = ("classes", "categories", "_characters")
+_PAIRS = ("_samples", "samples", "imgs", "_flat_character_images")
+_FILES = ("_image_files", "_images")
 
 
 def read_torchvision(data: TorchvisionData, *, root: Path) -> list[Found]:
@@ -60,8 +82,10 @@ def read_torchvision(data: TorchvisionData, *, root: Path) -> list[Found]:
         raise PicturesError(f"data.name: {data.name!r} is not one of {', '.join(DATASETS)}{hint}")
     found = []
     for part, call in DATASETS[data.name].items():
-        dataset = _open_dataset(data, root, call)
-        found += _list_pictures(dataset, data.name, part)
+        try:
+            found += _list_pictures(_open_dataset(data, root, call), data.name, part)
+        except (*DAMAGED, ImportError) as error:
+            raise _explain_refusal(data, root, error) from None
     return found
 
 
@@ -69,52 +93,96 @@ def _open_dataset(data: TorchvisionData, root: Path, call: Mapping[str, Any]) ->
     import torchvision
 
     cls = getattr(torchvision.datasets, data.name)
-    try:
-        if data.name == "StanfordCars":
-            return cls(root, **call)
-        return cls(root, download=data.download, **call)
-    except (RuntimeError, OSError, ValueError, ImportError) as error:
-        hint = "" if data.download else ' ("download": true fetches them)'
-        reason = " ".join(str(error).split())[:300]
-        raise PicturesError(f"data: {data.name} cannot be opened in {root}{hint}: {reason}") from None
+    return cls(root, **call) if data.name in NOT_DOWNLOADED else cls(root, download=data.download, **call)
+
+
+def _explain_refusal(data: TorchvisionData, root: Path, error: BaseException) -> PicturesError:
+    hint = ' ("download": true fetches the files)'
+    if data.name in NOT_DOWNLOADED:
+        hint = " (torchvision cannot fetch the files; its documentation says where they must lie)"
+    elif data.download:
+        hint = ""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return PicturesError(f"data: {data.name} cannot be read in {root}{hint}: {reason}")
 
 
 def _list_pictures(dataset: Any, name: str, part: Part | None) -> list[Found]:
-    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-    targets = _read_targets(dataset)
+    targets, files = _read_targets(dataset), _read_files(dataset)
+    labels = _name_classes(_first_attribute(dataset, _CLASSES), targets)
+    order = range(len(targets))
+    if files:
+        # Some classes list a folder in the file system's order.
+        order = sorted(order, key=lambda index: (labels[index], str(files[index])))  # type: ignore[assignment]
     width = len(str(len(targets)))
     return [
-        Found(
-            id=f"{name}/{part or 'all'}/{index:0{width}d}",
-            label=str(classes[target]) if classes else str(target),
-            part=part,
-            read_content=_reader(dataset, index),
-            open=_opener(dataset, index),
-        )
-        for index, target in enumerate(targets)
+        Found(f"{name}/{part or 'all'}/{number:0{width}d}", labels[index], part, *_make_readers(dataset, index, files))
+        for number, index in enumerate(order)
     ]
 
 
-def _read_targets(dataset: Any) -> Sequence[int]:
-    """Return the class index of every picture, from the list that the class keeps where it keeps one."""
-    for attribute in ("targets", "labels", "_labels", "y"):
-        values = getattr(dataset, attribute, None)
-        if values is not None and len(values) == len(dataset):
-            return [int(value) for value in values]
-    return [int(dataset[index][1]) for index in range(len(dataset))]
+def _first_attribute(dataset: Any, names: Sequence[str]) -> Any:
+    return next((value for name in names if (value := getattr(dataset, name, None)) is not None), None)
 
 
-def _opener(dataset: Any, index: int) -> Callable[[], Image.Image]:
-    def open_picture() -> Image.Image:
-        image: Image.Image = dataset[index][0]
-        return image
+def _read_targets(dataset: Any) -> list[int]:
+    """Return the class index of every picture, from what the class keeps where it keeps something."""
+    values = _first_attribute(dataset, _TARGETS)
+    if values is None and (pairs := _first_attribute(dataset, _PAIRS)) is not None:
+        values = [target for _, target in pairs]
+    if values is None and hasattr(dataset, "h5py"):
+        with dataset.h5py.File(dataset._base_folder / dataset._FILES[dataset._split]["targets"][0]) as file:
+            values = file["y"][:]
+    if values is None or any(value is None for value in values):
+        raise ValueError("its files hold no labels")
+    # QMNIST keeps a row of facts a picture, whose first is the class; PCAM keeps arrays of one number.
+    table = np.asarray(values).reshape(len(values), -1)
+    return [int(target) for target in table[:, 0]] if len(values) else []
 
-    return open_picture
+
+def _name_classes(classes: Sequence[Any] | None, targets: Sequence[int]) -> list[str]:
+    """Return the label of every picture: its class's name, or its index where the classes have no names.
+
+    Where a class has several names (ImageNet's synonyms), it is the first if no other class has that too.
+    """
+    if not classes:
+        return [str(target) for target in targets]
+    rows = [(one,) if isinstance(one, str) else tuple(one) for one in classes]
+    counts = Counter(row[0] for row in rows)
+    names = [row[0] if counts[row[0]] == 1 else ", ".join(row) for row in rows]
+    return [names[target] for target in targets]
 
 
-def _reader(dataset: Any, index: int) -> Callable[[], bytes]:
-    def read_content() -> bytes:
-        image: Image.Image = dataset[index][0]
-        return f"{image.mode} {image.size} ".encode() + image.tobytes()
+def _read_files(dataset: Any) -> list[Path]:
+    """Return the file of every picture, or nothing where the class keeps no files."""
+    files = _first_attribute(dataset, _FILES)
+    if files is None:
+        pairs = _first_attribute(dataset, _PAIRS) or ()
+        files = [file for file, _ in pairs if isinstance(file, str | Path)]
+    if hasattr(dataset, "_flat_character_images"):
+        names = dataset._characters
+        files = [Path(dataset.target_folder, names[t], file) for file, t in dataset._flat_character_images]
+    return [Path(file) for file in files]
 
-    return read_content
+
+def _make_readers(
+    dataset: Any, index: int, files: Sequence[Path]
+) -> tuple[Callable[[], bytes], Callable[[], Image.Image]]:
+    if files:
+        return files[index].read_bytes, partial(_open_file, files[index])
+    return partial(_read_pixels, dataset, index), partial(_open_picture, dataset, index)
+
+
+def _open_file(path: Path) -> Image.Image:
+    # GTSRB's files are in the format PPM.
+    return open_file(path, formats=(*FORMATS, "PPM")).convert("RGB")
+
+
+def _open_picture(dataset: Any, index: int) -> Image.Image:
+    with dataset[index][0] as image:
+        image.load()
+        return turn_upright(image)
+
+
+def _read_pixels(dataset: Any, index: int) -> bytes:
+    image = _open_picture(dataset, index)
+    return f"{image.mode} {image.size} ".encode() + image.tobytes()

@@ -36,6 +36,8 @@ from mlmeta.transform_plan import TO_TENSOR, Request, place_to_tensor, plan_tran
 from mlmeta.transform_plan import UNSUPPORTED as UNSUPPORTED
 
 Picture: TypeAlias = Image.Image | Tensor
+_SEVERAL = frozenset({"FiveCrop", "TenCrop"})
+_ELEMENTWISE = frozenset({"Normalize", "ConvertImageDtype"})
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,66 @@ class Transform:
         Raises:
             BadInputError: If torchvision refuses a transform for this picture.
         """
-        value: Any = image
-        for step in self.steps:
-            value = step(value)
+        value = _run_steps(self.steps, image)
         tensor: Tensor = torch.stack(value) if isinstance(value, tuple) else value
         return tensor
+
+    def split(self) -> Stages:
+        """Return the transform in three stages, so that a training need not do all of it for each picture again."""
+        steps = self.steps
+        at = _find_step(steps, lambda step: step.random or step.name in _SEVERAL or step.name in TO_TENSOR)
+        to_tensor = _find_step(steps, lambda step: step.name in TO_TENSOR)
+        is_float = to_tensor < len(steps) and isinstance(steps[to_tensor].apply, _ToFloatTensor)
+        if is_float and all(step.name in _ELEMENTWISE for step in steps[to_tensor + 1 :]):
+            return Stages(steps[:at], steps[at:to_tensor], steps[to_tensor + 1 :], whole=True)
+        return Stages(steps[:at], steps[at:], (), whole=False)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A transform in three stages: ``finish(torch.stack([draw(prepare(image)) for image in images]))``.
+
+    This gives, to the last bit, the stacked results of the transform on each picture.
+
+    Attributes:
+        before: Steps that give the same picture each time.
+        drawn: Steps that may draw at random, up to the tensor.
+        after: Steps that do the same to each number of a channel.
+        whole: Whether the 8-bit channels become float32 in `finish`, for a whole batch at once.
+    """
+
+    before: tuple[Step, ...]
+    drawn: tuple[Step, ...]
+    after: tuple[Step, ...]
+    whole: bool
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Return the picture after what is the same each time."""
+        prepared: Image.Image = _run_steps(self.before, image)
+        return prepared
+
+    def draw(self, image: Image.Image) -> Tensor:
+        """Return a prepared picture as a tensor (channels, height, width) or (crops, channels, height, width)."""
+        value = _run_steps(self.drawn, image)
+        if self.whole:
+            value = tuple(map(_to_pixels, value)) if isinstance(value, tuple) else _to_pixels(value)
+        tensor: Tensor = torch.stack(value) if isinstance(value, tuple) else value
+        return tensor
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """Return drawn pictures of one shape and dtype, stacked along a first dimension, as the model gets them."""
+        tensor: Tensor = _run_steps(self.after, _to_float(batch) if self.whole else batch)
+        return tensor
+
+
+def _run_steps(steps: Iterable[Step], value: Any) -> Any:
+    for step in steps:
+        value = step(value)
+    return value
+
+
+def _find_step(steps: Sequence[Step], is_it: Callable[[Step], bool]) -> int:
+    return next((index for index, step in enumerate(steps) if is_it(step)), len(steps))
 
 
 @dataclass(frozen=True)
@@ -117,9 +174,17 @@ class _ToFloatTensor:
         if isinstance(value, Tensor):
             scaled: Tensor = functional.to_dtype(value, torch.float32, scale=True)
             return scaled
-        pixels: Tensor = functional.pil_to_tensor(value)
-        tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return tensor.div_(255) if pixels.dtype == torch.uint8 else tensor
+        return _to_float(_to_pixels(value))
+
+
+def _to_pixels(image: Image.Image) -> Tensor:
+    pixels: Tensor = functional.pil_to_tensor(image)
+    return pixels
+
+
+def _to_float(pixels: Tensor) -> Tensor:
+    tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return tensor.div_(255) if pixels.dtype == torch.uint8 else tensor
 
 
 def build_transform(transform: Mapping[str, Any] | Sequence[Any] | None, *, training: bool = True) -> Transform:
