@@ -83,10 +83,7 @@ class MlflowRecorder:
             raise ValueError(f"an attempt that is {self.status} cannot become {status}")
         self.status = status
         self.set_tags({"mlmeta.status": status, "mlmeta.heartbeat": str(int(time.time()))})
-        if MLFLOW_STATUS[status] == "RUNNING":
-            self.client.update_run(self.run_id, status="RUNNING")
-        else:
-            self.client.set_terminated(self.run_id, MLFLOW_STATUS[status])
+        self.client.update_run(self.run_id, status=MLFLOW_STATUS[status])
 
     def log_data(self, *, name: str, digest: str, source: str, context: str) -> None:
         """Record the pictures as an MLflow data set; MLflow takes 36 characters of a digest."""
@@ -156,9 +153,12 @@ def _ending(recorder: MlflowRecorder) -> Iterator[None]:
 
 
 def _finish(recorder: MlflowRecorder) -> None:
+    """Write what a run ends with, and its end time."""
     if recorder.mirror is None:
         recorder.log_document("attempt.json", make_document(recorder.run_id, client=recorder.client))
     recorder.set_tags({"mlflow.note.content": write_note(recorder)})
+    if MLFLOW_STATUS[recorder.status] != "RUNNING":
+        recorder.client.set_terminated(recorder.run_id, MLFLOW_STATUS[recorder.status])
 
 
 def _start_run(client: MlflowClient, name: str) -> str:
@@ -307,7 +307,7 @@ def record_test(attempt: AttemptRecord, document: Mapping[str, Any]) -> Iterator
         yield recorder
     if attempt.status not in (Status.DIVERGED, Status.PRUNED):
         client.set_tag(attempt.run_id, "mlmeta.status", Status.COMPLETE)
-        client.set_terminated(attempt.run_id, MLFLOW_STATUS[Status.COMPLETE])
+        client.update_run(attempt.run_id, status=MLFLOW_STATUS[Status.COMPLETE])
     _finish(MlflowRecorder(client, attempt.run_id))
 
 
