@@ -58,7 +58,7 @@ def test_the_commands_file_of_the_readme_is_valid() -> None:
 
 
 def test_the_faults_of_the_readme_are_those_that_come(tmp_path: Path) -> None:
-    document = {"model_name": "x", "optimiser": {"name": "Adam"}, "model": {"layers": [{"name": "Conv2D"}]}}
+    document = {"model_name": "x", "optimizer": {"name": "Adam", "lr": -0.1}, "model": {"layers": [{"name": "Conv2D"}]}}
     (tmp_path / "typo.json").write_text(json.dumps(document))
     done = run_cli("train", "typo.json", folder=tmp_path)
     shown = next(text for text in snippets("text") if "typo.json" in text)
