@@ -23,7 +23,8 @@ from mlmeta.criteria import Criterion
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name
 from mlmeta.layers import forward_pictures
-from mlmeta.pictures import choose_pictures, strip_operators
+from mlmeta.picture_files import strip_operators
+from mlmeta.pictures import choose_pictures
 from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.recorder import Recorder
 from mlmeta.reports import write_test_report

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.pictures import PARTS, SUFFIXES, Found, Part, explain_missing, file_picture, strip_operators
+from mlmeta.picture_files import PARTS, SUFFIXES, Found, Part, explain_missing, file_picture, strip_operators
 
 
 def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:

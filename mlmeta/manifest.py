@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmeta.errors import PicturesError, nearest_name, shorten
-from mlmeta.pictures import PARTS, Found, Part, file_picture
+from mlmeta.picture_files import PARTS, Found, Part, file_picture
 
 _COLUMNS = ("path", "label", "split", "id")
 _Row = Mapping[str, Any]

@@ -11,55 +11,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
-import struct
-import warnings
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from mlmeta.commands import Data, FolderData, ManifestData, SampleData
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.image_ops import REFUSALS
-
-Part: TypeAlias = Literal["train", "validation", "test"]
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-PARTS: dict[str, Part] = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "validation", "valid": "validation", "validation": "validation",
-}  # fmt: skip
-# What reading a damaged picture raises, in Pillow and below it.
-DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
-_OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A picture as its source gives it.
-
-    Attributes:
-        id: Its name within the source, the same on every machine.
-        label: Its label's name in the source.
-        part: The part that the source puts it in; None where it does not say.
-        read_content: Gives the bytes that identify the picture.
-        open: Gives the decoded picture.
-    """
-
-    id: str
-    label: str
-    part: Part | None
-    read_content: Callable[[], bytes]
-    open: Callable[[], Image.Image]
+from mlmeta.folder import read_folder
+from mlmeta.manifest import read_manifest
+from mlmeta.picture_files import DAMAGED, SUFFIXES, Found, Part, explain_missing, quiet_pillow, strip_operators
+from mlmeta.torchvision_data import read_torchvision
 
 
 @dataclass(frozen=True)
@@ -102,11 +68,6 @@ class PictureSet:
     def select(self, part: Part) -> list[Picture]:
         """Return the pictures of one part."""
         return [picture for picture in self.pictures if picture.part == part]
-
-
-def strip_operators(label: str) -> str:
-    """Return a label without its query operators: ``Boston Terrier imagesize:500x500`` → ``Boston Terrier``."""
-    return _OPERATOR.sub("", label).strip() or label
 
 
 def find_pictures(
@@ -152,57 +113,12 @@ def describe_source(data: Data, base_dir: Path) -> str:
 
 def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list[Found]:
     if isinstance(data, FolderData):
-        from mlmeta.folder import read_folder
-
         return read_folder(base_dir / data.path, label_names)
     if isinstance(data, SampleData):
         return _read_sample(data)
     if isinstance(data, ManifestData):
-        from mlmeta.manifest import read_manifest
-
         return read_manifest(base_dir / data.path)
-    from mlmeta.torchvision_data import read_torchvision
-
     return read_torchvision(data, root=base_dir / data.path)
-
-
-def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Open and decode a picture file, turned upright as its EXIF says.
-
-    Args:
-        path: The file.
-        formats: Pillow's names of the formats that may be opened, whatever the suffix.
-
-    Raises:
-        OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
-    """
-    try:
-        with Image.open(path, formats=formats) as image:
-            image.load()
-            return turn_upright(image)
-    except UnidentifiedImageError:
-        raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings about odd files: what matters raises, and the rest would come once a picture."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Return a copy turned as its EXIF says; a picture whose EXIF is damaged stays as it is."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except DAMAGED:
-        return image.copy()
-
-
-def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
-    """Return a file as a picture."""
-    return Found(id, label, part, path.read_bytes, partial(open_file, path))
 
 
 def _read_sample(data: SampleData) -> list[Found]:
@@ -210,12 +126,6 @@ def _read_sample(data: SampleData) -> list[Found]:
 
     samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
     return [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
-
-
-def explain_missing(label: str, names: Iterable[str]) -> str:
-    """Return a label for error text, with the name most like it where one is near."""
-    near = nearest_name(strip_operators(label), names)
-    return f"{label!r}" + (f" (did you mean {near!r}?)" if near else "")
 
 
 def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> dict[str, int]:

@@ -11,7 +11,8 @@ from torch import nn
 from mlmeta.commands import TrainCommands
 from mlmeta.criteria import Criterion
 from mlmeta.errors import BadInputError, CommandsError, Fault
-from mlmeta.pictures import Part, PictureSet, check_training_pictures, find_pictures
+from mlmeta.picture_files import Part
+from mlmeta.pictures import PictureSet, check_training_pictures, find_pictures
 from mlmeta.spec_builder import (
     build_criterion,
     build_image_ops,

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from mlmeta.errors import BadInputError, PicturesError
-from mlmeta.pictures import DAMAGED, Picture, quiet_pillow
+from mlmeta.picture_files import DAMAGED, quiet_pillow
+from mlmeta.pictures import Picture
 from mlmeta.transforms import Stages, Transform
 
 # What decoded pictures, or their tensors, may take of the memory; beyond it they are made when wanted.

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mlmeta.commands import TorchvisionData
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.pictures import DAMAGED, FORMATS, Found, Part, open_file, turn_upright
+from mlmeta.picture_files import DAMAGED, FORMATS, Found, Part, open_file, turn_upright
 
 _Calls = Mapping[Part | None, Mapping[str, Any]]
 

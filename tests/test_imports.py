@@ -13,8 +13,10 @@ LAYERS = [
     {"errors", "status"},
     {"catalog", "values", "params", "architecture"},
     {"specs", "schema", "commands", "documents"},
-    {"samples", "dog_drawing", "folder", "pictures", "manifest", "torchvision_data", "metafeatures", "image_ops", "recorder"},
-    {"plots", "progress", "store", "tracking"},
+    {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder"},
+    {"picture_files"},
+    {"folder", "manifest", "torchvision_data"},
+    {"pictures", "plots", "progress", "store", "tracking"},
     {"layers", "criteria", "transforms", "transform_plan", "refusals", "sizes", "fitting", "shapes", "weights"},
     {"optimizers", "spec_builder", "tensors"},
     {"preparation", "reports"},
@@ -22,7 +24,7 @@ LAYERS = [
     {"train"},
     {"cli"},
 ]
-WITHOUT_TORCH = set().union(*LAYERS[:5]) | {"cli"}
+WITHOUT_TORCH = set().union(*LAYERS[:7]) | {"cli"}
 KNOW_MLFLOW = {"tracking", "store", "cli"}
 
 

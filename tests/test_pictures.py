@@ -15,16 +15,8 @@ from PIL import Image
 
 from mlmeta.commands import Data, FolderData, SampleData
 from mlmeta.errors import PicturesError
-from mlmeta.pictures import (
-    DAMAGED,
-    Picture,
-    PictureSet,
-    choose_pictures,
-    content_share,
-    find_pictures,
-    open_file,
-    strip_operators,
-)
+from mlmeta.picture_files import DAMAGED, open_file, strip_operators
+from mlmeta.pictures import Picture, PictureSet, choose_pictures, content_share, find_pictures
 
 DIGESTS = [hashlib.sha256(str(index).encode()).hexdigest() for index in range(2000)]
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from mlmeta.errors import BadInputError, PicturesError
 from mlmeta.image_ops import ImageOps, build_image_ops
-from mlmeta.pictures import Picture, open_file
+from mlmeta.picture_files import open_file
+from mlmeta.pictures import Picture
 from mlmeta.tensors import (
     Batches,
     DecodedPictures,

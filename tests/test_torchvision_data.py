@@ -18,7 +18,8 @@ from PIL import Image
 
 from mlmeta.commands import TorchvisionData
 from mlmeta.errors import PicturesError
-from mlmeta.pictures import Found, PictureSet, find_pictures
+from mlmeta.picture_files import Found
+from mlmeta.pictures import PictureSet, find_pictures
 from mlmeta.torchvision_data import DATASETS, NOT_DOWNLOADED, read_torchvision
 
 

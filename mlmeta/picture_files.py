@@ -1,0 +1,100 @@
+"""One picture: how a source gives it, how its file is opened, and how its label is read."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mlmeta.errors import nearest_name
+from mlmeta.image_ops import REFUSALS
+
+Part: TypeAlias = Literal["train", "validation", "test"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PARTS: dict[str, Part] = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
+# What reading a damaged picture raises, in Pillow and below it.
+DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
+_OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture as its source gives it.
+
+    Attributes:
+        id: Its name within the source, the same on every machine.
+        label: Its label's name in the source.
+        part: The part that the source puts it in; None where it does not say.
+        read_content: Gives the bytes that identify the picture.
+        open: Gives the decoded picture.
+    """
+
+    id: str
+    label: str
+    part: Part | None
+    read_content: Callable[[], bytes]
+    open: Callable[[], Image.Image]
+
+
+def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open and decode a picture file, turned upright as its EXIF says.
+
+    Args:
+        path: The file.
+        formats: Pillow's names of the formats that may be opened, whatever the suffix.
+
+    Raises:
+        OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
+    """
+    try:
+        with Image.open(path, formats=formats) as image:
+            image.load()
+            return turn_upright(image)
+    except UnidentifiedImageError:
+        raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings about odd files: what matters raises, and the rest would come once a picture."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return a copy turned as its EXIF says; a picture whose EXIF is damaged stays as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except DAMAGED:
+        return image.copy()
+
+
+def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
+    """Return a file as a picture."""
+    return Found(id, label, part, path.read_bytes, partial(open_file, path))
+
+
+def strip_operators(label: str) -> str:
+    """Return a label without its query operators: ``Boston Terrier imagesize:500x500`` → ``Boston Terrier``."""
+    return _OPERATOR.sub("", label).strip() or label
+
+
+def explain_missing(label: str, names: Iterable[str]) -> str:
+    """Return a label for error text, with the name most like it where one is near."""
+    near = nearest_name(strip_operators(label), names)
+    return f"{label!r}" + (f" (did you mean {near!r}?)" if near else "")
