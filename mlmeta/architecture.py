@@ -9,9 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-_WEIGHTED = ("Conv", "Linear", "RNN", "LSTM", "GRU", "Bilinear", "MultiheadAttention", "Transformer", "LazyConv",
-             "LazyLinear")  # fmt: skip
-_WIDTHS = ("out_channels", "out_features", "hidden_size", "embed_dim", "d_model")
+# The beginnings of the names of layers with weights.
+_WEIGHTED = ("Conv", "Linear", "RNN", "LSTM", "GRU", "Bilinear", "Embedding", "MultiheadAttention", "Transformer",
+             "LazyConv", "LazyLinear")  # fmt: skip
+_WIDTHS = ("out_channels", "out_features", "hidden_size", "embed_dim", "embedding_dim", "d_model")
+# Layers that hold one other layer, under this key, and repeat it: it counts in their place.
+_STACKS = {"TransformerEncoder": "encoder_layer", "TransformerDecoder": "decoder_layer"}
+_REPEATS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
 _ACTIVATIONS = frozenset(
     "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU "
     "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold".split()
@@ -21,7 +25,12 @@ _ACTIVATIONS = frozenset(
 def walk_layers(layers: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (class name, arguments) of all layers of the commands, those inside others too, in order."""
     for layer in layers:
-        yield layer["name"], layer
+        name = layer["name"]
+        if name in _STACKS:
+            repeats = _read_int(layer, "num_layers", 1)
+            yield from walk_layers([{**layer[_STACKS[name]], "num_layers": repeats}])
+        else:
+            yield name, layer
         yield from walk_layers(layer.get("layers", ()))
 
 
@@ -33,36 +42,45 @@ def describe_architecture(layers: Iterable[tuple[str, Mapping[str, Any]]], *, n_
         n_parameters: Trainable numbers of the built model.
 
     Returns:
-        n_parameters; depth (layers with weights, normalisation not counted); width (the widest of them but the
-        last); batch_norm (whether there is any); dropout (the largest probability, 0.0 for none); activation and
-        pooling (the most frequent class, "none"); hidden (width of the last Linear before the output, 0 for none).
+        n_parameters; depth (layers with weights, repeated ones each time, normalisation not counted); width (the
+        widest of them but the last); batch_norm (whether there is any); dropout (the largest probability, 0.0 for
+        none); activation and pooling (the most frequent class, "none"); hidden (width of the last Linear before the
+        last layer with weights, 0 for none).
     """
     seen = list(layers)
-    weighted = [(name, _read_width(arguments)) for name, arguments in seen if name.startswith(_WEIGHTED)]
-    linear = [width for name, width in weighted if name.endswith("Linear")]
+    weighted = [(name, arguments) for name, arguments in seen if name.startswith(_WEIGHTED)]
+    before_output = [(name, _read_width(arguments)) for name, arguments in weighted[:-1]]
     return {
         "n_parameters": n_parameters,
-        "depth": len(weighted),
-        "width": max((width for _, width in weighted[:-1]), default=0),
+        "depth": sum(_count_repeats(arguments) for _, arguments in weighted),
+        "width": max((width for _, width in before_output), default=0),
         "batch_norm": any("BatchNorm" in name for name, _ in seen),
-        "dropout": max((_read_dropout(arguments) for name, arguments in seen if "Dropout" in name), default=0.0),
+        "dropout": max((_read_dropout(name, arguments) for name, arguments in seen), default=0.0),
         "activation": _most_frequent(name for name, _ in seen if name in _ACTIVATIONS),
         "pooling": _most_frequent(name for name, _ in seen if "Pool" in name and "Unpool" not in name),
-        "hidden": linear[-2] if len(linear) > 1 else 0,
+        "hidden": next((width for name, width in reversed(before_output) if name.endswith("Linear")), 0),
     }
 
 
 def _read_width(arguments: Mapping[str, Any]) -> int:
-    for key in _WIDTHS:
-        value = arguments.get(key)
-        if isinstance(value, int):
-            return value
-    return 0
+    return next((_read_int(arguments, key, 0) for key in _WIDTHS if key in arguments), 0)
 
 
-def _read_dropout(arguments: Mapping[str, Any]) -> float:
-    p = arguments.get("p", 0.5)
-    return float(p) if isinstance(p, int | float) else 0.5
+def _count_repeats(arguments: Mapping[str, Any]) -> int:
+    return max(1, sum(_read_int(arguments, key, 0) for key in _REPEATS))
+
+
+def _read_int(arguments: Mapping[str, Any], key: str, default: int) -> int:
+    """Return a number of the arguments; a word such as "n_labels" is the default."""
+    value = arguments.get(key, default)
+    return value if isinstance(value, int) else default
+
+
+def _read_dropout(name: str, arguments: Mapping[str, Any]) -> float:
+    """Return the probability of a dropout layer (torch's default 0.5) or inside another (0.1 in a Transformer)."""
+    inside = arguments.get("dropout", 0.1 if name.startswith("Transformer") else 0.0)
+    p = arguments.get("p", 0.5) if "Dropout" in name else inside
+    return float(p) if isinstance(p, int | float) else 0.0
 
 
 def _most_frequent(names: Iterable[str]) -> str:

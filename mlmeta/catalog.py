@@ -10,9 +10,9 @@ Roles: layer, criterion, optimizer, scheduler, transform, image_op, model.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
-from collections.abc import Iterator, Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -33,7 +33,8 @@ class Argument:
     """One keyword argument of an entry.
 
     Attributes:
-        kinds: What JSON may hold: int, float, bool, str, list, null, layer, layers, schedulers, transforms, any.
+        kinds: What JSON may hold: int, float, bool, str, list (of numbers), null, layer, layers, schedulers,
+            transforms, any.
         required: Whether it has to be given.
         default: Its default, where it has one that JSON can hold.
         choices: The only strings allowed; empty for any.
@@ -60,12 +61,12 @@ class Entry:
         Raises:
             CommandsError: If the installed version of its library does not have it.
         """
-        module_name, _, attribute = self.target.rpartition(".")
-        loaded = getattr(importlib.import_module(module_name), attribute, None)
-        if loaded is None:
-            library = module_name.partition(".")[0]
-            raise CommandsError([Fault(self.role, f"{self.name} is not in the installed version of {library}")])
-        return loaded
+        try:
+            return pkgutil.resolve_name(self.target)
+        except AttributeError:
+            library = self.target.partition(".")[0]
+            message = f"{self.name} is not in the installed version of {library}"
+            raise CommandsError([Fault(self.role, message)]) from None
 
 
 @functools.cache
@@ -91,20 +92,20 @@ def list_unsupported(role: str) -> Mapping[str, str]:
 
 
 @functools.cache
-def _get_entry(role: str, name: str) -> Entry | None:
-    record = _read_catalog()[role].get(name)
-    if record is None:
-        return None
-    arguments = {
-        key: Argument(
-            kinds=tuple(value["kinds"]),
-            required=value.get("required", False),
-            default=value.get("default"),
-            choices=tuple(value.get("choices", ())),
-        )
-        for key, value in record["arguments"].items()
+def _read_entries(role: str) -> Mapping[str, Entry]:
+    return {
+        name: Entry(role, name, record["target"], {key: _read_argument(v) for key, v in record["arguments"].items()})
+        for name, record in _read_catalog()[role].items()
     }
-    return Entry(role=role, name=name, target=record["target"], arguments=arguments)
+
+
+def _read_argument(record: Mapping[str, Any]) -> Argument:
+    return Argument(
+        kinds=tuple(record["kinds"]),
+        required=record.get("required", False),
+        default=record.get("default"),
+        choices=tuple(record.get("choices", ())),
+    )
 
 
 def explain_unknown(role: str, name: object, *, path: str = "") -> Fault:
@@ -112,11 +113,22 @@ def explain_unknown(role: str, name: object, *, path: str = "") -> Fault:
     kind = role.replace("_", " ")
     if not isinstance(name, str):
         return Fault(path, f"the {kind}'s name must be a string", came=shorten(name))
-    reason = list_unsupported(role).get(name)
-    if reason:
-        return Fault(path, f"{kind} {name} cannot be used: it {reason}", came=shorten(name))
-    nearest = nearest_name(name, list_names(role))
+    # A name as programs write it, torch.nn.Conv2d, is answered by its last part.
+    plain = name.rpartition(".")[2]
+    if reason := list_unsupported(role).get(plain):
+        return Fault(path, f"{kind} {plain} cannot be used: it {reason}", came=shorten(name))
+    nearest = nearest_name(plain, list_names(role))
+    if nearest.casefold() != plain.casefold() and (other := _find_other_role(role, plain)):
+        return Fault(path, f"unknown {kind}: this is the name of {other}", came=shorten(name))
     return Fault(path, f"unknown {kind}", came=shorten(name), nearest=nearest)
+
+
+def _find_other_role(role: str, name: str) -> str:
+    """Return the other role that has a name, with its article; an empty string where none has."""
+    for other in ROLES:
+        if other != role and name in _read_catalog()[other]:
+            return f"{'an' if other[0] in 'aeiou' else 'a'} {other.replace('_', ' ')}"
+    return ""
 
 
 def find_entry(role: str, name: str, *, path: str = "") -> Entry:
@@ -125,7 +137,7 @@ def find_entry(role: str, name: str, *, path: str = "") -> Entry:
     Raises:
         CommandsError: If the name is not on the list; says why it is not, or which name is nearest.
     """
-    entry = _get_entry(role, name) if isinstance(name, str) else None
+    entry = _read_entries(role).get(name) if isinstance(name, str) else None
     if entry is None:
         raise CommandsError([explain_unknown(role, name, path=path or role)])
     return entry
@@ -136,47 +148,60 @@ def check_arguments(entry: Entry, given: Mapping[str, Any]) -> Iterator[tuple[st
     for key, value in given.items():
         argument = entry.arguments.get(key)
         if argument is None:
-            allowed = ", ".join(entry.arguments) or "none"
+            allowed = f"it has: {', '.join(entry.arguments)}" if entry.arguments else "it has none"
             nearest = nearest_name(str(key), entry.arguments)
-            yield (
-                key,
-                Fault("", f"{entry.name} has no such argument; it has: {allowed}", shorten(value), nearest),
-            )
-        elif message := explain_value(argument, value, is_auto=key in AUTO_ARGUMENTS):
+            yield key, Fault("", f"{entry.name} has no such argument; {allowed}", shorten(value), nearest)
+        elif message := explain_value(argument, value, placeholders=list_placeholders(entry, key)):
             nearest = nearest_name(value, argument.choices) if isinstance(value, str) else ""
             yield key, Fault("", message, shorten(value), nearest)
     for key, argument in entry.arguments.items():
         if argument.required and key not in given:
-            yield key, Fault("", f"{entry.name} needs this argument ({describe_kinds(argument)})")
+            allowed = "" if "any" in argument.kinds else _describe_allowed(argument, list_placeholders(entry, key))
+            yield key, Fault("", f"{entry.name} needs this argument" + (f": {allowed}" if allowed else ""))
+
+
+def list_placeholders(entry: Entry, argument: str) -> tuple[str, ...]:
+    """Return the words that may stand for an argument's value: "auto", "n_labels"; only layers have them."""
+    if entry.role != "layer":
+        return ()
+    auto = ("auto",) if argument in AUTO_ARGUMENTS else ()
+    # A number of layers that follows from the labels would be thousands of layers by accident.
+    counts = "int" in entry.arguments[argument].kinds and "layers" not in argument
+    return (*auto, "n_labels") if counts else auto
+
+
+_WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string", "null": "null",
+    "layer": "a layer", "layers": "a list of layers", "schedulers": "a list of schedulers",
+    "transforms": "a list of transforms", "any": "a value",
+}  # fmt: skip
 
 
 def describe_kinds(argument: Argument) -> str:
     """Return in words what an argument may be."""
-    if argument.choices:
-        return "one of " + ", ".join(repr(choice) for choice in argument.choices)
-    words = {
-        "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string",
-        "list": "a list", "null": "null", "layer": "a layer", "layers": "a list of layers",
-        "schedulers": "a list of schedulers", "transforms": "a list of transforms", "any": "a value",
-    }  # fmt: skip
     kinds = [kind for kind in argument.kinds if not (kind == "int" and "float" in argument.kinds)]
-    return " or ".join(words[kind] for kind in kinds)
+    words = {**_WORDS, "list": "a list of whole numbers" if "int" in kinds else "a list of numbers"}
+    if argument.choices:
+        words["str"] = "one of " + ", ".join(repr(choice) for choice in argument.choices)
+    return _join_or([words[kind] for kind in kinds])
 
 
-def explain_value(argument: Argument, value: object, *, is_auto: bool = False) -> str:
+def _describe_allowed(argument: Argument, placeholders: Sequence[str]) -> str:
+    # Sizes that may be lists take "n_labels" too, but nobody who reads the message is after that.
+    words = [f'"{word}"' for word in placeholders if word == "auto" or "list" not in argument.kinds]
+    return _join_or([describe_kinds(argument), *words])
+
+
+def _join_or(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def explain_value(argument: Argument, value: object, *, placeholders: Sequence[str] = ()) -> str:
     """Return why a value is not of an argument's kind, or an empty string where it is."""
-    if "any" in argument.kinds:
+    is_word = isinstance(value, str) and value in placeholders
+    if "any" in argument.kinds or is_word or _matches(argument, value):
         return ""
-    if isinstance(value, str) and _is_placeholder(argument, value, is_auto=is_auto):
-        return ""
-    if _matches(argument, value):
-        return ""
-    also = ' or "auto"' if is_auto else ""
-    return f"must be {describe_kinds(argument)}{also}"
-
-
-def _is_placeholder(argument: Argument, value: str, *, is_auto: bool) -> bool:
-    return (value == "auto" and is_auto) or (value == "n_labels" and "int" in argument.kinds)
+    return f"must be {_describe_allowed(argument, placeholders)}"
 
 
 def _matches(argument: Argument, value: object) -> bool:
@@ -192,5 +217,23 @@ def _matches(argument: Argument, value: object) -> bool:
     if isinstance(value, str):
         return "str" in kinds and (not argument.choices or value in argument.choices)
     if isinstance(value, list | tuple):
-        return bool({"list", "layers", "schedulers", "transforms"} & set(kinds))
+        return _matches_list(argument, value)
     return isinstance(value, Mapping) and bool({"layer", "transforms"} & set(kinds))
+
+
+def _matches_list(argument: Argument, value: Sequence[object]) -> bool:
+    """Say whether a list is a list of objects, or holds the numbers that the argument wants, at least one."""
+    kinds = set(argument.kinds)
+    if {"layers", "schedulers", "transforms"} & kinds:
+        return True
+    if kinds <= {"list", "null"} and value and all(isinstance(row, list | tuple) for row in value):
+        return all(_are_numbers(row, kinds) for row in value if isinstance(row, list | tuple))
+    return "list" in kinds and _are_numbers(value, kinds)
+
+
+def _are_numbers(items: Sequence[object], kinds: set[str]) -> bool:
+    wanted: type | tuple[type, ...] = int if "int" in kinds and "float" not in kinds else (int, float)
+    return bool(items) and all(
+        (isinstance(item, wanted) and not isinstance(item, bool)) or (item is None and "null" in kinds)
+        for item in items
+    )

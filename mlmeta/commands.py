@@ -10,29 +10,38 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mlmeta import specs
-from mlmeta.errors import Fault
+from mlmeta.errors import Fault, shorten
 from mlmeta.schema import named_schema
 from mlmeta.status import Status
 
 _NAME = re.compile(r"[^\W_][\w .,+=@()-]*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 MAX_EPOCHS = 1_000_000
 MAX_BATCH = 1_000_000
+MAX_LABELS = 100_000
+# Pictures in one test.
+MAX_PICTURES = 10**9
+# More faults in one field are not looked for.
+MAX_FAULTS = 100
+# A file's name may have 255 bytes; the rest is for suffixes.
+_MAX_NAME_BYTES = 200
 
 
 def _line_error(location: specs.Location, fault: Fault, came: Any) -> InitErrorDetails:
@@ -41,15 +50,77 @@ def _line_error(location: specs.Location, fault: Fault, came: Any) -> InitErrorD
 
 
 def _checked(rule: Callable[[Any], Iterator[specs.Located]]) -> BeforeValidator:
-    """Make a validator that raises every fault that a rule of `mlmeta.specs` finds."""
+    """Make a validator that raises every fault that a rule finds; the rule sees plain JSON only."""
 
     def validate(value: Any) -> Any:
-        errors = [_line_error(location, fault, value) for location, fault in rule(value)]
-        if errors:
+        located = list(specs.check_plain(value)) or list(islice(rule(value), MAX_FAULTS))
+        if located:
+            errors = [_line_error(location, fault, value) for location, fault in located]
             raise ValidationError.from_exception_data("commands", errors)
         return value
 
     return BeforeValidator(validate)
+
+
+def _check_strings(strings: object) -> Iterator[specs.Located]:
+    """Check a list of strings: of labels, of picture ids."""
+    if not isinstance(strings, list):
+        yield (), Fault("", "must be a list of strings", came=shorten(strings))
+        return
+    for index, item in enumerate(strings):
+        if not isinstance(item, str):
+            yield (index,), Fault("", "must be a string", came=shorten(item))
+
+
+def _check_labels(labels: object) -> Iterator[specs.Located]:
+    yield from _check_strings(labels)
+    if not isinstance(labels, list):
+        return
+    if len(labels) == 1:
+        message = "there must be at least two labels to tell apart (or none: every label of the data)"
+        yield (), Fault("", message, came=shorten(labels))
+    if len(labels) > MAX_LABELS:
+        yield (), Fault("", f"there may be at most {MAX_LABELS:,} labels", came=f"{len(labels):,}")
+    strings = {index: label for index, label in enumerate(labels) if isinstance(label, str)}
+    for label, count in Counter(strings.values()).items():
+        if count > 1:
+            yield (), Fault("", f"a label may stand once only; this one stands {count} times", came=shorten(label))
+    for index, label in strings.items():
+        if not label.strip() or specs.CONTROL.search(label) or len(label) > 500:
+            yield (index,), Fault("", "a label must be one line of 1 to 500 characters", came=shorten(label))
+
+
+def _check_model_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"must be a safe file name of 1 to {_MAX_NAME_BYTES} bytes: letters, digits, spaces and . , _ - + = @ ( ), "
+            "the first a letter or digit, the last no space"
+        )
+    return name
+
+
+def _check_text(text: str) -> str:
+    if not specs.can_be_written(text):
+        raise ValueError("holds text that is not Unicode")
+    return text
+
+
+def _check_path(path: str) -> str:
+    if not _check_text(path).strip() or specs.CONTROL.search(path) or len(path) > 4_000:
+        raise ValueError("must be a path: one line of 1 to 4,000 characters")
+    return path
+
+
+def _check_run_id(run_id: str) -> str:
+    if not re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", run_id):
+        raise ValueError("must be the id of a run: 1 to 64 letters, digits, - and _")
+    return run_id
+
+
+def _check_class_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9]{0,99}", name):
+        raise ValueError("must be the name of a class of torchvision.datasets, such as OxfordIIITPet")
+    return name
 
 
 Named: TypeAlias = dict[str, Any]
@@ -59,6 +130,17 @@ Optimizer: TypeAlias = Annotated[Named, _checked(specs.check_optimizer), named_s
 Scheduler: TypeAlias = Annotated[Named, _checked(specs.check_role("scheduler")), named_schema("scheduler")]
 ImageOps: TypeAlias = Annotated[list[Named], _checked(specs.check_image_ops), named_schema("image_op")]
 Transform: TypeAlias = Annotated[Any, _checked(specs.check_transform), named_schema("transform")]
+Labels: TypeAlias = Annotated[
+    list[str], _checked(_check_labels), Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS})
+]
+PictureIds: TypeAlias = Annotated[list[str], _checked(_check_strings)]
+ModelName: TypeAlias = Annotated[
+    str, AfterValidator(_check_model_name), Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_NAME_BYTES})
+]
+Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
+FilePath: TypeAlias = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
+RunId: TypeAlias = Annotated[str, AfterValidator(_check_run_id), Field(json_schema_extra={"minLength": 1})]
+ClassName: TypeAlias = Annotated[str, AfterValidator(_check_class_name), Field(json_schema_extra={"minLength": 1})]
 
 
 class _Commands(BaseModel):
@@ -70,8 +152,11 @@ class _Commands(BaseModel):
 class FolderData(_Commands):
     """Pictures in a folder: ``<path>/<label>/…`` or ``<path>/train|test/<label>/…``."""
 
+    # The default is for programs: a document has to say which source it means.
+    model_config = ConfigDict(json_schema_extra={"required": ["source"]})
+
     source: Literal["folder"] = Field("folder", description="pictures in one folder a label")
-    path: str = Field("data", min_length=1, description="the folder, relative to the commands file")
+    path: FilePath = Field("data", description="the folder, relative to the commands file")
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no part is named test"
     )
@@ -81,7 +166,7 @@ class ManifestData(_Commands):
     """Pictures listed in a CSV or Parquet table with the columns path, label and, if wanted, split and id."""
 
     source: Literal["manifest"] = Field(description="pictures listed in a table: path,label[,split][,id]")
-    path: str = Field(min_length=1, description="the CSV or Parquet file, relative to the commands file")
+    path: FilePath = Field(description="the CSV or Parquet file, relative to the commands file")
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no split is named test"
     )
@@ -91,8 +176,8 @@ class TorchvisionData(_Commands):
     """A classifying data set of ``torchvision.datasets``."""
 
     source: Literal["torchvision"] = Field(description="a data set of torchvision.datasets")
-    name: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", description="its class, such as OxfordIIITPet")
-    path: str = Field("data", min_length=1, description="where its files are, or are put")
+    name: ClassName = Field(description="its class, such as OxfordIIITPet")
+    path: FilePath = Field("data", description="where its files are, or are put")
     download: bool = Field(False, description="fetch the files where they are missing")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share put aside where the data set has no test part")
 
@@ -107,7 +192,13 @@ class SampleData(_Commands):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share put aside for the test")
 
 
-Data: TypeAlias = Annotated[FolderData | ManifestData | TorchvisionData | SampleData, Field(discriminator="source")]
+# pydantic writes out a source that it does not know: only what is plain JSON may come that far.
+Data: TypeAlias = Annotated[
+    FolderData | ManifestData | TorchvisionData | SampleData,
+    Field(discriminator="source"),
+    _checked(lambda _: iter(())),
+]
+SOURCES = ("folder", "manifest", "torchvision", "sample")
 
 
 class TestSection(_Commands):
@@ -115,34 +206,17 @@ class TestSection(_Commands):
 
     __test__ = False  # not a test case, whatever its name says to pytest
 
-    limit: int = Field(0, ge=0, description="pictures drawn from the test part; 0 takes all")
-    ids: list[str] = Field(
+    limit: int = Field(0, ge=0, le=MAX_PICTURES, description="pictures drawn from the test part; 0 takes all")
+    ids: PictureIds = Field(
         default_factory=list, description="the pictures to test on, by id; empty takes the test part"
     )
 
 
-def _check_labels(labels: list[str]) -> list[str]:
-    if len(labels) == 1:
-        raise ValueError("there must be at least two labels to tell apart (or none: every label of the data)")
-    repeated = sorted({label for label in labels if labels.count(label) > 1}) if len(labels) < 10_000 else []
-    if repeated or len(set(labels)) != len(labels):
-        raise ValueError(f"a label may stand once only; repeated: {', '.join(repeated[:5])}")
-    if any(not label.strip() or _CONTROL.search(label) or len(label) > 500 for label in labels):
-        raise ValueError("a label must be a line of 1 to 500 characters")
-    return labels
-
-
-def _check_model_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name != name.strip() or len(name) > 200:
-        raise ValueError(
-            "must be a safe file name of 1 to 200 characters: letters, digits, spaces and . , _ - + = @ ( ), "
-            "the first a letter or digit"
-        )
-    return name
-
-
-Labels: TypeAlias = Annotated[list[str], Field(max_length=100_000)]
-ModelName: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+def _check_count(n_labels: int, info: ValidationInfo) -> int:
+    labels = info.data.get("label_names") or []
+    if n_labels and labels and n_labels != len(labels):
+        raise ValueError(f"label_names has {len(labels)} labels: make the two equal, or n_labels 0")
+    return n_labels
 
 
 class TrainCommands(_Commands):
@@ -151,7 +225,7 @@ class TrainCommands(_Commands):
     `document` gives back what was read, unchanged; attributes hold it with all defaults filled in.
     """
 
-    schema_url: str | None = Field(None, alias="$schema", description="the JSON Schema, for editors; not used")
+    schema_url: Text | None = Field(None, alias="$schema", description="the JSON Schema, for editors; not used")
     model_name: ModelName = Field(description="the attempt's name; its newest attempt is found by it")
     label_names: Labels = Field(
         default_factory=list,
@@ -179,7 +253,7 @@ class TrainCommands(_Commands):
     )
     batch_size: int = Field(32, ge=1, le=MAX_BATCH, description="pictures a batch")
     n_epoch: int = Field(10, ge=1, le=MAX_EPOCHS, description="full passes over the training pictures")
-    n_labels: int = Field(0, ge=0, description="number of labels; 0 counts label_names")
+    n_labels: int = Field(0, ge=0, le=MAX_LABELS, description="number of labels; 0 counts label_names")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="of weights, order of pictures and random transforms")
     validation: float = Field(0.1, ge=0, le=0.9, description="share of the training pictures kept for validation")
     keep: Literal["best", "last"] = Field(
@@ -189,13 +263,7 @@ class TrainCommands(_Commands):
     stop: None = Field(None, description="only null in this version: every attempt runs all its epochs")
     test: TestSection = Field(default_factory=lambda: TestSection(), description="the test that follows the training")
 
-    _labels = field_validator("label_names")(_check_labels)
-    _name = field_validator("model_name")(_check_model_name)
-
-    @model_validator(mode="after")
-    def _count_labels(self) -> TrainCommands:
-        _check_count(self.n_labels, self.label_names)
-        return self
+    _count = field_validator("n_labels")(_check_count)
 
     def document(self) -> dict[str, Any]:
         """Return the document that these commands were read from."""
@@ -211,9 +279,9 @@ class TestCommands(_Commands):
 
     __test__ = False  # not a test case, whatever its name says to pytest
 
-    schema_url: str | None = Field(None, alias="$schema", description="the JSON Schema, for editors; not used")
+    schema_url: Text | None = Field(None, alias="$schema", description="the JSON Schema, for editors; not used")
     model_name: ModelName | None = Field(None, description="the newest attempt of this name is tested")
-    run_id: str | None = Field(None, pattern=r"^[0-9a-zA-Z_-]{1,64}$", description="the MLflow run to test")
+    run_id: RunId | None = Field(None, validate_default=True, description="the MLflow run to test")
     label_names: Labels | None = Field(None, description="labels to test on, of those that the attempt knows")
     data: Data | None = Field(None, description="other pictures than the attempt's own")
     image_ops: ImageOps | None = Field(None, description="as in train commands")
@@ -222,22 +290,21 @@ class TestCommands(_Commands):
     model: Model | None = Field(None, description="as in train commands; must fit the attempt's weights")
     criterion: Criterion | None = Field(None, description="as in train commands")
     batch_size: int | None = Field(None, ge=1, le=MAX_BATCH, description="pictures a batch")
-    n_labels: int = Field(0, ge=0, description="number of labels; 0 counts label_names")
+    n_labels: int = Field(0, ge=0, le=MAX_LABELS, description="number of labels; 0 counts label_names")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="of the draw of `limit` pictures")
-    limit: int = Field(0, ge=0, description="pictures drawn without replacement from the test part; 0 takes all")
-    ids: list[str] = Field(default_factory=list, description="the pictures to test on, by id")
+    limit: int = Field(
+        0, ge=0, le=MAX_PICTURES, description="pictures drawn without replacement from the test part; 0 takes all"
+    )
+    ids: PictureIds = Field(default_factory=list, description="the pictures to test on, by id")
 
-    @field_validator("label_names")
+    _count = field_validator("n_labels")(_check_count)
+
+    @field_validator("run_id")
     @classmethod
-    def _labels(cls, labels: list[str] | None) -> list[str] | None:
-        return labels if labels is None else _check_labels(labels)
-
-    @model_validator(mode="after")
-    def _names_one_attempt(self) -> TestCommands:
-        if (self.model_name is None) == (self.run_id is None):
-            raise ValueError("needs either a model_name or a run_id, to say which attempt to test")
-        _check_count(self.n_labels, self.label_names or [])
-        return self
+    def _names_one_attempt(cls, run_id: str | None, info: ValidationInfo) -> str | None:
+        if "model_name" in info.data and (info.data["model_name"] is None) == (run_id is None):
+            raise ValueError("either model_name or run_id must say which attempt to test, and not both")
+        return run_id
 
     def document(self) -> dict[str, Any]:
         """Return the document that these commands were read from."""
@@ -247,27 +314,21 @@ class TestCommands(_Commands):
 class Attempt(BaseModel):
     """The Attempt document: what was commanded and what came of it; unknown keys are kept."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
-    id: int | str | None = None
-    name: str
+    id: int | Text | None = None
+    name: Text
     training_commands: TrainCommands
     training_losses: list[float | None] = Field(default_factory=list)
-    n_epoch: int = Field(0, ge=0)
+    n_epoch: int = Field(0, ge=0, le=MAX_EPOCHS)
     testing_commands: TestCommands | None = None
     accuracy: float | None = None
-    status: Status = Status.INCOMPLETE
-    limit: int = 0
+    status: Status = Field(Status.INCOMPLETE, strict=False)
+    limit: int = Field(0, ge=0, le=MAX_PICTURES)
 
-
-def _check_count(n_labels: int, labels: list[str]) -> None:
-    if n_labels and labels and n_labels != len(labels):
-        raise PydanticCustomError(
-            "fault",
-            "{message}",
-            {"message": f"n_labels says {n_labels}, label_names has {len(labels)}: make them equal, or n_labels 0",
-             "came": "", "nearest": ""},
-        )  # fmt: skip
+    def document(self) -> dict[str, Any]:
+        """Return the document that this attempt was read from."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def digest_document(document: dict[str, Any]) -> str:

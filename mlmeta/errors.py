@@ -15,9 +15,14 @@ A message says where, what was wrong, what came, what is allowed and, for a name
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# A text with more faults than these is not read by anyone; `CommandsError.faults` holds all of them.
+MAX_SHOWN = 50
+# No allowed name is longer; the limit keeps hostile names away from the comparison.
+_LONGEST_NAME = 200
 
 
 class MlmetaError(Exception):
@@ -59,23 +64,32 @@ class Fault:
 
 
 class CommandsError(BadInputError):
-    """The commands are faulty; `faults` lists all that was found."""
+    """The commands are faulty; `faults` lists what was found."""
 
-    def __init__(self, faults: Sequence[Fault], *, source: str = "the commands") -> None:
-        """Make one message of all faults; `source` names the document."""
+    def __init__(self, faults: Sequence[Fault], *, source: str = "the commands", n_more: int = 0) -> None:
+        """Make one message of all faults.
+
+        Args:
+            faults: At least one.
+            source: The name of the document.
+            n_more: Faults that were found beside them and not explained.
+        """
         self.faults = tuple(faults)
         self.source = source
-        n = len(self.faults)
-        lines = "\n".join(f"  {fault}" for fault in self.faults)
-        super().__init__(f"{source}: {n} {'fault' if n == 1 else 'faults'}\n{lines}")
+        self.n_more = n_more
+        n = len(self.faults) + n_more
+        lines = [f"  {fault}" for fault in self.faults[:MAX_SHOWN]]
+        if n > len(lines):
+            lines.append(f"  … and {n - len(lines):,} more")
+        super().__init__("\n".join([f"{source}: {n:,} {'fault' if n == 1 else 'faults'}", *lines]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Survive the way from another process."""
-        return _make_commands_error, (self.faults, self.source)
+        return _make_commands_error, (self.faults, self.source, self.n_more)
 
 
-def _make_commands_error(faults: Sequence[Fault], source: str) -> CommandsError:
-    return CommandsError(faults, source=source)
+def _make_commands_error(faults: Sequence[Fault], source: str, n_more: int) -> CommandsError:
+    return CommandsError(faults, source=source, n_more=n_more)
 
 
 class PicturesError(BadInputError):
@@ -103,13 +117,47 @@ class DivergedError(AttemptFailedError):
 
 
 def nearest_name(name: str, allowed: Iterable[str]) -> str:
-    """Return the allowed name most like `name`, or an empty string where none is near."""
+    """Return the allowed name most like `name`, whatever the case, or an empty string where none is near."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     by_fold = {candidate.casefold(): candidate for candidate in allowed}
     matches = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
     return by_fold[matches[0]] if matches else ""
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """Return `repr(value)` cut to `limit` characters, for error text."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    """Return a value as text cut to `limit` characters, for error text: strings as `repr`, constants as JSON.
+
+    Only as much of the value is read as is shown, so that neither a large nor a deep one costs anything.
+    """
+    text = ""
+    for piece in _write(value, limit):
+        text += piece
+        if len(text) > limit:
+            return f"{text[: limit - 1]}…"
+    return text
+
+
+def _write(value: object, limit: int) -> Iterator[str]:
+    if value is None or isinstance(value, bool):
+        yield {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, str):
+        yield repr(value[: limit + 1])
+    elif isinstance(value, int) and value.bit_length() > 4 * limit:
+        yield f"a number of about {value.bit_length() * 0.30103:.0f} digits"
+    elif isinstance(value, Mapping):
+        yield "{"
+        for index, (key, item) in enumerate(value.items()):
+            yield ", " if index else ""
+            yield from _write(key, limit)
+            yield ": "
+            yield from _write(item, limit)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "[" if isinstance(value, list) else "("
+        for index, item in enumerate(value):
+            yield ", " if index else ""
+            yield from _write(item, limit)
+        yield "]" if isinstance(value, list) else ",)" if len(value) == 1 else ")"
+    else:
+        yield repr(value)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mlmeta.commands import TestCommands, TrainCommands
 from mlmeta.criteria import Criterion
 from mlmeta.documents import parse_train_commands
-from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name
+from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
 from mlmeta.layers import forward_pictures
 from mlmeta.picture_files import strip_operators
 from mlmeta.pictures import choose_pictures
@@ -181,7 +181,7 @@ def merge_commands(train: TrainCommands, test: TestCommands) -> TrainCommands:
 def _check_labels_known(tested: list[str], trained: list[str]) -> None:
     known = {strip_operators(label) for label in trained}
     faults = [
-        Fault(f"label_names.{index}", "is not a label of the attempt", repr(label), nearest_name(label, known))
+        Fault(f"label_names.{index}", "is not a label of the attempt", shorten(label), nearest_name(label, known))
         for index, label in enumerate(tested)
         if strip_operators(label) not in known
     ]

@@ -12,12 +12,13 @@ from pydantic import WithJsonSchema
 
 from mlmeta import catalog
 
+# Documents of the older tool write values as strings: "'RGB'", "(0.9, 0.999)", "True"; see `mlmeta.values`.
+_OLDER_VALUE = {"type": "string", "pattern": r"^\s*(['\"(\[]|(True|False|None)\s*$)"}
 _TYPES: dict[str, dict[str, Any]] = {
     "int": {"type": "integer"},
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "str": {"type": "string"},
-    "list": {"type": "array"},
     "null": {"type": "null"},
     "layer": {"$ref": "#/$defs/layer"},
     "layers": {"type": "array", "items": {"$ref": "#/$defs/layer"}},
@@ -25,36 +26,43 @@ _TYPES: dict[str, dict[str, Any]] = {
     "transforms": {"$ref": "#/$defs/transform"},
     "any": {},
 }
-# A role whose definition is an object with a name, and one whose definition is a name: arguments pair.
+_MARK = "x-mlmeta-role"
+_ONE_KEY = {"minProperties": 1, "maxProperties": 1}
+# Roles whose definition is an object with a name; the others' keys are names.
 _NAMED_ROLES = ("layer", "criterion", "optimizer", "scheduler")
-_CALLED_ROLES = ("transform", "image_op")
 
 
 def named_schema(role: str) -> WithJsonSchema:
-    """Return the annotation that puts a reference to a role's definition into the JSON Schema."""
-    if role == "model":
-        return WithJsonSchema({"$ref": "#/$defs/model"})
-    if role == "image_op":
-        return WithJsonSchema({"type": "array", "items": {"$ref": "#/$defs/image_op"}})
-    return WithJsonSchema({"$ref": f"#/$defs/{role}"})
+    """Return the annotation that `complete_schema` turns into a reference to a role's definition.
+
+    A reference itself would be looked up by pydantic among its own definitions, where a role's is not.
+    """
+    mark = {_MARK: role}
+    return WithJsonSchema({"type": "array", "items": mark} if role == "image_op" else mark)
 
 
-def _argument_schema(name: str, argument: catalog.Argument) -> dict[str, Any]:
-    options = [_TYPES[kind] for kind in argument.kinds]
-    if argument.choices:
-        options = [{"enum": list(argument.choices)}, *[o for o in options if o.get("type") != "string"]]
-    if name in catalog.AUTO_ARGUMENTS:
-        options.append({"const": "auto"})
-    if "int" in argument.kinds:
-        options.append({"const": "n_labels"})
-    # Older documents write values as strings: "'RGB'", "(0.9, 0.999)", "True".
-    options.append({"type": "string", "pattern": r"^\s*(['\"(\[]|(True|False|None)\s*$)"})
-    schema = options[0] if options[0] == {} else {"anyOf": options}
+def _argument_schema(entry: catalog.Entry, name: str) -> dict[str, Any]:
+    argument = entry.arguments[name]
+    kinds = argument.kinds
+    options = [_TYPES[kind] for kind in kinds if kind != "list" and not (kind == "str" and argument.choices)]
+    if "list" in kinds:
+        options.append({"type": "array", "minItems": 1, "items": _items_schema(argument)})
+    words = [*argument.choices, *catalog.list_placeholders(entry, name)]
+    if words:
+        options.append({"enum": words})
+    schema = {} if "any" in kinds else {"anyOf": [*options, _OLDER_VALUE]}
     return schema if argument.default is None else {**schema, "default": argument.default}
 
 
+def _items_schema(argument: catalog.Argument) -> dict[str, Any]:
+    if not {"int", "float"} & set(argument.kinds):
+        return {"type": ["number", "array"]}
+    number = "integer" if "float" not in argument.kinds else "number"
+    return {"type": [number, "null"] if "null" in argument.kinds else number}
+
+
 def _arguments_schema(entry: catalog.Entry) -> dict[str, Any]:
-    return {name: _argument_schema(name, argument) for name, argument in entry.arguments.items()}
+    return {name: _argument_schema(entry, name) for name in entry.arguments}
 
 
 def _required(entry: catalog.Entry) -> list[str]:
@@ -78,9 +86,19 @@ def _called_definition(role: str) -> dict[str, Any]:
     for entry in _entries(role):
         arguments = {"type": "object", "properties": _arguments_schema(entry), "additionalProperties": False}
         required = _required(entry)
-        options = [{**arguments, "required": required}] if required else [{"const": True}, arguments]
+        options = [{**arguments, "required": required}] if required else [{"enum": [True, None]}, arguments]
         properties[entry.name] = {"anyOf": options}
+    if role == "image_op":
+        properties["filter"] = _filter_schema()
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _filter_schema() -> dict[str, Any]:
+    """Return what a filter may be: its name, or an object that names it."""
+    named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    whole = {"type": "object", "required": ["filter"], "additionalProperties": False}
+    names = {"anyOf": [{"type": "string"}, named]}
+    return {"anyOf": [{"type": "string"}, named, {**whole, "properties": {"filter": names}}]}
 
 
 def _entries(role: str) -> list[catalog.Entry]:
@@ -89,17 +107,25 @@ def _entries(role: str) -> list[catalog.Entry]:
 
 def _transform_definition() -> dict[str, Any]:
     calls = _called_definition("transform")
-    name = {"enum": catalog.list_names("transform")}
-    return {"anyOf": [calls, {"type": "array", "items": {"anyOf": [calls, name]}}]}
+    names = [name for name in catalog.list_names("transform") if not _required(catalog.find_entry("transform", name))]
+    steps = {"type": "array", "items": {"anyOf": [{**calls, **_ONE_KEY}, {"enum": names}]}}
+    return {"anyOf": [calls, steps]}
 
 
 def _model_definition() -> dict[str, Any]:
-    properties = {
-        "name": {"enum": ["", *catalog.list_names("model")]},
-        "layers": {"type": "array", "items": {"$ref": "#/$defs/layer"}, "minItems": 1},
+    layers = {"type": "array", "items": {"$ref": "#/$defs/layer"}, "minItems": 1}
+    own = {"name": {"const": ""}, "layers": layers, "weights": {"type": "null"}}
+    named = {
+        "name": {"enum": catalog.list_names("model")},
+        "layers": {"enum": [[], None]},
         "weights": {"type": ["string", "null"]},
     }
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    return {
+        "anyOf": [
+            {"type": "object", "properties": own, "required": ["layers"], "additionalProperties": False},
+            {"type": "object", "properties": named, "required": ["name"], "additionalProperties": False},
+        ]
+    }
 
 
 def complete_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +133,23 @@ def complete_schema(schema: dict[str, Any]) -> dict[str, Any]:
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         "model": _model_definition,
         "transform": _transform_definition,
-        "image_op": lambda: {**_called_definition("image_op"), "minProperties": 1, "maxProperties": 1},
+        "image_op": lambda: {**_called_definition("image_op"), **_ONE_KEY},
     }
-    definitions = {role: makers.get(role, lambda role=role: _named_definition(role))() for role in
-                   (*_NAMED_ROLES, "model", *_CALLED_ROLES)}  # fmt: skip
-    merged = {**schema.get("$defs", {}), **definitions}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "$defs": merged}
+    definitions = {role: make() for role, make in makers.items()}
+    definitions |= {role: _named_definition(role) for role in _NAMED_ROLES}
+    completed: dict[str, Any] = _put_references(schema)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **completed,
+        "$defs": {**completed.get("$defs", {}), **definitions},
+    }
+
+
+def _put_references(schema: Any) -> Any:
+    """Return a schema with a reference wherever `named_schema` left its mark."""
+    if isinstance(schema, list):
+        return [_put_references(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: _put_references(value) for key, value in schema.items() if key != _MARK}
+    return {"$ref": f"#/$defs/{schema[_MARK]}", **kept} if _MARK in schema else kept

@@ -16,8 +16,10 @@ _ENUM = re.compile(
     r"^(?:PIL\.)?(?:transforms\.)?(?:Image(?:\.(?:Resampling|Transpose|Transform|Dither|Palette|Quantize))?"
     r"|InterpolationMode|AutoAugmentPolicy)\.([A-Z][A-Z0-9_]*)$"
 )
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_SEQUENCE = re.compile(rf"^[(\[]\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*,?\s*[)\]]$")
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+# Possessive (*+): blanks can be read in one way only, so that no string takes long.
+_NUMBERS = rf"({_NUMBER}(?:\s*+,\s*+{_NUMBER})*+)\s*+(,?)\s*+"
+_SEQUENCE = re.compile(rf"\(\s*+{_NUMBERS}\)|\[\s*+{_NUMBERS}\]", re.ASCII)
 _WORDS: Mapping[str, bool | None] = {"True": True, "False": False, "None": None}
 _RENAMED = {"ANTIALIAS": "LANCZOS"}
 # No older form is longer; the limit keeps hostile strings away from the patterns.
@@ -33,7 +35,7 @@ def read_value(value: Any) -> Any:
     Returns:
         The value itself, but for strings in one of the older forms: a quoted string gives its inside, a name of
         a Pillow or torchvision enum its last part, ``True``/``False``/``None`` the constant, and a bracketed
-        row of numbers a tuple.
+        row of numbers a tuple, but for one number in parentheses, which Python too reads as that number.
     """
     if isinstance(value, str):
         return _read_string(value)
@@ -54,8 +56,10 @@ def _read_string(text: str) -> Any:
         return _WORDS[stripped]
     if enum := _ENUM.match(stripped):
         return _RENAMED.get(enum.group(1), enum.group(1))
-    if sequence := _SEQUENCE.match(stripped):
-        return tuple(_read_number(part) for part in sequence.group(1).split(","))
+    if sequence := _SEQUENCE.fullmatch(stripped):
+        round_row, round_comma, square_row, _ = sequence.groups()
+        numbers = tuple(_read_number(part) for part in (round_row or square_row).split(","))
+        return numbers[0] if round_row and len(numbers) == 1 and not round_comma else numbers
     return text
 
 
