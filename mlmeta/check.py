@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlmeta.commands import TrainCommands
-from mlmeta.pictures import Part
+from mlmeta.picture_files import Part
 from mlmeta.preparation import prepare_criterion, prepare_model, prepare_task
-from mlmeta.shapes import LayerRow, format_bytes
+from mlmeta.shapes import LayerRow
+from mlmeta.sizes import format_bytes
 from mlmeta.spec_builder import build_optimizer, build_scheduler, summarize_model
 
 
@@ -50,19 +51,25 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
     task = prepare_task(commands, base_dir=base_dir, probe=True)
     rows = summarize_model(commands.model, n_labels=task.n_labels, input_shape=task.input_shape)
     model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir)
-    criterion = prepare_criterion(commands, n_labels=task.n_labels)
+    prepare_criterion(commands, n_labels=task.n_labels)
     optimizer = build_optimizer(commands.optimizer, model.parameters())
     counts: dict[Part, int] = {part: len(task.pictures.select(part)) for part in ("train", "validation", "test")}
     if commands.scheduler is not None:
-        n_batches = -(-counts["train"] // commands.batch_size)
+        n_batches = count_batches(counts["train"], commands.batch_size)
         build_scheduler(commands.scheduler, optimizer, n_epoch=commands.n_epoch, n_batches=n_batches)
     scheduler = commands.scheduler["name"] if commands.scheduler else "no scheduler"
     facts = [
         f"{task.n_labels} labels; {counts['train']} training, {counts['validation']} validation and {counts['test']} "
         f"test pictures from {task.pictures.source}",
-        f"{type(criterion.loss).__name__}, {type(optimizer).__name__}, {scheduler}; {commands.n_epoch} epochs",
+        f"{commands.criterion['name']}, {commands.optimizer['name']}, {scheduler}; {commands.n_epoch} epochs",
     ]
     return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts)
+
+
+def count_batches(n_pictures: int, batch_size: int) -> int:
+    """Return the batches of an epoch; a picture that would be one by itself joins the batch before it."""
+    n_full, rest = divmod(n_pictures, batch_size)
+    return n_full + (rest > 1 or (rest == 1 and n_full == 0))
 
 
 def format_table(result: CheckResult) -> str:

@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mlmeta.errors import BadInputError
+
 _UNPOOLING = (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
 _TWO_INPUTS = (nn.Bilinear, nn.Transformer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
 _WHOLE_NUMBERS = (nn.Embedding, nn.EmbeddingBag)
@@ -33,6 +35,7 @@ def apply_layer(layer: nn.Module, x: Tensor, pooled: PoolingIndices) -> Tensor:
 
     Raises:
         ValueError: If an unpooling has no pooling before it.
+        BadInputError: If an embedding gets a number that it has no row for.
     """
     output = _call(layer, x, pooled)
     if not isinstance(output, tuple):
@@ -53,8 +56,21 @@ def _call(layer: nn.Module, x: Tensor, pooled: PoolingIndices) -> Any:
     if isinstance(layer, _TWO_INPUTS):
         return layer(x, x)
     if isinstance(layer, _WHOLE_NUMBERS):
-        return layer(x.long())
+        return layer(_read_rows(x, layer.num_embeddings))
     return layer(x)
+
+
+def _read_rows(x: Tensor, n_rows: int) -> Tensor:
+    """Return the numbers of an embedding's rows; looked at here, since CUDA would end the process for a wrong one."""
+    rows = x.long()
+    if x.device.type != "meta":
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= n_rows:
+            raise BadInputError(
+                f"an embedding of {n_rows} rows takes the whole numbers 0 to {n_rows - 1}; {low} to {high} arrive "
+                f"(PILToTensor gives 0 to 255, ToTensor 0 to 1)"
+            )
+    return rows
 
 
 class Chain(nn.Sequential):
@@ -64,13 +80,17 @@ class Chain(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers in order; `x` itself is never changed."""
-        if len(self) and getattr(self[0], "inplace", False):
-            x = x.clone()
-        pooled: PoolingIndices = []
+        """Apply the layers in order; `x` itself is never changed, whatever is ``inplace``."""
+        arrived, pooled = x, PoolingIndices()
         for layer in self:
+            if getattr(layer, "inplace", False) and _share_memory(x, arrived):
+                x = x.clone()
             x = apply_layer(layer, x, pooled)
         return x
+
+
+def _share_memory(x: Tensor, other: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 class Residual(nn.Module):
@@ -135,11 +155,14 @@ def forward_pictures(model: nn.Module, x: Tensor) -> Tensor:
 
     Args:
         model: A classifier.
-        x: Pictures (n, channels, height, width), or crops of pictures (n, crops, channels, height, width).
+        x: Pictures (n, channels, height, width), or crops of pictures (n, crops, channels, height, width); whole
+            numbers are made float32.
 
     Returns:
         Outputs (n, n_labels).
     """
+    if not x.is_floating_point():
+        x = x.float()
     if x.ndim < 5:
         return first_tensor(model(x))
     n, crops = x.shape[:2]

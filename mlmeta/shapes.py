@@ -6,7 +6,7 @@ number is, and no memory is taken. Two pictures, because batch normalisation nee
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from mlmeta import catalog
-from mlmeta.errors import CommandsError, Fault, shorten
+from mlmeta.errors import CommandsError, Fault
+from mlmeta.fitting import check_arriving, explain_misfit, fill_arguments, format_shape
 from mlmeta.layers import Chain, Concat, PoolingIndices, Residual, apply_layer, make_projection
+from mlmeta.refusals import REFUSALS, explain_refusal
+from mlmeta.sizes import FLOAT_BYTES, SizeGuard, count_numbers, refuse_outputs, refuse_weights
 from mlmeta.values import read_value
 
 Spec = Mapping[str, Any]
 _PROBE = 2
-_FLOAT_BYTES = 4
-# Weights, gradients, two moments of the optimizer, and the copy of the best epoch.
-_TRAINING_COPIES = 5
-_RECURRENT = ("RNN", "LSTM", "GRU", "MultiheadAttention", "Transformer")
-_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError, ArithmeticError, KeyError)
+_COMPOSITES = ("Sequential", "Residual", "Concat")
+# Layers of their own that are applied one after the other: one of them tells the shape.
+_STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
 
 
 @dataclass(frozen=True)
@@ -49,62 +50,44 @@ class LayerRow:
 
 @dataclass
 class ShapeTrace:
-    """What sending two pictures through the layers showed."""
+    """What sending two pictures through the layers showed.
+
+    Attributes:
+        n_labels: The number of labels.
+        rows: One a layer, in the order in which they run.
+        n_numbers: Parameters and buffers so far.
+        kept_bytes: Outputs of layers with parameters so far, for one picture: what a training keeps at the least.
+    """
 
     n_labels: int
     rows: list[LayerRow] = field(default_factory=list)
+    n_numbers: int = 0
+    kept_bytes: int = 0
 
     @property
     def n_parameters(self) -> int:
         """The sum over all layers."""
         return sum(row.n_parameters for row in self.rows)
 
-    def add(self, path: str, name: str, output: Tensor, n_parameters: int) -> None:
-        """Add a row, and refuse what would not fit into this machine's memory.
+    def weigh(self, path: str, name: str, layer: nn.Module) -> None:
+        """Count a layer's weights, before it is run.
 
         Raises:
-            CommandsError: If weights or one picture's outputs are larger than the memory.
+            CommandsError: If the weights so far are more than the memory could train.
         """
-        shape = tuple(output.shape[1:])
-        n_bytes = output.numel() // _PROBE * _FLOAT_BYTES
-        self.rows.append(LayerRow(path, name, shape, n_parameters, n_bytes))
-        refuse_oversize(path, name, n_parameters=self.n_parameters, activation_bytes=n_bytes)
+        self.n_numbers += count_numbers(layer)
+        refuse_weights(path, name, self.n_numbers)
 
+    def add(self, path: str, name: str, output: Tensor, n_parameters: int) -> None:
+        """Add a row.
 
-def memory_bytes() -> int:
-    """Return this machine's memory; 64 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 64 * 2**30
-
-
-def refuse_oversize(path: str, name: str, *, n_parameters: int, activation_bytes: int = 0) -> None:
-    """Refuse a model that this machine could not train.
-
-    Raises:
-        CommandsError: If its weights with gradients and optimizer, or one picture's output, exceed the memory.
-    """
-    limit = memory_bytes()
-    needed = n_parameters * _FLOAT_BYTES * _TRAINING_COPIES
-    if needed > limit:
-        message = (
-            f"the model has {n_parameters:,} parameters up to {name} and would need {format_bytes(needed)} "
-            f"to train; this machine has {format_bytes(limit)}"
-        )
-        raise CommandsError([Fault(path, message)])
-    if activation_bytes > limit:
-        message = f"the output of {name} for one picture takes {format_bytes(activation_bytes)}"
-        raise CommandsError([Fault(path, f"{message}; this machine has {format_bytes(limit)}")])
-
-
-def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes for people, such as ``4.0 KiB``."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} bytes" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:,.1f} TiB"
+        Raises:
+            CommandsError: If the outputs for one picture are larger than the memory.
+        """
+        n_bytes = output.numel() // len(output) * FLOAT_BYTES
+        self.rows.append(LayerRow(path, name, tuple(output.shape[1:]), n_parameters, n_bytes))
+        self.kept_bytes += n_bytes if n_parameters else 0
+        refuse_outputs(path, name, max(n_bytes, self.kept_bytes))
 
 
 def trace_layers(
@@ -118,22 +101,28 @@ def trace_layers(
         input_shape: (channels, height, width) of a picture.
 
     Returns:
-        The layers with every argument concrete, and the trace with its table.
+        The layers with every argument concrete, and the trace with its table. torch's random numbers are left as
+        they were.
 
     Raises:
         CommandsError: If torch refuses a layer, or shapes do not fit; names the layer and what arrived.
     """
     trace = ShapeTrace(n_labels)
-    x = torch.empty((_PROBE, *input_shape), device="meta")
-    concrete, output = _trace_chain(layers, x, "model.layers", trace)
+    # Whatever torch warns of, it says again where the model itself is made.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = torch.empty((_PROBE, *input_shape), device="meta")
+        concrete, output = _trace_chain(layers, x, "model.layers", trace)
     if tuple(output.shape) != (_PROBE, n_labels):
-        path = f"model.layers.{len(layers) - 1}"
-        message = (
-            f"the last layer must give one number a label, shape ({n_labels},) for a picture; "
-            f"it gives {tuple(output.shape[1:])}"
-        )
-        raise CommandsError([Fault(path, message)])
+        raise CommandsError([Fault(f"model.layers.{len(layers) - 1}", _explain_output(output.shape, n_labels))])
     return concrete, trace
+
+
+def _explain_output(shape: Sequence[int], n_labels: int) -> str:
+    message = f"the last layer must give one number a label, (n, {n_labels}); it gives {format_shape(shape)}"
+    if len(shape) > 2:
+        return f'{message}; put {{"name": "Flatten"}} before the last Linear'
+    return f'{message}; write "n_labels" for its out_features'
 
 
 def _trace_chain(
@@ -157,19 +146,39 @@ def _trace_layer(
     if name == "Sequential":
         layers, output = _trace_chain(spec["layers"], x, f"{path}.layers", trace)
         return {"name": name, "layers": layers}, output
-    name, arguments = fill_arguments(spec, tuple(x.shape), n_labels=trace.n_labels)
-    arguments = {key: _fill_nested(value, x, trace.n_labels) for key, value in arguments.items()}
+    name, arguments = fill_arguments(spec, x.shape, n_labels=trace.n_labels, path=path)
+    check_arriving(name, arguments, x.shape, path=path)
     layer = construct_layer(name, arguments, path, device="meta")
+    trace.weigh(path, name, layer)
+    n_parameters = sum(p.numel() for p in layer.parameters())
     output = _run(layer, x, pooled, name=name, arguments=arguments, path=path)
-    trace.add(path, name, output, sum(p.numel() for p in layer.parameters()))
+    trace.add(path, name, output, n_parameters)
     return {"name": name, **arguments}, output
 
 
-def _fill_nested(value: Any, x: Tensor, n_labels: int) -> Any:
-    if not isinstance(value, Mapping) or "name" not in value:
-        return value
-    name, arguments = fill_arguments(value, tuple(x.shape), n_labels=n_labels)
-    return {"name": name, **arguments}
+def _run(layer: nn.Module, x: Tensor, pooled: PoolingIndices, *, name: str, arguments: Spec, path: str) -> Tensor:
+    try:
+        with SizeGuard(path, name, n_pictures=_PROBE):
+            output = _apply_shortened(layer, x, pooled)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"it gives {type(output).__name__}, not a tensor")
+    except REFUSALS as error:
+        raise CommandsError([Fault(path, explain_misfit(name, arguments, x.shape, error))]) from None
+    if output.ndim < 2 or len(output) != _PROBE or not output.numel():
+        message = f"{name} must give something for each picture; it gives {tuple(output.shape)} for {_PROBE} pictures"
+        raise CommandsError([Fault(path, f"{message} where {format_shape(x.shape)} arrives")])
+    return output
+
+
+def _apply_shortened(layer: nn.Module, x: Tensor, pooled: PoolingIndices) -> Tensor:
+    """Apply a layer on ``meta``, where what repeats is run once: rows of a recurrent layer, layers of a stack."""
+    if isinstance(layer, nn.RNNBase):
+        first = apply_layer(layer, x[:, :1], pooled)
+        return first.expand(-1, x.shape[1], -1)
+    for stack in layer.modules():
+        if isinstance(stack, _STACKS):
+            stack.layers = stack.layers[:1]
+    return apply_layer(layer, x, pooled)
 
 
 def _trace_residual(spec: Spec, x: Tensor, path: str, trace: ShapeTrace) -> tuple[dict[str, Any], Tensor]:
@@ -185,78 +194,44 @@ def _trace_residual(spec: Spec, x: Tensor, path: str, trace: ShapeTrace) -> tupl
 def _trace_concat(spec: Spec, x: Tensor, path: str, trace: ShapeTrace) -> tuple[dict[str, Any], Tensor]:
     branches, outputs = [], []
     for index, branch in enumerate(spec["layers"]):
-        layers, output = _trace_chain([branch], x, f"{path}.layers.{index}", trace)
-        branches.append(layers[0])
+        layer, output = _trace_layer(branch, x, f"{path}.layers.{index}", trace, PoolingIndices())
+        branches.append(layer)
         outputs.append(output)
-    dim = spec.get("dim", 1)
+    dim = read_value(spec.get("dim", 1))
+    dim = trace.n_labels if dim == "n_labels" else dim
     try:
-        joined = torch.cat(outputs, dim=dim)
-    except (RuntimeError, IndexError):
-        shapes = ", ".join(str(tuple(output.shape[1:])) for output in outputs)
+        with SizeGuard(path, "Concat", n_pictures=_PROBE):
+            joined = torch.cat(outputs, dim=dim)
+    except REFUSALS:
+        shapes = ", ".join(format_shape(output.shape) for output in outputs)
         message = f"Concat does not fit: its branches give {shapes}, which cannot be joined along dimension {dim}"
         raise CommandsError([Fault(path, message)]) from None
+    if dim in (0, -joined.ndim):
+        message = f"Concat along dimension {dim} would join pictures; the dimension must be from 1 on"
+        raise CommandsError([Fault(path, message)])
     return {"name": "Concat", "layers": branches, "dim": dim}, joined
 
 
-def fill_arguments(spec: Spec, shape: tuple[int, ...], *, n_labels: int) -> tuple[str, dict[str, Any]]:
-    """Return a layer's class and its arguments, with "auto", "n_labels" and older values read.
-
-    A lazy layer of torch is the plain one with its size filled in.
-
-    Args:
-        spec: The layer as in the commands.
-        shape: Of the batch that arrives, pictures first.
-        n_labels: The number of labels.
-    """
-    name = spec["name"]
-    arguments = {key: read_value(value) for key, value in spec.items() if key != "name"}
-    if name.startswith("Lazy"):
-        name = name.removeprefix("Lazy")
-        plain = catalog.find_entry("layer", name).arguments
-        arguments |= {key: "auto" for key in plain if key in catalog.AUTO_ARGUMENTS}
-    for key, value in arguments.items():
-        if value == "n_labels":
-            arguments[key] = n_labels
-        elif value == "auto" and key in catalog.AUTO_ARGUMENTS:
-            arguments[key] = arriving_size(key, shape)
-    if name.startswith(_RECURRENT) and not name.endswith("Cell") and name not in _CONTAINERS:
-        arguments["batch_first"] = True
-    return name, arguments
-
-
-_CONTAINERS = ("TransformerEncoder", "TransformerDecoder")
-
-
-def arriving_size(argument: str, shape: tuple[int, ...]) -> int | list[int]:
-    """Return what "auto" stands for: the size of the dimension that an argument counts."""
-    if argument in ("in_channels", "num_features", "num_channels", "num_parameters"):
-        return shape[1]
-    if argument == "normalized_shape":
-        return list(shape[-1:] if len(shape) == 3 else shape[1:])
-    return shape[-1]
-
-
 def construct_layer(name: str, arguments: Spec, path: str, *, device: str) -> nn.Module:
-    """Make a layer from concrete arguments; nested layer specs are made too.
+    """Make a layer from concrete arguments; layers inside it are made too.
 
     Raises:
         CommandsError: If torch refuses the arguments; in torch's words.
     """
-    if name in ("Sequential", "Residual", "Concat"):
+    if name in _COMPOSITES:
         return _construct_composite(name, arguments, path, device=device)
     cls = catalog.find_entry("layer", name, path=path).load()
     made = {
-        key: construct_layer(value["name"], {k: v for k, v in value.items() if k != "name"}, path, device=device)
-        if isinstance(value, Mapping)
-        else value
+        key: _construct(value, f"{path}.{key}", device=device) if isinstance(value, Mapping) else value
         for key, value in arguments.items()
     }
     try:
-        with torch.device(device):
+        with torch.device(device), warnings.catch_warnings():
+            # A Transformer asks for what only padded batches use, and warns where it cannot be.
+            warnings.filterwarnings("ignore", message="enable_nested_tensor")
             layer: nn.Module = cls(**made)
-    except _REFUSALS as error:
-        given = {key: value for key, value in arguments.items() if key != "batch_first"}
-        raise CommandsError([Fault(path, f"{name} refuses its arguments: {error}", shorten(given, 200))]) from None
+    except REFUSALS as error:
+        raise explain_refusal(name, arguments, error, path=path) from None
     return layer
 
 
@@ -279,40 +254,3 @@ def _construct(spec: Spec, path: str, *, device: str) -> nn.Module:
 def construct_chain(layers: Sequence[Spec], path: str, *, device: str) -> Chain:
     """Make a `Chain` of layers with concrete arguments, as `trace_layers` gives them."""
     return Chain(*[_construct(spec, f"{path}.{index}", device=device) for index, spec in enumerate(layers)])
-
-
-def _run(layer: nn.Module, x: Tensor, pooled: PoolingIndices, *, name: str, arguments: Spec, path: str) -> Tensor:
-    try:
-        try:
-            output = apply_layer(layer, x, pooled)
-        except NotImplementedError:
-            output = _run_for_real(name, arguments, x, pooled, path=path)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"it gave {type(output).__name__}, not a tensor")
-    except _REFUSALS as error:
-        raise CommandsError([Fault(path, explain_misfit(name, arguments, tuple(x.shape), error))]) from None
-    return output
-
-
-def _run_for_real(name: str, arguments: Spec, x: Tensor, pooled: PoolingIndices, *, path: str) -> Tensor:
-    """Run a layer that torch cannot trace without numbers on zeros, after a look at its size."""
-    refuse_oversize(path, name, n_parameters=0, activation_bytes=x.numel() * _FLOAT_BYTES)
-    layer = construct_layer(name, arguments, path, device="cpu")
-    real = [(torch.zeros(indices.shape, dtype=indices.dtype), shape) for indices, shape in pooled]
-    output = apply_layer(layer, torch.zeros(x.shape, dtype=x.dtype), real)
-    pooled[:] = [(indices.to("meta"), shape) for indices, shape in real]
-    return output.to("meta")
-
-
-def explain_misfit(name: str, arguments: Spec, shape: tuple[int, ...], error: Exception) -> str:
-    """Return the message for a layer that what arrives does not fit: what came, what it wanted."""
-    arrived = f"(n, {', '.join(str(size) for size in shape[1:])})"
-    for key in sorted(catalog.AUTO_ARGUMENTS & arguments.keys()):
-        size = arriving_size(key, shape)
-        if arguments[key] != size and key not in ("num_parameters", "normalized_shape"):
-            return (
-                f"{name} does not fit: {arrived} arrives, so {key} would have to be {size}, not {arguments[key]} "
-                f'(write "auto" to have it filled in)'
-            )
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{name} does not fit: {arrived} arrives. torch says: {reason[:300]}"

@@ -1,26 +1,28 @@
 """From commands to torch objects: the model, its criterion, optimizer, scheduler and the pictures' operations.
 
 Every name goes through the allow-list of `mlmeta.catalog`; a value that torch refuses becomes one clear message.
+The optimizer and its scheduler are made in `mlmeta.optimizers`, layers in `mlmeta.shapes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.overrides import TorchFunctionMode
 
 from mlmeta import catalog
 from mlmeta.criteria import Criterion, make_criterion
-from mlmeta.errors import CommandsError, Fault, shorten
+from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 from mlmeta.image_ops import build_image_ops
 from mlmeta.layers import first_tensor
-from mlmeta.shapes import LayerRow, ShapeTrace, construct_chain, refuse_oversize, trace_layers
+from mlmeta.optimizers import build_optimizer, build_scheduler, read_arguments, steps_per_batch
+from mlmeta.refusals import REFUSALS, make_named, quote_torch
+from mlmeta.shapes import LayerRow, ShapeTrace, construct_chain, trace_layers
 from mlmeta.transforms import build_target_transform, build_transform
-from mlmeta.values import read_value
 
 __all__ = [
     "build_criterion",
@@ -36,11 +38,17 @@ __all__ = [
 ]
 
 Spec = Mapping[str, Any]
-_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError, ArithmeticError, AttributeError)
-# What the last layer's outputs are, where they are not logits.
+_PICTURE_CHANNELS = 3
+# A criterion is tried on two pictures; some make K² numbers of them.
+_TRIED_LABELS = 1_000
+# What the last layer's outputs are, where they are not logits; these layers leave them what they are.
+_KEEPS_FORM = ("Identity", "Flatten", "Unflatten")
 _OUTPUT_FORMS = {
     "Sigmoid": "probabilities",
+    "Hardsigmoid": "probabilities",
     "Softmax": "probabilities",
+    "Softmax2d": "probabilities",
+    "Softmin": "probabilities",
     "LogSoftmax": "log_probabilities",
     "LogSigmoid": "log_probabilities",
 }
@@ -56,7 +64,7 @@ def build_model(model: Spec, *, n_labels: int, input_shape: Sequence[int]) -> nn
 
     Returns:
         A module that maps float pictures (n, channels, height, width) to outputs (n, n_labels), its weights
-        drawn with torch's global generator, on torch's default device.
+        drawn with torch's global generator, on the CPU.
 
     Raises:
         CommandsError: If a layer is refused, does not fit what arrives, or the model would not fit in memory.
@@ -71,28 +79,44 @@ def build_model(model: Spec, *, n_labels: int, input_shape: Sequence[int]) -> nn
 def summarize_model(model: Spec, *, n_labels: int, input_shape: Sequence[int]) -> list[LayerRow]:
     """Return the model's table, a row a layer, without computing anything or taking memory.
 
+    A torchvision model has a row for each of its direct children.
+
     Raises:
         CommandsError: As `build_model`.
     """
     if not model.get("name"):
         return trace_layers(model["layers"], n_labels=n_labels, input_shape=input_shape)[1].rows
-    with torch.device("meta"):
-        network = _build_named(model["name"], n_labels=n_labels, input_shape=input_shape)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return _trace_named(model["name"], n_labels=n_labels, input_shape=input_shape).rows
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """Makes weights on ``meta`` and leaves a builder's own arithmetic, such as a RegNet's widths, real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, those that make weights with another device."""
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _trace_named(name: str, *, n_labels: int, input_shape: Sequence[int]) -> ShapeTrace:
+    with _WeightsOnMeta():
+        network = _build_named(name, n_labels=n_labels, input_shape=input_shape).to("meta")
     trace = ShapeTrace(n_labels)
-    for name, child in network.named_children():
-        child.register_forward_hook(_row_hook(trace, name))
-    n_parameters = sum(p.numel() for p in network.parameters())
-    refuse_oversize("model.name", model["name"], n_parameters=n_parameters)
+    trace.weigh("model.name", name, network)
+    for child_name, child in network.named_children():
+        child.register_forward_hook(_row_hook(trace, child_name))
     try:
         output = first_tensor(network(torch.empty((2, *input_shape), device="meta")))
-    except _REFUSALS as error:
-        shape = "×".join(str(size) for size in input_shape)
-        message = f"pictures of {shape} do not fit {model['name']}. torch says: {' '.join(str(error).split())[:300]}"
+    except REFUSALS as error:
+        message = f"{_format(input_shape)} pictures do not fit {name}. torch says: {quote_torch(error)}"
         raise CommandsError([Fault("model.name", message)]) from None
-    own = n_parameters - trace.n_parameters
+    own = sum(p.numel() for p in network.parameters()) - trace.n_parameters
     if own:
         trace.add("model.name", "(own parameters)", output, own)
-    return trace.rows
+    return trace
 
 
 def _row_hook(trace: ShapeTrace, name: str) -> Callable[..., None]:
@@ -103,27 +127,46 @@ def _row_hook(trace: ShapeTrace, name: str) -> Callable[..., None]:
     return note
 
 
+def _format(shape: Sequence[int]) -> str:
+    return "×".join(str(size) for size in shape)
+
+
 def _build_named(name: str, *, n_labels: int, input_shape: Sequence[int]) -> nn.Module:
     """Build a torchvision model with a head for the labels."""
     builder = catalog.find_entry("model", name, path="model.name").load()
+    if input_shape[0] != _PICTURE_CHANNELS:
+        message = (
+            f"{name} takes pictures of {_PICTURE_CHANNELS} channels; {_format(input_shape)} arrives "
+            f'(add {{"convert": {{"mode": "RGB"}}}} to image_ops)'
+        )
+        raise CommandsError([Fault("model.name", message)])
     arguments: dict[str, Any] = {"num_classes": n_labels}
     if name in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
         arguments |= {"image_size": input_shape[-1]}
+    elif name.startswith("maxvit"):
+        arguments |= {"input_size": tuple(input_shape[1:])}
     try:
         return cast(nn.Module, builder(weights=None, **arguments))
-    except _REFUSALS as error:
-        raise CommandsError([Fault("model.name", f"{name} cannot be built: {error}")]) from None
+    except REFUSALS as error:
+        message = f"{name} cannot be built for {_format(input_shape)} pictures. torch says: {quote_torch(error)}"
+        raise CommandsError([Fault("model.name", message)]) from None
 
 
 def output_form(model: Spec) -> str:
     """Return what a model's outputs are: logits, probabilities or log_probabilities, by its last layer."""
-    layers = model.get("layers") or [{"name": ""}]
-    last = layers[-1]
-    while last["name"] == "Sequential":
-        last = last["layers"][-1]
-    return _OUTPUT_FORMS.get(last["name"], "logits")
+    names = [name for name in _names_in_order(model.get("layers") or ()) if name not in _KEEPS_FORM]
+    return _OUTPUT_FORMS.get(names[-1], "logits") if names else "logits"
+
+
+def _names_in_order(layers: Sequence[Spec]) -> Iterator[str]:
+    """Yield the classes of the layers that follow each other, those of a Sequential in its place."""
+    for layer in layers:
+        if layer["name"] == "Sequential":
+            yield from _names_in_order(layer["layers"])
+        else:
+            yield layer["name"]
 
 
 def build_criterion(
@@ -138,87 +181,36 @@ def build_criterion(
         targets: (n_labels, n_labels) rows that replace the one-hot rows, see `build_target_transform`.
 
     Raises:
-        CommandsError: If torch refuses an argument.
-        BadInputError: If the loss cannot be used so, see `mlmeta.criteria.make_criterion`.
+        CommandsError: If torch refuses an argument, or the loss cannot be used so, see
+            `mlmeta.criteria.make_criterion`.
     """
-    arguments = _read_arguments(criterion)
+    name, arguments = criterion["name"], read_arguments(criterion)
     for key in ("weight", "pos_weight"):
-        if isinstance(arguments.get(key), list | tuple):
-            arguments[key] = torch.tensor(arguments[key], dtype=torch.float32)
-    loss = _make("criterion", criterion["name"], arguments, "criterion")
-    return make_criterion(loss, n_labels=n_labels, outputs=outputs, targets=targets)
-
-
-def build_optimizer(optimizer: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Build the optimizer over a model's parameters.
-
-    Raises:
-        CommandsError: If torch refuses an argument, or there is no parameter to train.
-    """
-    trainable = list(parameters)
-    if not trainable:
-        raise CommandsError([Fault("model", "has no parameters, so there is nothing to train")])
-    arguments = _tuples(_read_arguments(optimizer))
-    return cast(Optimizer, _make("optimizer", optimizer["name"], {"params": trainable, **arguments}, "optimizer"))
-
-
-def build_scheduler(
-    scheduler: Spec, optimizer: Optimizer, *, n_epoch: int | None = None, n_batches: int | None = None
-) -> LRScheduler:
-    """Build the learning rate's scheduler.
-
-    Args:
-        scheduler: ``{"name": "StepLR", …}``; SequentialLR and ChainedScheduler hold ``schedulers``.
-        optimizer: The optimizer whose rate it sets.
-        n_epoch: Epochs of the attempt: fills in OneCycleLR's length and CosineAnnealingLR's ``T_max``.
-        n_batches: Batches an epoch, likewise.
-
-    Raises:
-        CommandsError: If torch refuses an argument.
-    """
-    return _build_scheduler(scheduler, optimizer, "scheduler", n_epoch, n_batches)
-
-
-def _build_scheduler(
-    scheduler: Spec, optimizer: Optimizer, path: str, n_epoch: int | None, n_batches: int | None
-) -> LRScheduler:
-    name, arguments = scheduler["name"], _read_arguments(scheduler)
-    if "schedulers" in arguments:
-        arguments["schedulers"] = [
-            _build_scheduler(child, optimizer, f"{path}.schedulers.{index}", n_epoch, n_batches)
-            for index, child in enumerate(arguments["schedulers"])
-        ]
-    if name == "OneCycleLR" and n_epoch and n_batches and not arguments.keys() & {"total_steps", "epochs"}:
-        arguments["total_steps"] = n_epoch * n_batches
-    if name == "CyclicLR" and "cycle_momentum" not in arguments:
-        arguments["cycle_momentum"] = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
-    return cast(LRScheduler, _make("scheduler", name, {"optimizer": optimizer, **arguments}, path))
-
-
-def steps_per_batch(scheduler: Spec | None) -> bool:
-    """Return whether a scheduler counts batches (CyclicLR, OneCycleLR); the others count epochs."""
-    return scheduler is not None and scheduler["name"] in ("CyclicLR", "OneCycleLR")
-
-
-def _read_arguments(spec: Spec) -> dict[str, Any]:
-    return {key: read_value(value) for key, value in spec.items() if key != "name"}
-
-
-def _tuples(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with lists as tuples, as optimizers want their betas."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-
-
-def _make(role: str, name: str, arguments: Spec, path: str) -> Any:
-    """Make the object of a name.
-
-    Raises:
-        CommandsError: If its class refuses the arguments; in its own words.
-    """
-    cls = catalog.find_entry(role, name, path=path).load()
+        if arguments.get(key) is not None:
+            arguments[key] = _read_weights(arguments[key], f"criterion.{key}")
+    loss = make_named("criterion", name, arguments, path="criterion")
     try:
-        return cls(**arguments)
-    except _REFUSALS as error:
-        shown = {key: value for key, value in arguments.items() if key not in ("params", "optimizer", "schedulers")}
-        message = f"{name} refuses its arguments: {' '.join(str(error).split())[:300]}"
-        raise CommandsError([Fault(path, message, shorten(shown, 200))]) from None
+        made = make_criterion(loss, n_labels=n_labels, outputs=outputs, targets=targets)
+        _try_criterion(made)
+    except BadInputError as error:
+        raise CommandsError([Fault("criterion", str(error))]) from None
+    except REFUSALS as error:
+        raise CommandsError([Fault("criterion", f"{name} refuses its arguments: {quote_torch(error)}")]) from None
+    return made
+
+
+def _read_weights(weights: Any, path: str) -> Tensor:
+    """Return a list of numbers as float32 (n_labels,); what is no such list is refused."""
+    numbers = isinstance(weights, list | tuple) and all(type(weight) in (int, float) for weight in weights)
+    if not numbers or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        message = "must be a list of numbers of 0 or above, one for each label"
+        raise CommandsError([Fault(path, message, shorten(weights))])
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def _try_criterion(criterion: Criterion) -> None:
+    """Compute the loss of two pictures of even outputs, since torch checks some arguments only there."""
+    n_labels = criterion.n_labels
+    if n_labels <= _TRIED_LABELS:
+        even = {"logits": 0.0, "probabilities": 1 / n_labels, "log_probabilities": -math.log(n_labels)}
+        criterion(torch.full((2, n_labels), even[criterion.outputs]), torch.arange(2))

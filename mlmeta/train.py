@@ -301,7 +301,7 @@ def _train_recorded(prepared: Prepared, recorder: Recorder) -> Trained:
 def _train_guarded(prepared: Prepared, recorder: Recorder, trained: Trained, progress: Progress) -> None:
     try:
         train_attempt(prepared, recorder, trained=trained, progress=progress)
-    except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+    except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise AttemptFailedError(f"{prepared.commands.model_name}: the training broke: {reason}") from error
 

@@ -62,6 +62,19 @@ KINDS_BY_NAME = {
     "embed_dim": ["int"], "num_heads": ["int"], "dropout": ["float"], "bias": ["bool"], "kdim": ["int", "null"],
     "vdim": ["int", "null"], "add_bias_kv": ["bool"], "add_zero_attn": ["bool"], "activation": ["str"],
 }  # fmt: skip
+# Where a signature says less than the class takes, more than a file can give, or what mlmeta fills in itself.
+ACTIVATION = {"kinds": ["str"], "default": "relu", "choices": ["relu", "gelu"]}
+OVERRIDES = {
+    ("Transformer", "activation"): ACTIVATION,
+    ("TransformerEncoderLayer", "activation"): ACTIVATION,
+    ("TransformerDecoderLayer", "activation"): ACTIVATION,
+    ("LazyConvTranspose2d", "dilation"): {"kinds": ["int", "list"], "default": 1},
+    ("LazyBatchNorm1d", "momentum"): {"kinds": ["float", "null"], "default": 0.1},
+    ("LazyBatchNorm2d", "momentum"): {"kinds": ["float", "null"], "default": 0.1},
+    ("LazyBatchNorm3d", "momentum"): {"kinds": ["float", "null"], "default": 0.1},
+    ("LBFGS", "line_search_fn"): {"kinds": ["str", "null"], "default": None, "choices": ["strong_wolfe"]},
+    ("CosineAnnealingLR", "T_max"): {"kinds": ["int", "null"], "default": None},
+}
 # Arguments of transforms that take more than their annotation says; the transform itself checks them.
 LOOSE = {
     ("RandomRotation", "degrees"),
@@ -132,7 +145,8 @@ def describe_class(cls: type, *, keep: list[str] | None = None) -> dict[str, Any
     parameters = {p.name: p for base in reversed(cls.__mro__[:2]) for p in parameters_of(base)} if keep else {}
     chosen = [parameters[name] for name in keep] if keep else parameters_of(cls)
     records = {p.name: describe_argument(p) for p in chosen}
-    return {name: record for name, record in records.items() if record is not None}
+    overrides = {argument: record for (name, argument), record in OVERRIDES.items() if name == cls.__name__}
+    return {name: record for name, record in {**records, **overrides}.items() if record is not None}
 
 
 def parameters_of(cls: type) -> list[inspect.Parameter]:
@@ -220,6 +234,11 @@ def make_image_ops() -> dict[str, Any]:
     return entries
 
 
+def target_of(model: str) -> str:
+    """Return where a torchvision builder lies: in its own module, since ``torchvision.models.alexnet`` is both."""
+    return f"{torchvision.models.get_model_builder(model).__module__}.{model}"
+
+
 def make_catalog() -> dict[str, Any]:
     """Return the whole catalog."""
     models = torchvision.models.list_models(module=torchvision.models)
@@ -235,7 +254,7 @@ def make_catalog() -> dict[str, Any]:
         ),
         "transform": make_transforms(),
         "image_op": make_image_ops(),
-        "model": {name: {"target": f"torchvision.models.{name}", "arguments": {}} for name in sorted(models)},
+        "model": {name: {"target": target_of(name), "arguments": {}} for name in sorted(models)},
         "unsupported": {
             "layer": UNSUPPORTED_LAYERS,
             "criterion": dict(criteria.UNSUPPORTED),

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlmeta.check import CheckResult, check_commands, count_batches, format_table
+from mlmeta.commands import TrainCommands
+from mlmeta.errors import BadInputError, CommandsError
+from mlmeta.shapes import LayerRow
+
+LAYERS: list[dict[str, Any]] = [
+    {"name": "Conv2d", "in_channels": "auto", "out_channels": 6, "kernel_size": 3},
+    {"name": "ReLU", "inplace": True},
+    {"name": "MaxPool2d", "kernel_size": 2},
+    {"name": "Flatten"},
+    {"name": "Linear", "in_features": "auto", "out_features": "n_labels"},
+]
+# 8×8 pictures of 3 channels, 3 labels: 6·3·3·3 + 6 and 54·3 + 3 parameters; 4 bytes a number.
+ROWS = [
+    LayerRow("model.layers.0", "Conv2d", (6, 6, 6), 168, 864),
+    LayerRow("model.layers.1", "ReLU", (6, 6, 6), 0, 864),
+    LayerRow("model.layers.2", "MaxPool2d", (6, 3, 3), 0, 216),
+    LayerRow("model.layers.3", "Flatten", (54,), 0, 216),
+    LayerRow("model.layers.4", "Linear", (3,), 165, 12),
+]
+TABLE = """\
+one picture arrives as 3×8×8; a batch has 10
+
+layer           class      output shape  parameters  bytes a batch
+------------------------------------------------------------------
+model.layers.0  Conv2d     6×6×6                168        8.4 KiB
+model.layers.1  ReLU       6×6×6                  0        8.4 KiB
+model.layers.2  MaxPool2d  6×3×3                  0        2.1 KiB
+model.layers.3  Flatten    54                     0        2.1 KiB
+model.layers.4  Linear     3                    165      120 bytes
+------------------------------------------------------------------
+sum                                             333       21.2 KiB
+
+a fact
+another"""
+
+
+def check(document: dict[str, Any], **changed: Any) -> CheckResult:
+    commands = TrainCommands.model_validate({**document, "model": {"layers": LAYERS}, **changed})
+    return check_commands(commands, base_dir=Path())
+
+
+def test_the_rows_are_those_computed_by_hand(toy_document: dict[str, Any]) -> None:
+    result = check(toy_document)
+    assert result.rows == ROWS
+    assert result.input_shape == (3, 8, 8)
+    assert result.n_parameters == 333
+    assert result.batch_size == 8
+    assert result.output_bytes == 8 * (864 + 864 + 216 + 216 + 12)
+
+
+def test_every_picture_stands_in_one_part(toy_document: dict[str, Any]) -> None:
+    result = check(toy_document)
+    assert sum(result.n_pictures.values()) == 90
+    assert all(n > 0 for n in result.n_pictures.values())
+
+
+def test_the_facts_name_what_was_built(toy_document: dict[str, Any]) -> None:
+    result = check(toy_document, criterion={"name": "SoftMarginLoss"}, scheduler=None)
+    n = result.n_pictures
+    assert result.facts[0].startswith(
+        f"3 labels; {n['train']} training, {n['validation']} validation and {n['test']} test pictures from "
+    )
+    assert result.facts[1] == "SoftMarginLoss, Adam, no scheduler; 4 epochs"
+
+
+def test_the_table_is_for_people() -> None:
+    result = CheckResult(ROWS, (3, 8, 8), {"train": 1}, 10, ["a fact", "another"])
+    assert format_table(result) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("changed", "path"),
+    [
+        ({"optimizer": {"name": "SGD", "lr": 0.1, "nesterov": True}}, "optimizer"),
+        ({"scheduler": {"name": "StepLR", "step_size": 0}}, "scheduler"),
+        ({"criterion": {"name": "CrossEntropyLoss", "weight": [1.0, 2.0]}}, "criterion"),
+        ({"model": {"layers": LAYERS[:-1]}}, "model.layers.3"),
+    ],
+)
+def test_what_a_training_would_refuse_is_refused(
+    toy_document: dict[str, Any], changed: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(CommandsError) as caught:
+        check(toy_document, **changed)
+    assert [fault.path for fault in caught.value.faults] == [path]
+
+
+def test_a_folder_without_pictures_is_refused(toy_document: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(BadInputError):
+        check(toy_document, data={"source": "folder", "path": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("n_pictures", "batch_size", "expected"),
+    [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 1), (6, 4, 2), (8, 4, 2), (9, 4, 2), (3, 1, 3)],
+)
+def test_a_last_picture_by_itself_makes_no_batch(n_pictures: int, batch_size: int, expected: int) -> None:
+    assert count_batches(n_pictures, batch_size) == expected
