@@ -28,7 +28,8 @@ _EXPORTS = {
     "load_test_commands": "mlmeta.documents",
     "load_train_commands": "mlmeta.documents",
     "make_document": "mlmeta.tracking",
-    "run_attempt": "mlmeta.train",
+    "resume_attempt": "mlmeta.attempts",
+    "run_attempt": "mlmeta.attempts",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]  # the names are those of _EXPORTS

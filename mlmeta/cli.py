@@ -11,11 +11,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from mlmeta.errors import MlmetaError
+from mlmeta.errors import BadInputError, MlmetaError
+
+if TYPE_CHECKING:
+    from mlmeta.train import Trained
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,21 +71,55 @@ _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 
 
 @cli.command()
-@_CONFIG
+@click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.option("--test/--no-test", default=True, show_default=True, help="Test right after the training.")
+@click.option("--resume", metavar="RUN_ID|NAME", help="Go on with an attempt that was stopped, in its own run.")
 @reporting_errors
-def train(config: Path, test: bool) -> None:
-    """Train (and test) one attempt from the train commands in CONFIG."""
-    from mlmeta.documents import load_train_commands
+def train(config: Path | None, test: bool, resume: str | None) -> None:
+    """Train (and test) one attempt from the train commands in CONFIG, or go on with one."""
+    if (config is None) == (resume is None):
+        raise BadInputError("train needs either a commands file, or --resume with a run id or a name")
+    if config is not None:
+        from mlmeta.documents import load_train_commands
 
-    commands = load_train_commands(config)
+        commands = load_train_commands(config)
+        from mlmeta.attempts import run_attempt
+
+        result = run_attempt(commands, base_dir=config.parent, test=test)
+    else:
+        from mlmeta.attempts import resume_attempt
+
+        result = resume_attempt(str(resume), test=test)
+    _show_result(*result)
+
+
+def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> None:
     from mlmeta.evaluate import format_metrics
-    from mlmeta.train import run_attempt
 
-    run_id, trained, metrics = run_attempt(commands, base_dir=config.parent, test=test)
-    result = format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}"
-    click.echo(f"{commands.model_name}: {result}")
+    click.echo(format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}")
     click.echo(f"run {run_id} in {_tracking_uri()}")
+
+
+@cli.command()
+@click.option("--older-than", default=3600.0, show_default=True, help="Seconds without a sign of life that mean dead.")
+@reporting_errors
+def recover(older_than: float) -> None:
+    """Send what could not be recorded, and mark attempts whose process is dead."""
+    from mlmeta import tracking
+    from mlmeta.checkpoints import Checkpoint, list_checkpoints
+    from mlmeta.finding import find_ended
+
+    for run_id in tracking.send_spool():
+        click.echo(f"sent what was kept of run {run_id}")
+    stale = tracking.find_stale_attempts(older_than_s=older_than)
+    for attempt in stale:
+        tracking.mark_interrupted(attempt.run_id)
+        click.echo(f"{attempt.name}: marked Interrupted; go on with: mlmeta train --resume {attempt.run_id}")
+    for run_id in find_ended(list_checkpoints()):
+        # Killed after its last word to MLflow and before it could clear up.
+        Checkpoint(run_id).remove()
+    if not stale:
+        click.echo("no attempt was left behind")
 
 
 @cli.command()
@@ -134,6 +171,20 @@ def schema(kind: str) -> None:
 
     model = TrainCommands if kind == "train" else TestCommands
     click.echo(json.dumps(complete_schema(model.model_json_schema()), indent=1))
+
+
+@cli.command()
+@click.option("--clear", is_flag=True, help="Remove all entries.")
+@reporting_errors
+def cache(clear: bool) -> None:
+    """Show the pictures that are kept decoded on this machine, or remove them."""
+    from mlmeta.picture_cache import PictureCache, find_folder, format_entries
+
+    kept = PictureCache(find_folder())
+    if clear:
+        click.echo(f"{kept.clear()} entries removed from {kept.folder}")
+    else:
+        click.echo(format_entries(kept))
 
 
 def run_command(name: str) -> None:

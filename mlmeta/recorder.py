@@ -9,14 +9,18 @@ from typing import Any, Protocol
 from mlmeta.status import Status
 
 
-class Recorder(Protocol):
+class EpochRecorder(Protocol):
+    """Takes down the epochs of a training."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
+        """Record numbers, those of an epoch with its number (from 1) as the step."""
+
+
+class Recorder(EpochRecorder, Protocol):
     """Takes down one attempt, or one test of it."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record values that do not change, under dotted keys."""
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
-        """Record numbers, those of an epoch with its number (from 1) as the step."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record text that may change."""

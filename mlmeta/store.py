@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlparse, urlunparse
 
 import mlflow
 from filelock import FileLock
@@ -16,21 +18,27 @@ from mlflow.exceptions import MlflowException
 from mlmeta.errors import MlmetaError
 
 # A new SQLite store takes seconds to make; its migrations are of no interest to the user.
-_NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+_NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "urllib3.connectionpool")
+# MLflow would try a request 8 times in 4 minutes; what is written is tried again by `mlmeta.outbox`.
+_HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# Several hosts cannot share the memory that write-ahead logging needs.
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "gpfs", "glusterfs", "afs"}
 
 
 def open_client() -> MlflowClient:
     """Return a client of the tracking store that MLflow's own settings name.
 
     Several processes that start on a new SQLite store together could leave it unusable, so it is made under a
-    file lock.
+    file lock; it is given a write-ahead log, with which readers and writers do not wait for each other.
 
     Raises:
         MlmetaError: If the store cannot be opened.
     """
     uri = mlflow.get_tracking_uri()
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for key, value in _HTTP_DEFAULTS.items():
+        os.environ.setdefault(key, value)
     try:
         with _sqlite_lock(uri):
             client = MlflowClient()
@@ -54,6 +62,27 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
         raise MlmetaError(f"the tracking store {uri} lies in {file.parent}, which is not a folder")
     with FileLock(f"{file}.lock"):
         yield
+        if file.is_file() and not _on_network(file):
+            _log_ahead(file)
+
+
+def _log_ahead(file: Path) -> None:
+    """Give a SQLite file a write-ahead log, which stays; a file that cannot have one is left as it is."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=5)) as connection:
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _on_network(file: Path) -> bool:
+    """Return whether a file lies on a file system that other hosts may write too, as far as Linux tells."""
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    mounts = [(Path(fields[1]), fields[2]) for fields in map(str.split, lines) if len(fields) > 2]
+    above = [(len(folder.parts), kind) for folder, kind in mounts if file.resolve().is_relative_to(folder)]
+    kind = max(above, default=(0, ""), key=lambda mount: mount[0])[1]
+    return kind in _NETWORK_FILE_SYSTEMS or kind == "fuse.sshfs"
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -62,3 +91,11 @@ def sqlite_file(uri: str) -> Path | None:
     if parsed.scheme.partition("+")[0] != "sqlite" or parsed.path in ("", "/", "/:memory:"):
         return None
     return Path(unquote(parsed.path.removeprefix("/")))
+
+
+def store_key(uri: str) -> str:
+    """Return what names a tracking store wherever the process stands: an absolute path, no login."""
+    if file := sqlite_file(uri):
+        return f"sqlite:///{file.resolve()}"
+    parsed = urlparse(uri)
+    return urlunparse(parsed._replace(netloc=parsed.netloc.rpartition("@")[2])).rstrip("/")

@@ -1,17 +1,15 @@
 """Train one attempt: `train_attempt` reads top to bottom and knows nothing of MLflow.
 
-`run_attempt` is the whole job: train, then test, recorded as one MLflow run. The MLproject entry points ``main``
-and ``train`` are ``python -m mlmeta.train``.
+The whole job, train, then test, recorded as one MLflow run, is `mlmeta.attempts.run_attempt`. The MLproject entry
+points ``main`` and ``train`` are ``python -m mlmeta.train``.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +19,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.commands import TrainCommands
 from mlmeta.criteria import Criterion
-from mlmeta.documents import make_test_commands
-from mlmeta.errors import AttemptFailedError, DivergedError
-from mlmeta.evaluate import TestPlan, measure_model, test_model
+from mlmeta.errors import BadInputError
+from mlmeta.evaluate import measure_model
 from mlmeta.layers import forward_pictures
-from mlmeta.metafeatures import describe_pictures
-from mlmeta.pictures import choose_pictures
-from mlmeta.plots import plot_loss_curve
 from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
-from mlmeta.progress import EpochProgress, Progress
-from mlmeta.recorder import Recorder
-from mlmeta.reports import write_skipped
-from mlmeta.spec_builder import build_optimizer, build_scheduler, output_form, steps_per_batch
-from mlmeta.status import Status
+from mlmeta.progress import Progress
+from mlmeta.recorder import EpochRecorder
+from mlmeta.spec_builder import build_optimizer, build_scheduler, steps_per_batch
 from mlmeta.tensors import Batches, choose_device
-from mlmeta.weights import save_weights
 
 Metrics = dict[str, float]
 
@@ -109,7 +99,12 @@ def seed_everything(seed: int) -> None:
 
 
 def train_attempt(
-    prepared: Prepared, recorder: Recorder, *, trained: Trained | None = None, progress: Progress | None = None
+    prepared: Prepared,
+    recorder: EpochRecorder,
+    *,
+    trained: Trained | None = None,
+    progress: Progress | None = None,
+    after_epoch: Callable[[Trained], None] | None = None,
 ) -> Trained:
     """Train for all epochs, recording each, and keep the weights of the best epoch or the last.
 
@@ -117,27 +112,37 @@ def train_attempt(
         prepared: From `prepare_training`.
         recorder: Gets train_loss, val_loss, val_accuracy, learning_rate, epoch_seconds and
             pictures_per_second of every epoch, with the epoch's number as the step.
-        trained: What is filled in and returned; whoever holds it has the epochs so far after an exception too.
+        trained: What is filled in and returned; whoever holds it has the epochs so far after an exception too. With
+            a curve in it (see `restore_state`) the training goes on after its last epoch.
         progress: Is told of every epoch.
+        after_epoch: Called when an epoch is finished, before it is recorded; a place to save a checkpoint.
 
     Returns:
         The curve and the kept weights. Where the loss stopped being finite, the curve ends with that epoch and
         `kept_epoch` is the best before it (0 where the first epoch diverged).
     """
     trained = Trained() if trained is None else trained
-    seed_everything(prepared.commands.seed)
-    for epoch in range(1, prepared.commands.n_epoch + 1):
+    if not trained.curve:
+        seed_everything(prepared.commands.seed)
+    for epoch in range(len(trained.curve) + 1, prepared.commands.n_epoch + 1):
         metrics = run_epoch(prepared, epoch)
-        trained.curve.append(metrics)
+        finish_epoch(prepared, trained, metrics)
+        if after_epoch:
+            after_epoch(trained)
         recorder.log_metrics(metrics, step=epoch)
         if progress:
             progress.epoch(epoch, metrics)
         if has_diverged(metrics):
             break
-        if is_kept(prepared.commands.keep, trained):
-            trained.kept_epoch = epoch
-            trained.state = {key: value.detach().cpu().clone() for key, value in prepared.model.state_dict().items()}
     return trained
+
+
+def finish_epoch(prepared: Prepared, trained: Trained, metrics: Metrics) -> None:
+    """Add an epoch to the curve, and keep its weights where they are the ones to keep."""
+    trained.curve.append(metrics)
+    if not has_diverged(metrics) and is_kept(prepared.commands.keep, trained):
+        trained.kept_epoch = len(trained.curve)
+        trained.state = {key: value.detach().cpu().clone() for key, value in prepared.model.state_dict().items()}
 
 
 def run_epoch(prepared: Prepared, epoch: int) -> Metrics:
@@ -203,151 +208,68 @@ def is_kept(keep: str, trained: Trained) -> bool:
     return newest["val_loss"] < trained.curve[trained.kept_epoch - 1]["val_loss"]
 
 
-def describe_task(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return the params ``task.*`` and the meta-features of a task."""
-    channels, height, width = task.input_shape
-    training = task.select("train")
-    params = {
-        "n_labels": task.n_labels,
-        "n_train": len(training.pictures),
-        "n_validation": len(task.select("validation").pictures),
-        "n_test": len(task.select("test").pictures),
-        "n_skipped": len(task.decoded.skipped),
-        "height": height,
-        "width": width,
-        "channels": channels,
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that the device's memory, or the machine's, is used up."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def find_batch_size(prepared: Prepared) -> int:
+    """Return the largest half, quarter, eighth, … of the batch size with which a step fits in memory; 0 for none."""
+    batch_size = prepared.commands.batch_size // 2
+    while batch_size:
+        try:
+            _try_step(prepared, batch_size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                return 0
+            batch_size //= 2
+        else:
+            return batch_size
+    return 0
+
+
+def _try_step(prepared: Prepared, batch_size: int) -> None:
+    pictures = torch.zeros((batch_size, *prepared.task.input_shape), device=prepared.device)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=prepared.device)
+    prepared.criterion(forward_pictures(prepared.model, pictures), labels).backward()
+
+
+def capture_state(prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """Return all that a training needs to go on after its last finished epoch as if it had never stopped."""
+    return {
+        "curve": trained.curve,
+        "kept_epoch": trained.kept_epoch,
+        "kept": trained.state,
+        "model": prepared.model.state_dict(),
+        "optimizer": prepared.optimizer.state_dict(),
+        "scheduler": prepared.scheduler.state_dict() if prepared.scheduler else None,
+        "torch_random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state_all() if prepared.device.type == "cuda" else [],
+        "python_random": random.getstate(),
+        "pictures": prepared.task.pictures.digest,
     }
-    labels = [picture.label for picture in training.pictures]
-    return params, describe_pictures(training.arrays, labels, n_labels=task.n_labels)
 
 
-def describe_model(prepared: Prepared) -> dict[str, Any]:
-    """Return the params ``arch.*`` of the built model."""
-    n_parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
-    if layers := prepared.commands.model.get("layers"):
-        return describe_architecture(walk_layers(layers), n_parameters=n_parameters)
-    leaves = [(type(m).__name__, vars(m)) for m in prepared.model.modules() if not list(m.children())]
-    return describe_architecture(leaves, n_parameters=n_parameters)
-
-
-def run_attempt(commands: TrainCommands, *, base_dir: Path, test: bool = True) -> tuple[str, Trained, Metrics]:
-    """Train an attempt and, if wanted, test it, recorded as one MLflow run.
-
-    Args:
-        commands: What to do.
-        base_dir: What relative paths are relative to.
-        test: Whether to test right after the training.
-
-    Returns:
-        The run id, what the training gave, and the test's metrics (empty without a test).
+def restore_state(prepared: Prepared, state: Mapping[str, Any]) -> Trained:
+    """Put what `capture_state` gave into a freshly prepared training; return the epochs so far.
 
     Raises:
-        BadInputError: If anything cannot be used, before a run is started.
-        DivergedError: If the loss stopped being finite; everything up to there is recorded.
-        AttemptFailedError: If the training broke.
+        BadInputError: If the pictures are no longer those of the attempt.
     """
-    from mlmeta import tracking
-
-    prepared = prepare_training(commands, base_dir=base_dir)
-    section = commands.test
-    if test:
-        # Looked at now, so that a test without pictures is refused before hours of training.
-        choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=commands.seed)
-    with tracking.record_attempt(commands, base_dir=base_dir) as recorder:
-        trained = _train_recorded(prepared, recorder)
-        if not test:
-            return recorder.run_id, trained, {}
-        recorder.log_document("test_commands.json", make_test_commands(commands).document())
-        prepared.model.load_state_dict(trained.state)
-        plan = TestPlan(section.limit, tuple(section.ids), commands.seed, commands.batch_size)
-        metrics = test_model(
-            prepared.model, prepared.criterion, prepared.task, plan,
-            form=output_form(commands.model), recorder=recorder, name=commands.model_name,
-        )  # fmt: skip
-    return recorder.run_id, trained, metrics
-
-
-def _train_recorded(prepared: Prepared, recorder: Recorder) -> Trained:
-    commands, pictures = prepared.commands, prepared.task.pictures
-    params, features = describe_task(prepared.task)
-    recorder.log_params({f"task.{key}": value for key, value in params.items()})
-    recorder.log_params({f"arch.{key}": value for key, value in describe_model(prepared).items()})
-    recorder.log_document("label_names.json", list(pictures.label_names))
-    recorder.set_tags(
-        {
-            "mlmeta.task": json.dumps(features),
-            "mlmeta.task_digest": pictures.task_digest,
-            "mlmeta.device": str(prepared.device),
-        }
-    )
-    recorder.log_data(name=commands.model_name, digest=pictures.digest, source=pictures.source, context="training")
-    recorder.set_status(Status.TRAINING)
-    trained = Trained()
-    try:
-        with EpochProgress(commands.model_name, commands.n_epoch) as progress:
-            _train_guarded(prepared, recorder, trained, progress)
-    finally:
-        log_training(prepared, trained, recorder)
-    if has_diverged(trained.curve[-1]):
-        recorder.set_status(Status.DIVERGED)
-        raise DivergedError(
-            f"{commands.model_name}: the loss is no longer a finite number in epoch {len(trained.curve)}; a smaller "
-            f"optimizer.lr usually helps (it was {trained.curve[-1]['learning_rate']:g}). The run keeps the curve."
-        )
-    recorder.set_status(Status.TRAINED)
-    return trained
-
-
-def _train_guarded(prepared: Prepared, recorder: Recorder, trained: Trained, progress: Progress) -> None:
-    try:
-        train_attempt(prepared, recorder, trained=trained, progress=progress)
-    except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise AttemptFailedError(f"{prepared.commands.model_name}: the training broke: {reason}") from error
-
-
-def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> None:
-    """Record the curve, its plot, and the kept weights, of as many epochs as there are."""
-    if not trained.curve:
-        return
-    recorder.set_tags({"mlmeta.training_losses": json.dumps(thin_curve(trained.train_losses))})
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        plot_loss_curve(
-            folder / "loss_curve.png",
-            train_losses=trained.train_losses,
-            val_losses=[metrics.get("val_loss") for metrics in trained.curve],
-            val_accuracies=[metrics.get("val_accuracy") for metrics in trained.curve],
-            kept_epoch=trained.kept_epoch or None,
-            title=prepared.commands.model_name,
-            chance_loss=chance_loss(prepared),
-        )
-        if prepared.task.decoded.skipped:
-            write_skipped(folder / "skipped_pictures.csv", prepared.task.decoded.skipped)
-        if trained.state:
-            sha256 = save_weights(trained.state, folder / "models", prepared.commands.model_name)
-            recorder.set_tags({"mlmeta.weights_sha256": sha256, "mlmeta.kept_epoch": str(trained.kept_epoch)})
-        recorder.log_files(folder)
-
-
-def chance_loss(prepared: Prepared) -> float | None:
-    """Return the loss of guessing, ln K, where the criterion is one that it is known for."""
-    return math.log(prepared.task.n_labels) if prepared.commands.criterion["name"] == "CrossEntropyLoss" else None
-
-
-def thin_curve(values: list[float], *, max_characters: int = 8000) -> list[float | None]:
-    """Return a curve short enough for a tag: every k-th value and the last; what is not finite is null."""
-    rounded = [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
-    every = 1
-    while len(json.dumps(kept := _every(rounded, every))) > max_characters:
-        every += 1
-    return kept
-
-
-def _every(values: list[float | None], every: int) -> list[float | None]:
-    if every == 1 or not values:
-        return values
-    return [*values[:-1:every], values[-1]]
+    if state["pictures"] != prepared.task.pictures.digest:
+        source = prepared.task.pictures.source
+        raise BadInputError(f"data: the pictures of {source} have changed since the attempt began; start a new attempt")
+    seed_everything(prepared.commands.seed)
+    prepared.model.load_state_dict(state["model"])
+    prepared.optimizer.load_state_dict(state["optimizer"])
+    if prepared.scheduler:
+        prepared.scheduler.load_state_dict(state["scheduler"])
+    torch.set_rng_state(state["torch_random"])
+    if state["cuda_random"]:
+        torch.cuda.set_rng_state_all(state["cuda_random"])
+    random.setstate(state["python_random"])
+    return Trained(curve=list(state["curve"]), kept_epoch=state["kept_epoch"], state=dict(state["kept"]))
 
 
 def main() -> None:

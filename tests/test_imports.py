@@ -11,21 +11,23 @@ PACKAGE = Path(__file__).parent.parent / "mlmeta"
 # From the ground up. A module may import those below it and those of its own layer.
 LAYERS = [
     {"errors", "status"},
-    {"catalog", "values", "params", "architecture"},
+    {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file"},
     {"specs", "schema", "commands", "documents"},
-    {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder"},
-    {"picture_files"},
+    {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder", "outbox", "spool"},
+    {"picture_files", "picture_cache"},
     {"folder", "manifest", "torchvision_data"},
-    {"pictures", "plots", "progress", "store", "tracking"},
-    {"layers", "criteria", "transforms", "transform_plan", "refusals", "sizes", "fitting", "shapes", "weights"},
-    {"optimizers", "spec_builder", "tensors"},
+    {"pictures", "plots", "progress", "store"},
+    {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
+    {"layers", "criteria", "transforms", "transform_plan", "refusals", "sizes", "fitting", "shapes"},
+    {"weights", "checkpoints", "optimizers", "spec_builder", "decoding", "tensors"},
     {"preparation", "reports"},
     {"check", "evaluate"},
     {"train"},
+    {"attempts"},
     {"cli"},
 ]
-WITHOUT_TORCH = set().union(*LAYERS[:7]) | {"cli"}
-KNOW_MLFLOW = {"tracking", "store", "cli"}
+WITHOUT_TORCH = set().union(*LAYERS[:8]) | {"cli"}
+KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
 
 
 def modules() -> list[str]:

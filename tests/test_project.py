@@ -76,7 +76,7 @@ def test_the_python_of_the_readme_runs(store: str, monkeypatch: pytest.MonkeyPat
     assert metrics["accuracy"] > 0.97
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "check", "schema"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "check", "schema", "recover"])
 def test_every_command_explains_itself_and_stands_in_the_readme(command: str, tmp_path: Path) -> None:
     done = run_cli(*command.split(), "--help", folder=tmp_path)
     assert done.returncode == 0

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from mlmeta.attempts import run_attempt
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.status import Status
 from mlmeta.tracking import MlflowRecorder, fail_adopted_run, find_attempt, make_document, record_attempt
-from mlmeta.train import run_attempt
 
 pytestmark = pytest.mark.usefixtures("store")
 

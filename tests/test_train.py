@@ -13,18 +13,10 @@ import torch
 from conftest import MemoryRecorder
 from torch import nn
 
+from mlmeta.attempts import describe_model, log_training, thin_curve
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import PicturesError
-from mlmeta.train import (
-    Trained,
-    describe_model,
-    is_kept,
-    log_training,
-    prepare_training,
-    shuffle_seed,
-    thin_curve,
-    train_attempt,
-)
+from mlmeta.train import Trained, is_kept, prepare_training, shuffle_seed, train_attempt
 
 
 def prepare(document: dict[str, Any], **changes: Any) -> Any:

@@ -1,0 +1,80 @@
+"""Checkpoints: what a training needs to go on after its last finished epoch, kept on this machine.
+
+A checkpoint is written whole or not at all (temporary file, fsync, rename), and removed when the attempt is
+complete. Short epochs are not all written: at most one a second, so that an attempt that is killed loses one
+epoch, or a second of shorter ones.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mlmeta.errors import BadInputError
+from mlmeta.state_folder import state_folder
+
+EVERY_S = 1.0
+
+
+class Checkpoint:
+    """The checkpoint of one run.
+
+    Args:
+        run_id: The run.
+        every_s: The least time between two writes, in seconds; `EVERY_S` where it is not given.
+    """
+
+    def __init__(self, run_id: str, *, every_s: float | None = None) -> None:
+        self.file = state_folder() / "checkpoints" / f"{run_id}.pt"
+        self.every_s = EVERY_S if every_s is None else every_s
+        self._written_at = -float("inf")
+
+    def is_due(self) -> bool:
+        """Return whether the last write is long enough ago for another one."""
+        return time.monotonic() - self._written_at >= self.every_s
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state of tensors, numbers, strings, lists, tuples and dicts in place of the one before.
+
+        Raises:
+            OSError: If it cannot be written; the one before is left.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(dict(state), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._written_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state, or None where there is none.
+
+        Raises:
+            BadInputError: If the file is damaged.
+        """
+        if not self.file.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+            raise BadInputError(f"the checkpoint {self.file} is damaged; start a new attempt") from error
+        return state
+
+    def remove(self) -> None:
+        """Remove it, where there is one."""
+        self.file.unlink(missing_ok=True)
+
+
+def list_checkpoints() -> list[str]:
+    """Return the run ids that have a checkpoint on this machine."""
+    return sorted(file.stem for file in (state_folder() / "checkpoints").glob("*.pt"))

@@ -1,0 +1,198 @@
+"""Finds attempts in MLflow and gives their documents and files back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from mlmeta.commands import TrainCommands
+from mlmeta.documents import parse_train_commands
+from mlmeta.errors import NotFoundError, nearest_name
+from mlmeta.status import Status
+from mlmeta.store import open_client
+
+# Holds the commands of an attempt until their artifact is there.
+COMMANDS_TAG = "mlmeta.commands"
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """An attempt as it stands in MLflow.
+
+    Attributes:
+        label_names: In the order of the model's outputs.
+        commands_dir: What relative paths in its commands are relative to.
+    """
+
+    run_id: str
+    name: str
+    experiment_id: str
+    commands: TrainCommands
+    label_names: list[str]
+    commands_dir: Path
+    weights_sha256: str
+    status: str
+
+
+def find_attempt(*, name: str | None = None, run_id: str | None = None) -> AttemptRecord:
+    """Return an attempt by its run id, or the newest one of a name that has weights.
+
+    Raises:
+        NotFoundError: If there is none, or it has no weights; names the nearest.
+    """
+    client = open_client()
+    run = get_attempt_run(client, run_id) if run_id else newest_runs(client, str(name))[0]
+    tags = run.data.tags
+    if "mlmeta.weights_sha256" not in tags:
+        raise NotFoundError(
+            f"the attempt {run.info.run_name} ({run.info.run_id}) has no weights to test: its status is "
+            f"{tags.get('mlmeta.status', 'unknown')}"
+        )
+    return AttemptRecord(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        experiment_id=run.info.experiment_id,
+        commands=read_commands(client, run),
+        label_names=json.loads(read_text(client, run.info.run_id, "label_names.json")),
+        commands_dir=Path(tags["mlmeta.commands_dir"]),
+        weights_sha256=tags["mlmeta.weights_sha256"],
+        status=tags.get("mlmeta.status", ""),
+    )
+
+
+def read_commands(client: MlflowClient, run: Run) -> TrainCommands:
+    """Return the train commands of an attempt.
+
+    Raises:
+        NotFoundError: If the run does not have them.
+        CommandsError: If they are not valid.
+    """
+    run_id = run.info.run_id
+    text = run.data.tags.get(COMMANDS_TAG) or read_text(client, run_id, "train_commands.json")
+    return parse_train_commands(json.loads(text), source=f"train_commands.json of run {run_id}")
+
+
+def get_attempt_run(client: MlflowClient, run_id: str) -> Run:
+    """Return the run of an attempt.
+
+    Raises:
+        NotFoundError: If there is no such run, or it is no attempt.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise NotFoundError(f"run_id: the tracking store has no run {run_id!r}") from None
+    if run.data.tags.get("mlmeta.kind") != "attempt":
+        raise NotFoundError(f"run_id: the run {run_id} is no attempt of mlmeta")
+    return run
+
+
+def newest_runs(client: MlflowClient, name: str) -> list[Run]:
+    """Return some attempts of a name: those with weights first, and the newest of them first.
+
+    Raises:
+        NotFoundError: If there is none; names the nearest.
+    """
+    filters = "tags.`mlmeta.kind` = 'attempt'"
+    experiments = list_experiments(client)
+    wanted = f"{filters} and attributes.run_name = '{name}'"
+    runs = client.search_runs(experiments, wanted, order_by=["attributes.start_time DESC"], max_results=50)
+    if runs:
+        return sorted(runs, key=lambda run: "mlmeta.weights_sha256" not in run.data.tags)
+    recent = client.search_runs(experiments, filters, order_by=["attributes.start_time DESC"], max_results=1000)
+    near = nearest_name(name, {run.info.run_name for run in recent})
+    hint = f". Did you mean {near!r}?" if near else f"; there are {len(recent)} attempts of other names"
+    raise NotFoundError(f"model_name: there is no attempt named {name!r}{hint}")
+
+
+def list_experiments(client: MlflowClient) -> list[str]:
+    """Return the ids of all experiments that are not deleted."""
+    found, token = [], None
+    while True:
+        page = client.search_experiments(page_token=token)
+        found += [experiment.experiment_id for experiment in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def search_all_runs(client: MlflowClient, filters: str) -> Iterator[Run]:
+    """Yield every run of all experiments that fits MLflow's filter."""
+    experiments, token = list_experiments(client), None
+    while experiments:
+        page = client.search_runs(experiments, filters, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def find_ended(run_ids: Iterable[str]) -> list[str]:
+    """Return those of the runs whose attempt has ended for good: nothing will go on with it."""
+    client, ended = open_client(), []
+    for run_id in run_ids:
+        with contextlib.suppress(MlflowException):
+            status = client.get_run(run_id).data.tags.get("mlmeta.status")
+            ended += [run_id] if status in (Status.COMPLETE, Status.DIVERGED) else []
+    return ended
+
+
+def read_text(client: MlflowClient, run_id: str, path: str) -> str:
+    """Return a text artifact.
+
+    Raises:
+        NotFoundError: If the run does not have it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError) as error:
+            raise NotFoundError(f"the run {run_id} has no artifact {path}: {error}") from error
+
+
+def download_weights(attempt: AttemptRecord, folder: Path) -> Path:
+    """Fetch an attempt's .pt file into a folder.
+
+    Raises:
+        NotFoundError: If it is not there.
+    """
+    path = f"models/{attempt.commands.model_name}.pt"
+    try:
+        return Path(open_client().download_artifacts(attempt.run_id, path, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise NotFoundError(f"the attempt {attempt.name} ({attempt.run_id}) has no artifact {path}: {error}") from None
+
+
+def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[str, Any]:
+    """Return the Attempt document of a run: its commands unchanged, its curve, its result.
+
+    Raises:
+        NotFoundError: If the run has no commands.
+    """
+    client = client or open_client()
+    run = client.get_run(run_id)
+    train = json.loads(read_text(client, run_id, "train_commands.json"))
+    has_test = any(item.path == "test_commands.json" for item in client.list_artifacts(run_id))
+    test = json.loads(read_text(client, run_id, "test_commands.json")) if has_test else None
+    history = sorted(client.get_metric_history(run_id, "train_loss"), key=lambda metric: metric.step)
+    return {
+        "id": run_id,
+        "name": run.info.run_name,
+        "training_commands": train,
+        "training_losses": [metric.value if math.isfinite(metric.value) else None for metric in history],
+        "n_epoch": len(history),
+        "testing_commands": test,
+        "accuracy": run.data.metrics.get("accuracy"),
+        "status": run.data.tags.get("mlmeta.status", Status.INCOMPLETE),
+        "limit": int(run.data.params.get("test.limit", 0)),
+    }

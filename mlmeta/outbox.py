@@ -1,0 +1,170 @@
+"""An ordered queue of what is to be written to MLflow, worked off by one thread while the training goes on.
+
+What cannot be sent for a reason outside (a server that is away, a full disk) is tried again, later and later; what is
+refused is put aside. Whatever is left at the end is given back, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from mlmeta.operations import Operation, join_operations, take_joinable
+
+# Batches that follow each other faster are sent together: a request costs about 20 ms of Python.
+LINGER_S = 2.0
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 15.0
+
+
+class Outbox:
+    """Sends operations in their order, from a thread of its own that the first operation starts.
+
+    Operations of different lanes (the tracking store, the artifact store) keep their order too, but one lane does
+    not wait for the other while that is away. An operation that is made from all before it waits for both.
+
+    Args:
+        send: Sends one operation; raises what goes wrong. It runs in the thread.
+        is_outside: Whether an error may be gone when the operation is tried again.
+        linger_s: The least time between two requests of metrics, in seconds, while the queue holds nothing else.
+    """
+
+    def __init__(
+        self, send: Callable[[Operation], None], *, is_outside: Callable[[Exception], bool], linger_s: float = LINGER_S
+    ) -> None:
+        self.rejected: list[tuple[Operation, str]] = []
+        self.error = ""
+        self._send = send
+        self._is_outside = is_outside
+        self._linger_s = linger_s
+        self._queue: list[Operation] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopped = self._hurry = False
+        self._delay_s: dict[str, float] = {}  # of each lane that fails
+        self._retry_at: dict[str, float] = {}
+        self._n_sent = self._n_failed = 0
+        self._last_sent = float("-inf")
+
+    def put(self, operations: Iterable[Operation]) -> None:
+        """Queue operations; costs microseconds."""
+        with self._changed:
+            self._queue.extend(operations)
+            if self._thread is None:
+                context = contextvars.copy_context()
+                self._thread = threading.Thread(
+                    target=context.run, args=(self._work,), name="mlmeta-outbox", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, *, limit_s: float) -> bool:
+        """Wait until everything is sent, trying again at once what failed before.
+
+        Args:
+            limit_s: How long to go on in seconds, once all that is left has failed and nothing has been sent since.
+                A request that takes long and has not failed is waited for.
+
+        Returns:
+            Whether nothing is left.
+        """
+        with self._changed:
+            self._hurry = True
+            self._retry_at.clear()
+            self._changed.notify_all()
+            n_sent, n_failed, since = self._n_sent, self._n_failed, time.monotonic()
+            while self._queue and not self._stopped:
+                if self._n_sent != n_sent:
+                    n_sent, since = self._n_sent, time.monotonic()
+                if self._is_stuck() and self._n_failed > n_failed and time.monotonic() - since >= limit_s:
+                    break
+                self._changed.wait(0.1)
+            self._hurry = False
+            return not self._queue
+
+    def _is_stuck(self) -> bool:
+        """Return whether all that is left waits for a lane that fails."""
+        first: dict[str, Operation] = {}
+        for operation in self._queue:
+            first.setdefault(operation.lane, operation)
+        return all(
+            lane in self._delay_s or (operation.reads and operation is not self._queue[0])
+            for lane, operation in first.items()
+        )
+
+    def stop(self) -> list[Operation]:
+        """Stop sending and return what has not been sent; what the thread sends right now is among it."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+            return list(self._queue)
+
+    def _work(self) -> None:
+        while group := self._wait_for_group():
+            self._deliver(group)
+
+    def _wait_for_group(self) -> list[Operation]:
+        """Return what to send next, as soon as there is something; nothing after the end."""
+        with self._changed:
+            while not self._stopped:
+                group, wait_s = self._choose(time.monotonic())
+                if group:
+                    return group
+                self._changed.wait(wait_s)
+        return []
+
+    def _choose(self, now: float) -> tuple[list[Operation], float | None]:
+        """Return the operations to send in one request now, or none and for how long at most to wait."""
+        paused = {lane for lane, at in self._retry_at.items() if at > now}
+        wait_s = min((self._retry_at[lane] - now for lane in paused), default=None)
+        ready = [operation for operation in self._queue[:5000] if operation.lane not in paused]
+        if not ready or (ready[0].reads and ready[0] is not self._queue[0]):
+            return [], wait_s
+        group = next(take_joinable(ready))
+        rest_s = self._last_sent + self._linger_s - now
+        if group[0].kind == "batch" and len(group) == len(ready) and rest_s > 0 and not self._hurry:
+            return [], rest_s if wait_s is None else min(rest_s, wait_s)
+        return group, None
+
+    def _deliver(self, group: list[Operation]) -> bool:
+        """Send operations in one request; return whether they are done with, sent or refused.
+
+        Of several that are refused together each is sent by itself, so that only the faulty one is put aside.
+        """
+        try:
+            self._send(join_operations(group))
+        except Exception as error:  # noqa: BLE001 - whatever a store's library raises, the records are kept
+            if self._is_outside(error):
+                self._pause(group[0].lane, error)
+                return False
+            if len(group) > 1:
+                return all(self._deliver([operation]) for operation in group)
+            self.rejected.append((group[0], _describe(error)))
+        self._settle(group)
+        return True
+
+    def _settle(self, group: list[Operation]) -> None:
+        with self._changed:
+            done = {id(operation) for operation in group}
+            self._queue = [operation for operation in self._queue if id(operation) not in done]
+            self._delay_s.pop(group[0].lane, None)
+            self._retry_at.pop(group[0].lane, None)
+            self._n_sent += 1
+            if group[0].kind == "batch":
+                self._last_sent = time.monotonic()
+            self._changed.notify_all()
+
+    def _pause(self, lane: str, error: Exception) -> None:
+        with self._changed:
+            delay_s = min(2 * self._delay_s.get(lane, _FIRST_DELAY_S / 2), _LONGEST_DELAY_S)
+            self._delay_s[lane] = delay_s
+            self._retry_at[lane] = time.monotonic() + delay_s
+            self._n_failed += 1
+            self.error = _describe(error)
+            self._changed.notify_all()
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

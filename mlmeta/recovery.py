@@ -1,0 +1,305 @@
+"""What is left of attempts that did not end by themselves: finds them, marks them, sends what they kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from mlmeta.commands import TrainCommands
+from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
+from mlmeta.finding import get_attempt_run, make_document, newest_runs, read_commands, search_all_runs
+from mlmeta.notes import write_note
+from mlmeta.operations import join_operations, take_joinable
+from mlmeta.sending import may_pass, send_operation
+from mlmeta.spool import Spool, list_spools
+from mlmeta.state_folder import hold_run, is_held
+from mlmeta.status import MLFLOW_STATUS, Status
+from mlmeta.store import open_client, store_key
+
+_AT_WORK = (Status.INCOMPLETE, Status.TRAINING, Status.TESTING)
+_RESUMABLE = (Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
+STALE_AFTER_S = 3600.0
+
+
+@dataclass(frozen=True)
+class StaleAttempt:
+    """A run whose process is dead, though MLflow says that it runs.
+
+    Attributes:
+        kind: ``attempt``, or ``test`` for a test on its own.
+        status: ``incomplete``, ``Training`` or ``Testing``.
+        silent_s: Seconds since its last sign of life.
+    """
+
+    run_id: str
+    name: str
+    kind: str
+    status: str
+    silent_s: float
+
+
+def find_stale_attempts(*, older_than_s: float = STALE_AFTER_S) -> list[StaleAttempt]:
+    """Return the attempts and tests that are being worked on as MLflow says, but whose process is dead.
+
+    On the machine of the attempt its lock tells. Elsewhere it is dead after a silence of `older_than_s` and of five
+    epochs. An attempt whose last records wait on this machine to be sent is none.
+
+    Raises:
+        MlmetaError: If the tracking store cannot be read.
+    """
+    client = open_client()
+    waiting = {spool.run_id for spool in list_spools()}
+    try:
+        runs = list(search_all_runs(client, "attributes.status = 'RUNNING' and tags.`mlmeta.status` != ''"))
+    except MlflowException as error:
+        raise MlmetaError(f"the tracking store cannot be read: {error.message}") from None
+    return [
+        StaleAttempt(
+            run_id=run.info.run_id,
+            name=run.info.run_name,
+            kind=run.data.tags.get("mlmeta.kind", ""),
+            status=run.data.tags["mlmeta.status"],
+            silent_s=_silence(run),
+        )
+        for run in runs
+        if run.info.run_id not in waiting and is_stale(run, older_than_s=older_than_s)
+    ]
+
+
+def is_stale(run: Run, *, older_than_s: float = STALE_AFTER_S) -> bool:
+    """Return whether a run is at work as MLflow says, but its process is dead."""
+    if run.info.status != "RUNNING" or run.data.tags.get("mlmeta.status") not in _AT_WORK:
+        return False
+    held = is_held(run.info.run_id)
+    if held is not None and (held or run.data.tags.get("mlmeta.host") == socket.gethostname()):
+        return not held
+    return bool(_silence(run) > max(older_than_s, 5 * run.data.metrics.get("epoch_seconds", 0.0)))
+
+
+def _silence(run: Run) -> float:
+    heartbeat = run.data.tags.get("mlmeta.heartbeat", "")
+    last_s = float(heartbeat) if heartbeat.isdecimal() else run.info.start_time / 1000
+    return max(time.time() - last_s, 0.0)
+
+
+def mark_interrupted(run_id: str) -> None:
+    """Give a run whose process is dead the state Interrupted, its note and, for an attempt, its document.
+
+    Raises:
+        BadInputError: If a living process of this machine works on it, or it has ended already.
+        NotFoundError: If there is no such run.
+        MlmetaError: If MLflow cannot take it.
+    """
+    client = open_client()
+    with hold_run(run_id), _telling(f"the run {run_id} cannot be marked"):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if may_pass(error):
+                raise
+            raise NotFoundError(f"run_id: the tracking store has no run {run_id!r}") from None
+        status = run.data.tags.get("mlmeta.status", "")
+        if status not in _AT_WORK:
+            raise BadInputError(f"the run {run_id} is not at work; its status is {status or 'not of mlmeta'}")
+        client.set_tag(run_id, "mlmeta.status", Status.INTERRUPTED)
+        if run.data.tags.get("mlmeta.kind") == "attempt":
+            # A run that was killed before its commands were written has no document.
+            with contextlib.suppress(NotFoundError):
+                document = make_document(run_id, client=client)
+                client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
+        client.set_tag(run_id, "mlflow.note.content", write_note(client, run_id))
+        client.set_terminated(run_id, MLFLOW_STATUS[Status.INTERRUPTED])
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise MlmetaError(f"{what}: {error}") from error
+
+
+def find_resumable(commands: TrainCommands) -> str | None:
+    """Return the run of MLFLOW_RUN_ID if it is an attempt with these commands that can go on.
+
+    None if there is none: nothing is named, the run is free to be adopted, or its attempt has ended or is at work, so
+    that a new one is to be started.
+
+    Raises:
+        NotFoundError: If the tracking store does not have the run.
+        BadInputError: If its attempt can go on, but has other commands.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    try:
+        run = open_client().get_run(run_id)
+    except MlflowException as error:
+        raise missing_run(run_id, error) from error
+    if run.data.tags.get("mlmeta.kind") != "attempt" or not _can_go_on(run):
+        return None
+    _check_digest(run, commands, source="MLFLOW_RUN_ID")
+    return run_id
+
+
+@dataclass(frozen=True)
+class StoppedAttempt:
+    """An attempt that can go on.
+
+    Attributes:
+        commands_dir: What relative paths in its commands are relative to.
+    """
+
+    run_id: str
+    name: str
+    commands: TrainCommands
+    commands_dir: Path
+
+
+def find_stopped_attempt(name_or_run_id: str) -> StoppedAttempt:
+    """Return an attempt to go on with: by its run id, or the newest of that name.
+
+    Raises:
+        NotFoundError: If there is no such attempt, or nothing of it was recorded.
+        BadInputError: If it has ended or is at work.
+    """
+    client = open_client()
+    with _telling("the tracking store cannot be read"):
+        run = _find_run(client, name_or_run_id)
+    run_id = run.info.run_id
+    if is_held(run_id):
+        raise BadInputError(f"the run {run_id} is being worked on by another process of this machine")
+    _check_state(run)
+    return StoppedAttempt(
+        run_id=run_id,
+        name=run.info.run_name,
+        commands=read_commands(client, run),
+        commands_dir=Path(run.data.tags["mlmeta.commands_dir"]),
+    )
+
+
+def _find_run(client: MlflowClient, name_or_run_id: str) -> Run:
+    if re.fullmatch("[0-9a-f]{32}", name_or_run_id):
+        return get_attempt_run(client, name_or_run_id)
+    return max(newest_runs(client, name_or_run_id), key=lambda run: run.info.start_time)
+
+
+def missing_run(run_id: str, error: MlflowException) -> MlmetaError:
+    """Return what to raise where the run of MLFLOW_RUN_ID cannot be read."""
+    if may_pass(error):
+        return MlmetaError(f"the tracking store does not answer: {error.message}")
+    return NotFoundError(f"MLFLOW_RUN_ID names the run {run_id}, which the tracking store does not have")
+
+
+def _can_go_on(run: Run) -> bool:
+    return run.data.tags.get("mlmeta.status") in _RESUMABLE or is_stale(run)
+
+
+def _check_digest(run: Run, commands: TrainCommands, *, source: str) -> None:
+    if run.data.tags.get("mlmeta.commands_digest") != commands.digest():
+        raise BadInputError(
+            f"{source}: the attempt {run.info.run_name} ({run.info.run_id}) has other commands than these; only an "
+            "attempt with the same commands can be resumed"
+        )
+
+
+def check_resumable(client: MlflowClient, run_id: str, commands: TrainCommands) -> Run:
+    """Return the run of an attempt that is to go on; its lock is held by the caller.
+
+    Raises:
+        NotFoundError: If there is no such attempt.
+        BadInputError: If it has ended well or diverged, or has other commands.
+    """
+    run = get_attempt_run(client, run_id)
+    _check_state(run)
+    _check_digest(run, commands, source="run_id")
+    return run
+
+
+def _check_state(run: Run) -> None:
+    status = run.data.tags.get("mlmeta.status", "")
+    if status not in (*_RESUMABLE, *_AT_WORK):
+        raise BadInputError(
+            f"the attempt {run.info.run_name} ({run.info.run_id}) is {status} and cannot be resumed; train it again"
+        )
+
+
+def send_kept(client: MlflowClient, run_id: str) -> None:
+    """Send what one run kept on this machine, so that it can be gone on with.
+
+    Raises:
+        MlmetaError: If it cannot be sent now.
+    """
+    send_spool(client, run_id=run_id)
+    key = store_key(client.tracking_uri)
+    if any((spool.run_id, spool.tracking_uri) == (run_id, key) for spool in list_spools()):
+        raise MlmetaError(f"what the run {run_id} kept on this machine cannot be sent now, so it cannot go on")
+
+
+def send_spool(client: MlflowClient | None = None, *, run_id: str | None = None) -> list[str]:
+    """Send what attempts kept on this machine because the tracking store was away.
+
+    Only what is for the present tracking store is sent, in its order; what is sent is taken off at once, so that
+    nothing is lost or lies twice when this is broken off. A run that is at work is left to its own process.
+
+    Args:
+        client: Of the tracking store.
+        run_id: Only this run.
+
+    Returns:
+        The ids of the runs that have everything now. What a run could not be sent is told on standard error.
+    """
+    client = client or open_client()
+    key = store_key(client.tracking_uri)
+    sent = []
+    for spool in list_spools():
+        if spool.tracking_uri != key or run_id not in (None, spool.run_id):
+            continue
+        try:
+            with hold_run(spool.run_id):
+                _send(client, spool)
+            sent.append(spool.run_id)
+        except BadInputError:
+            continue
+        except Exception as error:  # noqa: BLE001 - whatever a store's library raises, the records stay
+            reason = " ".join(str(error).split())[:300]
+            sys.stderr.write(f"mlmeta: the records of run {spool.run_id} are still kept in {spool.folder}: {reason}\n")
+    return sent
+
+
+def _send(client: MlflowClient, spool: Spool) -> None:
+    """Send one run's operations; the ones refused are put aside.
+
+    Raises:
+        Exception: What keeps the rest from being sent.
+    """
+    left = spool.read()
+    n_single = 0
+    while left:
+        # Of several that are refused together only the faulty one is put aside.
+        group = left[:1] if n_single else next(take_joinable(left))
+        refused = []
+        try:
+            send_operation(client, join_operations(group), folder=spool.folder)
+        except Exception as error:
+            if may_pass(error):
+                raise
+            if len(group) > 1:
+                n_single = len(group)
+                continue
+            refused = [(group[0], str(error))]
+        left = left[len(group) :]
+        n_single = max(n_single - 1, 0)
+        spool.write(left, refused)

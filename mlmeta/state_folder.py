@@ -1,0 +1,96 @@
+"""The folder of what mlmeta keeps on this machine between processes, and the locks that say who is alive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mlmeta.errors import BadInputError
+
+
+def state_folder() -> Path:
+    """Return the folder, made where it is missing.
+
+    It is ``$MLMETA_STATE_DIR``, else ``$XDG_STATE_HOME/mlmeta``, else ``~/.local/state/mlmeta``; where that cannot
+    be written, a folder of this user among the temporary ones.
+
+    Raises:
+        OSError: If there is no place to write at all.
+    """
+    given = os.environ.get("MLMETA_STATE_DIR")
+    base = os.environ.get("XDG_STATE_HOME")
+    home = Path(base) if base else Path.home() / ".local" / "state"
+    return _usable(Path(given) if given else home / "mlmeta")
+
+
+@cache
+def _usable(wanted: Path) -> Path:
+    try:
+        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return wanted.absolute()
+    except OSError:
+        user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+        folder = Path(tempfile.gettempdir()) / f"mlmeta-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{wanted} cannot be written, and {folder} belongs to another user") from None
+        return folder
+
+
+@contextlib.contextmanager
+def hold_run(run_id: str) -> Iterator[None]:
+    """Hold the lock of a run, which tells other processes of this machine that it is being worked on.
+
+    The system frees it when the process ends in any way. Where no lock can be made, the run goes without.
+
+    Raises:
+        BadInputError: If a living process holds it.
+    """
+    lock = _acquire(run_id)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            # Before the release: whoever comes now makes a file of their own.
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
+
+
+def _acquire(run_id: str) -> FileLock | None:
+    try:
+        file = _lock_file(run_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        # Whoever looks whether it is held, holds it for a moment.
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        raise BadInputError(f"the run {run_id} is being worked on by another process of this machine") from None
+    except (OSError, NotImplementedError):
+        return None
+    return lock
+
+
+def _lock_file(run_id: str) -> Path:
+    return state_folder() / "locks" / f"{run_id}.lock"
+
+
+def is_held(run_id: str) -> bool | None:
+    """Return whether a living process holds the lock of a run; None where this machine has no such lock."""
+    try:
+        file = _lock_file(run_id)
+        if not file.exists():
+            return None
+        with FileLock(file).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return None
