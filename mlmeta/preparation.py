@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands import Data, SampleData, TorchvisionData, TrainCommands
 from mlmeta.criteria import Criterion
+from mlmeta.decoding import DecodedPictures, decode_first, decode_pictures
 from mlmeta.errors import BadInputError, CommandsError, Fault
+from mlmeta.picture_cache import find_slot
 from mlmeta.picture_files import Part
 from mlmeta.pictures import PictureSet, check_training_pictures, find_pictures
 from mlmeta.spec_builder import (
@@ -21,7 +23,7 @@ from mlmeta.spec_builder import (
     build_transform,
     output_form,
 )
-from mlmeta.tensors import Batches, DecodedPictures, decode_first, decode_pictures, read_input_shape
+from mlmeta.tensors import Batches, read_input_shape
 from mlmeta.transforms import Transform
 from mlmeta.weights import load_backbone, read_weights
 
@@ -49,16 +51,21 @@ class Task:
         """Return the readable pictures of one part."""
         return self.decoded.select(self.pictures.select(part))
 
-    def training_batches(self, *, batch_size: int, device: torch.device) -> Batches:
+    def training_batches(self, *, batch_size: int, device: torch.device, channels_last: bool = False) -> Batches:
         """Return the training part with the transforms that draw at random."""
         transform = self.train_transform
         return Batches(
-            self.select("train"), transform, batch_size=batch_size, device=device, fixed=not transform.random
-        )
+            self.select("train"), transform,
+            batch_size=batch_size, device=device, fixed=not transform.random, channels_last=channels_last,
+        )  # fmt: skip
 
-    def batches(self, decoded: DecodedPictures, *, batch_size: int, device: torch.device) -> Batches:
+    def batches(
+        self, decoded: DecodedPictures, *, batch_size: int, device: torch.device, channels_last: bool = False
+    ) -> Batches:
         """Return pictures as batches without anything random."""
-        return Batches(decoded, self.transform, batch_size=batch_size, device=device, fixed=True)
+        return Batches(
+            decoded, self.transform, batch_size=batch_size, device=device, fixed=True, channels_last=channels_last
+        )
 
 
 def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False, training: bool = True) -> Task:
@@ -82,7 +89,12 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
         commands.data, commands.label_names, base_dir=base_dir, validation=commands.validation, training=training
     )
     _check_n_labels(commands, found)
-    decoded = decode_first(found.pictures, image_ops) if probe else decode_pictures(found.pictures, image_ops)
+    if probe:
+        decoded = decode_first(found.pictures, image_ops)
+    else:
+        digests = [picture.digest for picture in found.pictures]
+        slot = find_slot(digests, image_ops, reader=_name_reader(commands.data), source=found.source)
+        decoded = decode_pictures(found.pictures, image_ops, slot=slot)
     if training and not probe:
         # Those that cannot be read are left out by now.
         check_training_pictures(decoded.pictures, found.label_names)
@@ -90,6 +102,13 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
     if training:
         _check_training_shape(decoded, train_transform, input_shape)
     return Task(found, decoded, transform, train_transform, input_shape)
+
+
+def _name_reader(data: Data) -> str:
+    """Return what decides, beside a picture's content, how it is decoded; GTSRB's files are read in their own way."""
+    if isinstance(data, TorchvisionData):
+        return f"torchvision {data.name}"
+    return "sample" if isinstance(data, SampleData) else "file"
 
 
 def _check_n_labels(commands: TrainCommands, found: PictureSet) -> None:

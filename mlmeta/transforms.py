@@ -137,6 +137,11 @@ class Stages:
     after: tuple[Step, ...]
     whole: bool
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether `finish` is all that is done to an 8-bit picture: ToTensor, and what works on each number."""
+        return self.whole and not self.before and not self.drawn
+
     def prepare(self, image: Image.Image) -> Image.Image:
         """Return the picture after what is the same each time."""
         prepared: Image.Image = _run_steps(self.before, image)

@@ -136,6 +136,57 @@ def test_pictures_to_test_on_need_none_to_train_on(toy_document: dict[str, Any],
     assert task.select("test").labels.tolist() == [0, 1, 2]
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLMETA_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
+
+
+def test_attempts_on_the_same_pictures_share_what_was_decoded(toy_document: dict[str, Any], cache: Path) -> None:
+    first = prepare(toy_document)
+    again = prepare(toy_document, validation=0.4, seed=3, transform={"RandomVerticalFlip": True}, n_epoch=9)
+    assert first.decoded.rows is not None
+    assert again.decoded.rows is not None
+    assert again.decoded.rows.file == first.decoded.rows.file
+    assert len(list(cache.glob("*.rows"))) == 1
+    assert all(first.decoded.image(i).tobytes() == again.decoded.image(i).tobytes() for i in range(90))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_ops": [{"convert": {"mode": "L"}}]},
+        {"label_names": ["red", "green"]},
+        {"label_names": [str(n) for n in range(10)], "data": {"source": "sample", "name": "digits"}},
+    ],
+    ids=["operations", "labels", "source"],
+)
+def test_other_pictures_or_operations_do_not(
+    toy_document: dict[str, Any], cache: Path, changes: dict[str, Any]
+) -> None:
+    first, other = prepare(toy_document), prepare(toy_document, **changes)
+    assert first.decoded.rows is not None
+    assert other.decoded.rows is not None
+    assert other.decoded.rows.file != first.decoded.rows.file
+
+
+def test_the_batches_are_the_same_with_the_cache_and_without(
+    toy_document: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batch() -> torch.Tensor:
+        task = prepare(toy_document)
+        return next(task.training_batches(batch_size=100, device=CPU, channels_last=True).shuffled(4))[0]
+
+    cached = batch()
+    monkeypatch.setenv("MLMETA_CACHE_GB", "0")
+    assert torch.equal(batch(), cached)
+
+
+def test_a_probe_leaves_the_cache_alone(toy_document: dict[str, Any], cache: Path) -> None:
+    assert prepare(toy_document, probe=True).decoded.rows is None
+    assert not cache.exists()
+
+
 def test_the_seed_alone_decides_the_weights(toy_document: dict[str, Any]) -> None:
     first = make_model(toy_document, seed=4)
     torch.rand(7)

@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mlmeta import tensors
 from mlmeta.errors import BadInputError, PicturesError
 from mlmeta.image_ops import ImageOps, build_image_ops
+from mlmeta.picture_cache import CacheSlot, PictureCache
 from mlmeta.picture_files import open_file
 from mlmeta.pictures import Picture
 from mlmeta.tensors import (
@@ -27,6 +29,7 @@ from mlmeta.tensors import (
     decode_first,
     decode_pictures,
     read_input_shape,
+    use_channels_last,
 )
 from mlmeta.transforms import Transform, build_transform
 
@@ -368,6 +371,139 @@ def test_a_batch_may_be_changed_in_place(transform: Any) -> None:
     after = next(batches.in_order())
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
+
+
+# From the cache, in another layout, and streamed
+
+
+def decode_cached(pictures: Sequence[Picture], folder: Path) -> DecodedPictures:
+    decoded = decode(pictures, slot=CacheSlot(PictureCache(folder), "key", "x"))
+    assert decoded.rows is not None
+    return decoded
+
+
+CACHED = [
+    {"ToTensor": True},
+    NORMALIZED,
+    ["ToTensor", {"ConvertImageDtype": {"dtype": "float64"}}],
+    ["ToTensor", {"Normalize": {"mean": [0.5], "std": [0.5], "inplace": True}}],
+    {"Resize": {"size": [3, 4]}, **NORMALIZED},
+    {"FiveCrop": {"size": 3}, **NORMALIZED},
+    ["PILToTensor", {"ConvertImageDtype": {"dtype": "float32"}}],
+    {"Grayscale": True, "ToTensor": True},
+    FLIPPED,
+    {"RandomHorizontalFlip": True, "FiveCrop": {"size": 3}, "ToTensor": True},
+]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("budget", [0, 10**9], ids=["made each time", "kept"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("transform", CACHED, ids=str)
+def test_cached_pictures_give_what_the_transform_gives_by_hand(
+    tmp_path: Path, transform: Any, channels_last: bool, budget: int, mode: str
+) -> None:
+    if mode != "RGB" and transform is not CACHED[0] and transform is not CACHED[3]:
+        transform = [{"Normalize": {"mean": [0.5], "std": [0.3]}}, "ToTensor"][::-1]
+    ops = build_image_ops([{"convert": {"mode": mode}}])
+    decoded = decode(make_pictures(7), ops, slot=CacheSlot(PictureCache(tmp_path), "key", "x"))
+    assert decoded.rows is not None
+    built = build_transform(transform, training=True)
+    torch.manual_seed(3)
+    images = [ops(Image.fromarray(make_pixels(index))) for index in range(7)]
+    expected = torch.stack([built(image) for image in images])
+    batches = wrap(decoded, built, batch_size=3, budget_bytes=budget, channels_last=channels_last)
+    torch.manual_seed(3)
+    found = list(batches.in_order())
+    assert torch.equal(torch.cat([pictures for pictures, _ in found]), expected)
+    assert all(_lies(pictures, channels_last) for pictures, _ in found)
+    assert torch.cat([labels for _, labels in found]).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def _lies(batch: torch.Tensor, channels_last: bool) -> bool:
+    return (batch.movedim(-3, -1) if channels_last else batch).is_contiguous()
+
+
+def test_cached_pictures_whose_numbers_do_not_fit_are_not_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build_transform(NORMALIZED)
+    monkeypatch.setattr(tensors, "CACHED_BUDGET_BYTES", 7 * 90 * 4)
+    assert wrap(decode_cached(make_pictures(7), tmp_path / "7"), built)._fixed is not None
+    assert wrap(decode_cached(make_pictures(8), tmp_path / "8"), built)._fixed is None
+    assert make_batches(make_pictures(8))._fixed is not None
+
+
+@pytest.mark.parametrize("budget", [0, 10**9], ids=["made each time", "kept"])
+def test_a_batch_of_cached_pictures_may_be_changed_in_place(tmp_path: Path, budget: int) -> None:
+    batches = wrap(decode_cached(make_pictures(6), tmp_path), build_transform(NORMALIZED), budget_bytes=budget)
+    before = stack(batches.in_order())
+    for pictures, _ in batches.in_order():
+        pictures.zero_()
+    assert torch.equal(stack(batches.in_order()), before)
+
+
+def test_a_models_outputs_do_not_depend_on_the_layout() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    plain, other = (
+        stack(make_batches(make_pictures(9), channels_last=channels_last).in_order()) for channels_last in (False, True)
+    )
+    torch.testing.assert_close(model(plain), model(other))
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "expected"),
+    [
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), "cpu", True),
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), "cuda", False),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2)), "cpu", False),
+        (torch.nn.Sequential(torch.nn.Conv1d(3, 8, 3)), "cpu", False),
+    ],
+    ids=["convolutions", "elsewhere", "rows of numbers", "rows"],
+)
+def test_channels_last_is_for_convolutions_on_the_cpu(model: torch.nn.Module, device: str, expected: bool) -> None:
+    assert use_channels_last(model, torch.device(device)) is expected
+
+
+@pytest.mark.parametrize("transform", [NORMALIZED, FLIPPED], ids=["fixed", "random"])
+def test_pictures_that_are_not_kept_are_decoded_a_batch_ahead_and_no_more(transform: Any) -> None:
+    opened: list[int] = []
+
+    def open_picture(index: int) -> Image.Image:
+        opened.append(index)
+        return Image.fromarray(make_pixels(index))
+
+    pictures = [make_picture(partial(open_picture, index), index) for index in range(12)]
+    batches = wrap(decode(pictures, budget_bytes=0), build_transform(transform), batch_size=3, budget_bytes=0)
+    opened.clear()
+    iterator = batches.in_order()
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]  # a generator
+    assert sorted(opened) == list(range(6))
+    opened.clear()
+    assert len(list(batches.in_order())) == 4
+    assert sorted(opened) == list(range(12))
+
+
+def test_what_the_model_draws_between_batches_does_not_move_when_pictures_are_streamed() -> None:
+    def run(budget: int) -> list[torch.Tensor]:
+        decoded = decode(make_pictures(12), budget_bytes=budget)
+        batches = wrap(decoded, build_transform(FLIPPED), budget_bytes=budget)
+        torch.manual_seed(2)
+        return [part for pictures, _ in batches.in_order() for part in (pictures, torch.rand(3))]
+
+    assert all(torch.equal(kept, streamed) for kept, streamed in zip(run(10**9), run(0), strict=True))
+
+
+def test_a_picture_that_vanishes_while_it_is_streamed_is_one_clear_error(tmp_path: Path) -> None:
+    for index in range(6):
+        Image.new("RGB", (6, 5)).save(tmp_path / f"{index}.png")
+    pictures = [from_file(tmp_path / f"{index}.png", index) for index in range(6)]
+    batches = wrap(decode(pictures, budget_bytes=0), build_transform(NORMALIZED), batch_size=2, budget_bytes=0)
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(PicturesError, match="data: 003 can no longer be read"):
+        list(batches.in_order())
 
 
 RANDOM = [

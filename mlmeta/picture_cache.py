@@ -1,0 +1,326 @@
+"""The picture cache: pictures after the picture operations, decoded once for all attempts on this machine.
+
+An entry is one file of rows (`mlmeta.row_file`) in the cache folder; its name is a digest of the pictures' contents,
+the picture operations and whatever else decides the pixels. It is made under a file lock, so attempts that start
+together make it once. The least recently used entries go when the limit is reached, never one that this process uses;
+one that another process uses may go, since POSIX keeps a mapped file until it is closed.
+
+Only pictures that come out in one shape and one mode of whole bytes are cached: an array has one shape, and a training
+needs one shape anyway. Where a later transform makes unlike pictures equal, they go without this cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import PIL
+from filelock import FileLock, Timeout
+from PIL import ImageFilter
+
+from mlmeta.errors import BadInputError, shorten
+from mlmeta.image_ops import ImageOps
+from mlmeta.row_file import FORMAT, DamagedFileError, PictureRows, RowWriter, read_rows
+
+MAX_BYTES = 10 * 10**9
+"""The limit where MLMETA_CACHE_GB says nothing, and the disk has five times as much free."""
+
+FREE_SHARE = 0.2
+# Left free on the disk for everything else.
+_SPARE_BYTES = 64 * 2**20
+# A file that was not written to for so long is one that a killed attempt left.
+_STALE_S = 3600
+_LOG = logging.getLogger(__name__)
+_in_use: weakref.WeakSet[PictureRows] = weakref.WeakSet()
+
+
+class CacheFullError(OSError):
+    """The cache's limit, or the disk, does not take an entry."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the cache.
+
+    Attributes:
+        source: Where the pictures come from, in words; says so where the file is damaged.
+        shape: (n, height, width, channels); empty where the file is damaged.
+        size_bytes: Of the file.
+        used_s: When it was last used, in seconds since 1970.
+    """
+
+    file: Path
+    source: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    used_s: float
+
+
+def find_folder() -> Path:
+    """Return the cache folder: ``$MLMETA_CACHE_DIR``, else ``$XDG_CACHE_HOME/mlmeta``, else ``~/.cache/mlmeta``.
+
+    The pictures lie in its subfolder ``pictures``.
+    """
+    if folder := os.environ.get("MLMETA_CACHE_DIR"):
+        return Path(folder).absolute() / "pictures"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a path that is not absolute is to be ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mlmeta" / "pictures"
+
+
+def read_limit(folder: Path, *, used_bytes: int = 0) -> int:
+    """Return how many bytes the cache may take: ``$MLMETA_CACHE_GB``, else `MAX_BYTES` or 20 % of the free disk.
+
+    Args:
+        folder: The cache folder; it need not be there.
+        used_bytes: What the cache takes already, which counts as free.
+
+    Raises:
+        BadInputError: If MLMETA_CACHE_GB is not a number from 0.
+    """
+    given = os.environ.get("MLMETA_CACHE_GB", "").strip()
+    if given:
+        with contextlib.suppress(ValueError):
+            if 0 <= (gigabytes := float(given)) < math.inf:
+                return int(gigabytes * 10**9)
+        raise BadInputError(f"MLMETA_CACHE_GB: must be a number of gigabytes from 0 (no cache); got {shorten(given)}")
+    return min(MAX_BYTES, int(FREE_SHARE * (_free_bytes(folder) + used_bytes)))
+
+
+def _free_bytes(folder: Path) -> int:
+    there = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path())
+    return shutil.disk_usage(there).free
+
+
+def make_key(digests: Iterable[str], image_ops: ImageOps, *, reader: str) -> str | None:
+    """Return the name of an entry, or None where an operation draws at random.
+
+    Args:
+        digests: SHA-256 (hex) of the pictures' contents; their order does not matter.
+        image_ops: The picture operations.
+        reader: How contents become pictures, where that is not the content's own: ``file``, ``torchvision GTSRB``.
+    """
+    if any(op.name == "effect_spread" for op in image_ops.ops):
+        return None
+    # Another Pillow may decode or resize a little differently.
+    head = [FORMAT, PIL.__version__, reader, [[op.name, op.arguments] for op in image_ops.ops]]
+    text = json.dumps([head, sorted(set(digests))], sort_keys=True, default=_describe_value)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _describe_value(value: Any) -> Any:
+    """Return what JSON has no word for, among the values that `mlmeta.image_ops` reads."""
+    if isinstance(value, ImageFilter.Filter):
+        return [type(value).__name__, vars(value)]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+@dataclass(frozen=True)
+class PictureCache:
+    """The entries of one folder.
+
+    Attributes:
+        folder: Made when it is first written to.
+    """
+
+    folder: Path
+
+    @property
+    def limit_bytes(self) -> int:
+        """What all entries together may take; 0 for no cache."""
+        return read_limit(self.folder, used_bytes=sum(self._sizes().values()))
+
+    def _sizes(self) -> dict[Path, int]:
+        """Return the entries' sizes, the least recently used first."""
+        states = {}
+        for file in self.folder.glob("*.rows"):
+            with contextlib.suppress(OSError):
+                states[file] = file.stat()
+        return {file: states[file].st_size for file in sorted(states, key=lambda file: states[file].st_mtime_ns)}
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, the least recently used first."""
+        found = []
+        for file, size in self._sizes().items():
+            with contextlib.suppress(FileNotFoundError):
+                source, shape = _describe_file(file)
+                found.append(Entry(file, source, shape, size, file.stat().st_mtime))
+        return found
+
+    def clear(self) -> int:
+        """Remove all entries, and what killed attempts left; return how many entries there were.
+
+        An entry that is being made is not there yet, and stays.
+        """
+        sizes = self._sizes()
+        for file in sizes:
+            self._remove(file)
+        self._remove_leftovers()
+        return len(sizes)
+
+    def make_room(self, n_bytes: int) -> None:
+        """Remove the least recently used entries until `n_bytes` more fit.
+
+        Raises:
+            CacheFullError: If they do not fit all the same.
+        """
+        self._remove_leftovers()
+        sizes, limit = self._sizes(), self.limit_bytes
+        in_use = {rows.file for rows in _in_use}
+        for file in [file for file in sizes if file not in in_use]:
+            if sum(sizes.values()) + n_bytes <= limit:
+                break
+            self._remove(file)
+            del sizes[file]
+        if sum(sizes.values()) + n_bytes > limit:
+            raise CacheFullError(f"{_gigabytes(n_bytes)} do not fit its limit, {_gigabytes(limit)} (MLMETA_CACHE_GB)")
+        free = _free_bytes(self.folder)
+        if n_bytes + _SPARE_BYTES > free:
+            raise CacheFullError(f"{_gigabytes(n_bytes)} are needed, and the disk has {_gigabytes(free)} free")
+
+    def _remove(self, file: Path) -> None:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        with contextlib.suppress(OSError):
+            file.with_suffix(".lock").unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        for file in self.folder.glob("*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime >= _STALE_S:
+                    file.unlink()
+
+
+def _describe_file(file: Path) -> tuple[str, tuple[int, ...]]:
+    try:
+        rows = read_rows(file)
+    except DamagedFileError as error:
+        return f"damaged: {error}", ()
+    return rows.source, rows.pixels.shape
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 10**9:.3g} GB" if n_bytes >= 10**8 else f"{n_bytes / 10**6:.3g} MB"
+
+
+def format_entries(cache: PictureCache) -> str:
+    """Return the entries as a table for people, the most recently used first, and what they take of the limit."""
+    entries = cache.entries()[::-1]
+    head = ("last used", "pictures", "shape", "size", "source")
+    rows = [
+        (
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s)),
+            f"{entry.shape[0]:,}" if entry.shape else "",
+            "×".join(map(str, entry.shape[1:])),
+            _gigabytes(entry.size_bytes),
+            " ".join(entry.source.split()),
+        )
+        for entry in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)] if rows else ["no entries"]
+    total = sum(entry.size_bytes for entry in entries)
+    return "\n".join([*lines, f"{_gigabytes(total)} of at most {_gigabytes(cache.limit_bytes)} in {cache.folder}"])
+
+
+@dataclass(frozen=True)
+class CacheSlot:
+    """The place of one entry, which may be there or not.
+
+    Attributes:
+        key: From `make_key`.
+        source: Where the pictures come from, in words.
+        wait_s: How long to wait for another process that is making the entry.
+    """
+
+    cache: PictureCache
+    key: str
+    source: str
+    wait_s: float = 3600
+
+    @property
+    def file(self) -> Path:
+        """Where the entry lies, or would."""
+        return self.cache.folder / f"{self.key}.rows"
+
+    def find(self, digests: Iterable[str]) -> PictureRows | None:
+        """Return the entry and mark it as used; None where there is none, or it is damaged or lacks a picture."""
+        try:
+            rows = read_rows(self.file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (DamagedFileError, OSError) as error:
+            _LOG.warning("mlmeta: %s in the picture cache cannot be used (%s); it is made again", self.file, error)
+            return None
+        if not all(digest in rows.rows or digest in rows.skipped for digest in digests):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self.file)
+        _in_use.add(rows)
+        return rows
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Wait until nobody else makes the entry; gives whether this process may, which it may not without a lock."""
+        with contextlib.ExitStack() as stack:
+            yield self._acquire(stack)
+
+    def _acquire(self, stack: contextlib.ExitStack) -> bool:
+        lock = FileLock(self.file.with_suffix(".lock"), is_singleton=False)
+        try:
+            self.cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                _LOG.warning("mlmeta: another attempt is decoding the same pictures; waiting for it")
+                lock.acquire(timeout=self.wait_s)
+        except (OSError, NotImplementedError) as error:  # Timeout is an OSError
+            self.warn(error)
+            return False
+        stack.callback(lock.release)
+        return True
+
+    def open_writer(self, *, mode: str, shape: tuple[int, int, int], n_rows: int) -> RowWriter:
+        """Return a writer for the entry; room has been made for all of it.
+
+        Raises:
+            CacheFullError: If there is no room.
+            OSError: If the folder cannot be written to.
+        """
+        self.cache.make_room(n_rows * math.prod(shape))
+        return RowWriter(self.cache.folder, mode=mode, shape=shape)
+
+    def warn(self, error: Exception) -> None:
+        """Say in one line that the cache does not help this time."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _LOG.warning(
+            "mlmeta: pictures go without the cache in %s (%s): they are kept in memory as far as they fit, and decoded "
+            "again in every epoch beyond that", self.cache.folder, reason,
+        )  # fmt: skip
+
+
+def find_slot(digests: Iterable[str], image_ops: ImageOps, *, reader: str, source: str) -> CacheSlot | None:
+    """Return the place of pictures in this machine's cache, or None where they cannot be cached or must not be.
+
+    Raises:
+        BadInputError: If MLMETA_CACHE_GB is not a number from 0.
+    """
+    cache = PictureCache(find_folder())
+    key = make_key(digests, image_ops, reader=reader)
+    return CacheSlot(cache, key, source) if key and cache.limit_bytes else None
