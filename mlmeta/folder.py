@@ -8,12 +8,14 @@ from pathlib import Path
 
 from mlmeta.errors import PicturesError, nearest_name
 from mlmeta.picture_files import PARTS, SUFFIXES, Found, Part, explain_missing, file_picture, strip_operators
+from mlmeta.specs import CONTROL
 
 
 def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
     """Return the pictures of ``<root>/<label>/…`` or ``<root>/train|test|validation/<label>/…``.
 
-    Hidden files and folders, and files without a picture's suffix, are left out.
+    Hidden files and folders, files without a picture's suffix, and links that lead back to the folder are left out.
+    What has a picture's suffix and is no file (a pipe, a link to nowhere) is given as a picture that cannot be read.
 
     Args:
         root: The folder.
@@ -48,7 +50,13 @@ def _explain_no_folder(root: Path) -> str:
 
 
 def _subfolders(root: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(root.iterdir()) if not p.name.startswith(".") and p.is_dir()}
+    folders = (path for path in sorted(root.iterdir()) if not path.name.startswith(".") and path.is_dir())
+    return {folder.name: folder for folder in folders if not _leads_back(folder, root)}
+
+
+def _leads_back(folder: Path, root: Path) -> bool:
+    """Return whether a folder is a link to the one it lies in, or above: it would hold all other labels' pictures."""
+    return folder.is_symlink() and root.resolve().is_relative_to(folder.resolve())
 
 
 def _has_parts(folders: Mapping[str, Path], label_names: Sequence[str]) -> bool:
@@ -90,8 +98,9 @@ def _read_labels(
 
 
 def _printable(name: str) -> str:
-    """Return a file's name as UTF-8 can write it, whatever bytes it has on disk."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Return a file's name on one line, as UTF-8 can write it, whatever bytes it has on disk."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _picture_files(folder: Path) -> Iterator[Path]:
@@ -99,7 +108,7 @@ def _picture_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(path, name)
-            if not name.startswith(".") and file.suffix.lower() in SUFFIXES and file.is_file():
+            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
                 yield file
 
 

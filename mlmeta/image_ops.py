@@ -26,6 +26,9 @@ Reader = Callable[[Any, str], Any]
 MAX_PIXELS = 178_956_970
 """The most pixels that an operation may make: the size from which Pillow calls a picture a bomb."""
 
+MAX_FILTER_SIZE = 99
+"""The widest window of a filter that sorts or counts pixels: each pixel costs a look at all of its window."""
+
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -168,6 +171,9 @@ def _read_filter(value: Any, path: str) -> ImageFilter.Filter:
     arguments = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = arguments.pop("name", None)
     make = read_choice("" if name is None else name, FILTERS, path=path)
+    size = arguments.get("size", 0)
+    if isinstance(size, int | float) and size > MAX_FILTER_SIZE:
+        raise refuse(f"{path}.size", f"must be at most {MAX_FILTER_SIZE}", came=size)
     try:
         return make(**arguments)  # type: ignore[misc]
     except REFUSALS as error:
@@ -256,9 +262,6 @@ def _count_pixels(name: str, image: Image.Image, arguments: Mapping[str, Any]) -
         (angle,) = read_numbers((arguments.get("angle"),), 1)
         cosine, sine = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
         return (width * cosine + height * sine) * (width * sine + height * cosine)
-    if name == "filter" and isinstance(arguments.get("filter"), ImageFilter.RankFilter):
-        (size,) = read_numbers((arguments["filter"].size,), 1)
-        return (width + size) * (height + size)
     return 0
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from mlmeta.errors import CommandsError, Fault
+from mlmeta.errors import CommandsError, Fault, shorten
 from mlmeta.refusals import REFUSALS, explain_refusal, make_named
 from mlmeta.values import read_value
 
@@ -25,6 +25,10 @@ _PER_BATCH = ("CyclicLR", "OneCycleLR")
 _TRIED_STEPS = 1_000
 # LBFGS keeps that many pairs of vectors as long as the model, and makes a list of that length in each step.
 _MAX_HISTORY = 10_000
+# It looks at one batch that many times, and where its tolerances are never met, all of them.
+_MAX_ITERATIONS = 1_000
+# Each is stepped a thousand times to try it.
+_MAX_SCHEDULERS = 100
 
 
 def read_arguments(spec: Spec) -> dict[str, Any]:
@@ -46,10 +50,10 @@ def build_optimizer(optimizer: Spec, parameters: Iterable[nn.Parameter]) -> Opti
     if not trainable:
         raise CommandsError([Fault("model", "has no parameters, so there is nothing to train")])
     name, arguments = optimizer["name"], _tuples(read_arguments(optimizer))
-    history = arguments.get("history_size")
-    if isinstance(history, int) and not 1 <= history <= _MAX_HISTORY:
-        message = f"must lie between 1 and {_MAX_HISTORY:,}"
-        raise CommandsError([Fault("optimizer.history_size", message, str(history))])
+    for key, limit in (("history_size", _MAX_HISTORY), ("max_iter", _MAX_ITERATIONS)):
+        number = arguments.get(key)
+        if isinstance(number, int) and not 1 <= number <= limit:
+            raise CommandsError([Fault(f"optimizer.{key}", f"must lie between 1 and {limit:,}", shorten(number))])
     _try_optimizer(name, arguments, trainable[0].device)
     return cast(Optimizer, make_named("optimizer", name, {"params": trainable, **arguments}, path="optimizer"))
 
@@ -97,10 +101,17 @@ def build_scheduler(
         CommandsError: If torch refuses an argument, at once or in one of the first 1,000 steps; if a length is
             left out and not known; if a OneCycleLR ends before the attempt.
     """
+    if (count := _count_schedulers(scheduler)) > _MAX_SCHEDULERS:
+        message = f"there may be at most {_MAX_SCHEDULERS} schedulers, those inside others too"
+        raise CommandsError([Fault("scheduler", message, f"{count:,}")])
     per_batch = steps_per_batch(scheduler)
     n_steps = n_epoch * n_batches if per_batch and n_epoch and n_batches else None if per_batch else n_epoch
     _try_scheduler(scheduler, optimizer, n_steps)
     return _build_scheduler(scheduler, optimizer, "scheduler", n_steps)
+
+
+def _count_schedulers(scheduler: Spec) -> int:
+    return 1 + sum(map(_count_schedulers, scheduler.get("schedulers", ())))
 
 
 def steps_per_batch(scheduler: Spec | None) -> bool:

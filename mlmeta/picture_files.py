@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -25,6 +27,12 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", 
 PARTS: dict[str, Part] = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
+# No picture that Pillow opens (at most 178,956,970 pixels) needs a larger file.
+MAX_FILE_BYTES = 2**31
+_KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
 }  # fmt: skip
 # What reading a damaged picture raises, in Pillow and below it.
 DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
@@ -51,7 +59,7 @@ class Found:
 
 
 def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Open and decode a picture file, turned upright as its EXIF says.
+    """Open and decode a picture file, turned upright as its EXIF says; of an animation the first frame.
 
     Args:
         path: The file.
@@ -61,11 +69,49 @@ def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
     """
     try:
-        with Image.open(path, formats=formats) as image:
+        # A stream and no name: Pillow would map a file, and a file that shrinks while it is mapped ends the process.
+        with open_regular(path) as stream, Image.open(stream, formats=formats) as image:
             image.load()
-            return turn_upright(image)
+            with suppress(*DAMAGED):
+                # In place: a copy would double what a large picture takes.
+                ImageOps.exif_transpose(image, in_place=True)
+            return image
     except UnidentifiedImageError:
         raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that is one: a pipe would wait for a writer, and some devices never end.
+
+    Raises:
+        OSError: If it cannot be read, is of another kind, or is larger than a picture can be.
+    """
+    _check_regular(path.stat())
+    # The name may mean something else by now.
+    stream = open(path, "rb", opener=_open_without_waiting)
+    try:
+        _check_regular(os.fstat(stream.fileno()))
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise OSError(f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes; raises what `open_regular` does."""
+    with open_regular(path) as stream:
+        return stream.read(MAX_FILE_BYTES)
 
 
 @contextmanager
@@ -86,7 +132,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
     """Return a file as a picture."""
-    return Found(id, label, part, path.read_bytes, partial(open_file, path))
+    return Found(id, label, part, partial(read_file, path), partial(open_file, path))
 
 
 def strip_operators(label: str) -> str:

@@ -210,6 +210,19 @@ def _place(found: Found, label: int, chooser: _PartChooser) -> Picture:
     return Picture(found.id, label, chooser.choose(found.part, digest), digest, found.open)
 
 
+def find_conflicts(pictures: Iterable[Picture]) -> list[Picture]:
+    """Return the pictures whose content stands under more than one label, those of one content side by side.
+
+    Args:
+        pictures: Those that can be read, such as ``DecodedPictures.pictures``: two empty files are no picture.
+    """
+    by_digest: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        by_digest.setdefault(picture.digest, []).append(picture)
+    groups = (group for group in by_digest.values() if len({picture.label for picture in group}) > 1)
+    return [picture for group in groups for picture in group]
+
+
 def check_training_pictures(pictures: Iterable[Picture], labels: Sequence[str]) -> None:
     """Check that every label has a picture to train on.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlmeta.decoding import DecodedPictures, SkippedPicture
+from mlmeta.pictures import Picture
 from mlmeta.plots import Mistake, plot_confusion_matrix, plot_mistakes
-from mlmeta.tensors import DecodedPictures, SkippedPicture
 
 MAX_MISTAKES = 16
 
@@ -52,8 +54,8 @@ def write_test_report(
 
 
 def write_table(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV table."""
-    with file.open("w", encoding="utf-8", newline="") as stream:
+    """Write a CSV table in UTF-8."""
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows(rows)
@@ -117,3 +119,24 @@ def find_mistakes(
 def write_skipped(file: Path, skipped: Sequence[SkippedPicture]) -> None:
     """Write the pictures that were left out, with the reasons."""
     write_table(file, ["id", "reason"], ([picture.id, picture.reason] for picture in skipped))
+
+
+def write_conflicts(file: Path, conflicts: Sequence[Picture], label_names: Sequence[str]) -> None:
+    """Write the pictures that `mlmeta.pictures.find_conflicts` gives, those of one content below each other."""
+    rows = ([picture.digest, label_names[picture.label], picture.id] for picture in conflicts)
+    write_table(file, ["content_sha256", "label", "id"], rows)
+
+
+def summarise_odd_pictures(skipped: Sequence[SkippedPicture], conflicts: Sequence[Picture]) -> str:
+    """Return one line about pictures that were left out or contradict each other; empty where there are none."""
+    parts = []
+    if skipped:
+        reasons = Counter(picture.reason for picture in skipped).most_common(3)
+        shown = "; ".join(f"{reason[:60]} ({n:,})" for reason, n in reasons)
+        words = "1 picture was" if len(skipped) == 1 else f"{len(skipped):,} pictures were"
+        parts.append(f"{words} left out (skipped_pictures.csv): {shown}")
+    if conflicts:
+        n = len({picture.digest for picture in conflicts})
+        words = "1 picture stands" if n == 1 else f"{n:,} pictures stand"
+        parts.append(f"{words} under more than one label (conflicting_pictures.csv)")
+    return "; ".join(parts)

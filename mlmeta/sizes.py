@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,24 @@ def refuse_outputs(path: str, name: str, n_bytes: int) -> None:
     if n_bytes > limit:
         message = f"the outputs up to {name} take {format_bytes(n_bytes)} for one picture"
         raise CommandsError([Fault(path, f"{message}; this machine has {format_bytes(limit)}")])
+
+
+def refuse_batch(input_shape: Sequence[int], n_pictures: int) -> None:
+    """Refuse a batch whose pictures alone this machine could not hold, before any of them is made.
+
+    Args:
+        input_shape: (channels, height, width) of a picture as the model gets it, float32.
+        n_pictures: In a batch.
+
+    Raises:
+        CommandsError: If they exceed the memory.
+    """
+    limit, needed = memory_bytes(), math.prod(input_shape) * n_pictures * FLOAT_BYTES
+    if needed > limit:
+        shape = "×".join(f"{size:,}" for size in input_shape)
+        message = f"a batch of {n_pictures:,} pictures of {shape} numbers takes {format_bytes(needed)}"
+        advice = "a smaller batch_size, or pictures made smaller by image_ops, would fit"
+        raise CommandsError([Fault("batch_size", f"{message}; this machine has {format_bytes(limit)}; {advice}")])
 
 
 class SizeGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]

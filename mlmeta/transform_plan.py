@@ -56,9 +56,12 @@ _ALWAYS_OR_NEVER = frozenset(
 MAX_DEPTH = 16
 """How deep containers may lie in each other."""
 
+MAX_TRANSFORMS = 500
+"""How many transforms there may be, those inside containers too."""
+
 _LIMITS = {
-    "kernel_size": 4_095, "sigma": 512, "num_magnitude_bins": 10_000, "num_ops": 100, "mixture_width": 100,
-    "chain_depth": 100,
+    "kernel_size": 4_095, "sigma": 512, "num_magnitude_bins": 10_000, "num_ops": 100, "mixture_width": 20,
+    "chain_depth": 20,
 }  # fmt: skip
 """The largest value of the arguments that set how much memory or time one picture takes."""
 
@@ -113,6 +116,11 @@ class Request:
         return frozenset({self.name}).union(*(member.all_names for member in self.members))
 
     @property
+    def count(self) -> int:
+        """How many transforms it is, with its members through all depths."""
+        return 1 + sum(member.count for member in self.members)
+
+    @property
     def random(self) -> bool:
         """Whether it draws at random."""
         if self.name == "Compose":
@@ -142,7 +150,11 @@ def plan_transforms(listing: object, *, path: str, training: bool) -> list[Reque
     Raises:
         BadInputError: If the form, a name or a value cannot be used.
     """
-    return list(_flatten(_read_requests(listing, path), training))
+    requests = _read_requests(listing, path)
+    count = sum(request.count for request in requests)
+    if count > MAX_TRANSFORMS:
+        raise refuse(path, f"there may be at most {MAX_TRANSFORMS} transforms, those inside others too; got {count:,}")
+    return list(_flatten(requests, training))
 
 
 def _read_requests(listing: object, path: str) -> list[Request]:

@@ -71,3 +71,10 @@ def test_what_a_layer_makes_on_its_way_is_looked_at(monkeypatch: pytest.MonkeyPa
         pytest.raises(CommandsError, match=r"model.layers.3: Outer would make .*, 4.0 KiB; this machine has 3.9 KiB"),
     ):
         x[:, :1].expand(2, 1025).contiguous().sum(dim=1)
+
+
+def test_a_batch_that_the_machine_could_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "memory_bytes", lambda: 4 * 3 * 100 * 100 * 8)
+    sizes.refuse_batch((3, 100, 100), 8)
+    with pytest.raises(CommandsError, match=r"batch_size: a batch of 9 pictures of 3×100×100 numbers takes 1\.0 MiB"):
+        sizes.refuse_batch((3, 100, 100), 9)

@@ -350,3 +350,12 @@ def test_a_backbone_takes_no_integers_for_floating_point_numbers() -> None:
     model = nn.Linear(4, 4)
     with pytest.raises(WeightsError, match="has 20%"):
         load_backbone(model, {"weight": torch.ones(4, 4, dtype=torch.int64), "bias": torch.ones(4)}, source="net")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_a_hundred_thousand_tensors_is_refused(tmp_path: Path, zipped: bool) -> None:
+    one = torch.zeros(100_000)
+    views = {f"layer.{index}.weight": one[index] for index in range(100_000)}
+    torch.save(views, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match="holds 100,000 tensors; at most 50,000 are read"):
+        read_weights(tmp_path / "x.pt")
