@@ -22,12 +22,12 @@ from mlmeta.documents import make_test_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
 from mlmeta.metafeatures import describe_pictures
-from mlmeta.pictures import choose_pictures
+from mlmeta.pictures import choose_pictures, find_conflicts
 from mlmeta.plots import plot_loss_curve
 from mlmeta.preparation import Task
 from mlmeta.progress import EpochProgress, Progress
 from mlmeta.recorder import EpochRecorder, Recorder
-from mlmeta.reports import write_skipped
+from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
 from mlmeta.spec_builder import output_form
 from mlmeta.status import Status
 from mlmeta.train import (
@@ -216,8 +216,24 @@ def _record_task(prepared: Prepared, recorder: Recorder) -> None:
             "mlmeta.device": str(prepared.device),
         }
     )
+    _record_odd_pictures(prepared.task, recorder)
     name = prepared.commands.model_name
     recorder.log_data(name=name, digest=pictures.digest, source=pictures.source, context="training")
+
+
+def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
+    """Record which pictures were left out or stand under several labels, and say so in one line."""
+    skipped, conflicts = task.decoded.skipped, find_conflicts(task.decoded.pictures)
+    if line := summarise_odd_pictures(skipped, conflicts):
+        click.echo(f"mlmeta: {line}", err=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if skipped:
+            write_skipped(folder / "skipped_pictures.csv", skipped)
+        if conflicts:
+            write_conflicts(folder / "conflicting_pictures.csv", conflicts, task.pictures.label_names)
+        if skipped or conflicts:
+            recorder.log_files(folder)
 
 
 def _train_guarded(
@@ -270,8 +286,6 @@ def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> No
             title=prepared.commands.model_name,
             chance_loss=chance_loss(prepared),
         )
-        if prepared.task.decoded.skipped:
-            write_skipped(folder / "skipped_pictures.csv", prepared.task.decoded.skipped)
         if trained.state:
             sha256 = save_weights(trained.state, folder / "models", prepared.commands.model_name)
             recorder.set_tags({"mlmeta.weights_sha256": sha256, "mlmeta.kept_epoch": str(trained.kept_epoch)})

@@ -43,10 +43,15 @@ ImageOp = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True)
 class SkippedPicture:
-    """A picture that was left out, and why."""
+    """A picture that was left out, and why.
+
+    Attributes:
+        lasting: Whether it lies in the content; a file that vanished, or memory that was short, may be there again.
+    """
 
     id: str
     reason: str
+    lasting: bool = True
 
 
 @dataclass
@@ -202,16 +207,22 @@ def decode_pictures(
 def _decode_once(pictures: Sequence[Picture], image_ops: ImageOp, keeper: _Keeper) -> DecodedPictures:
     decoded = DecodedPictures([], image_ops, _kept=keeper.images)
     reasons = {}
+    lasting = True
     with keeper:
         for picture, result in _decode_quietly(pictures, image_ops):
             if isinstance(result, SkippedPicture):
                 decoded.skipped.append(result)
                 reasons[picture.digest] = result.reason
+                lasting &= result.lasting
             else:
                 decoded.pictures.append(picture)
                 keeper.keep(picture, result)
         _check_skipped(decoded.skipped, len(pictures))
-        decoded.rows = keeper.publish(reasons)
+        # What may pass is not written down for the attempts to come.
+        if lasting:
+            decoded.rows = keeper.publish(reasons)
+        else:
+            keeper.give_up()
     return decoded
 
 
@@ -253,6 +264,10 @@ class _Keeper:
             self._go_on_in_memory()
         if not self._writer:
             self._keep_in_memory(picture, image)
+
+    def give_up(self) -> None:
+        """Keep in memory what was written, and leave the cache as it was."""
+        self._go_on_in_memory()
 
     def publish(self, skipped: dict[str, str]) -> PictureRows | None:
         """Put what was written into the cache and return it; None where the pictures are kept in memory."""
@@ -358,5 +373,6 @@ def _decode(picture: Picture, image_ops: ImageOp) -> Image.Image | SkippedPictur
         image = picture.open()
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
-        return SkippedPicture(picture.id, reason or type(error).__name__)
+        passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        return SkippedPicture(picture.id, reason or type(error).__name__, lasting=not passing)
     return image_ops(image)

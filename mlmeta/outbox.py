@@ -50,15 +50,19 @@ class Outbox:
 
     def put(self, operations: Iterable[Operation]) -> None:
         """Queue operations; costs microseconds."""
+        new = list(operations)
         with self._changed:
-            self._queue.extend(operations)
+            # A thread that has something to do looks by itself; waking it costs this one its turn.
+            wakes = not self._queue or any(operation.kind != "batch" for operation in new)
+            self._queue.extend(new)
             if self._thread is None:
                 context = contextvars.copy_context()
                 self._thread = threading.Thread(
                     target=context.run, args=(self._work,), name="mlmeta-outbox", daemon=True
                 )
                 self._thread.start()
-            self._changed.notify_all()
+            if wakes:
+                self._changed.notify_all()
 
     def flush(self, *, limit_s: float) -> bool:
         """Wait until everything is sent, trying again at once what failed before.

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from mlmeta import row_file
+from mlmeta.commands import FolderData
 from mlmeta.decoding import DecodedPictures, decode_pictures
 from mlmeta.errors import BadInputError, PicturesError
 from mlmeta.image_ops import build_image_ops
@@ -34,7 +35,7 @@ from mlmeta.picture_cache import (
     read_limit,
 )
 from mlmeta.picture_files import open_file
-from mlmeta.pictures import Picture
+from mlmeta.pictures import Picture, find_pictures
 from mlmeta.row_file import MODES, DamagedFileError, RowWriter, read_rows
 
 NO_OPS = build_image_ops([])
@@ -659,3 +660,23 @@ def test_real_files_come_back_as_they_are_decoded(tmp_path: Path) -> None:
     assert pixels_of(decode(pictures, ops)) == expected
     shutil.rmtree(tmp_path / "cache", ignore_errors=False)
     assert pixels_of(decode(pictures, ops)) == expected
+
+
+def test_a_picture_that_was_away_for_a_moment_is_read_again_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLMETA_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    for label, shade in (("a", 50), ("b", 200)):
+        (folder / label).mkdir(parents=True)
+        for index in range(10):
+            Image.new("L", (4, 4), shade + index).save(folder / label / f"{index}.png")
+    found = find_pictures(FolderData(source="folder", path=str(folder)), base_dir=tmp_path)
+    slot = find_slot([p.digest for p in found.pictures], build_image_ops([]), reader="folder", source="test")
+    gone = folder / "a" / "3.png"
+    content = gone.read_bytes()
+    gone.unlink()
+    first = decode_pictures(found.pictures, build_image_ops([]), slot=slot)
+    assert [skipped.id for skipped in first.skipped] == ["a/3.png"]
+    gone.write_bytes(content)
+    assert decode_pictures(found.pictures, build_image_ops([]), slot=slot).skipped == []

@@ -352,10 +352,7 @@ def test_a_backbone_takes_no_integers_for_floating_point_numbers() -> None:
         load_backbone(model, {"weight": torch.ones(4, 4, dtype=torch.int64), "bias": torch.ones(4)}, source="net")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_a_hundred_thousand_tensors_is_refused(tmp_path: Path, zipped: bool) -> None:
-    one = torch.zeros(100_000)
-    views = {f"layer.{index}.weight": one[index] for index in range(100_000)}
-    torch.save(views, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+def test_a_file_of_a_hundred_thousand_tensors_is_refused(tmp_path: Path) -> None:
+    names = [f"layer.{index}.weight" for index in range(100_000)]
     with pytest.raises(WeightsError, match="holds 100,000 tensors; at most 50,000 are read"):
-        read_weights(tmp_path / "x.pt")
+        read_weights(save(tmp_path / "x.pt", dict.fromkeys(names, torch.zeros(1))))
