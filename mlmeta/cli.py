@@ -114,7 +114,8 @@ def recover(older_than: float) -> None:
     stale = tracking.find_stale_attempts(older_than_s=older_than)
     for attempt in stale:
         tracking.mark_interrupted(attempt.run_id)
-        click.echo(f"{attempt.name}: marked Interrupted; go on with: mlmeta train --resume {attempt.run_id}")
+        advice = f"; go on with: mlmeta train --resume {attempt.run_id}" if attempt.kind == "attempt" else ""
+        click.echo(f"{attempt.name}: marked Interrupted{advice}")
     for run_id in find_ended(list_checkpoints()):
         # Killed after its last word to MLflow and before it could clear up.
         Checkpoint(run_id).remove()

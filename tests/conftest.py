@@ -113,6 +113,8 @@ def store(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     uri = f"sqlite:///{file}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLMETA_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MLMETA_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     mlflow.set_tracking_uri(uri)

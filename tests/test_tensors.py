@@ -269,7 +269,7 @@ def test_selected_pictures_share_what_is_kept_and_lack_the_bad_ones(tmp_path: Pa
     chosen = decoded.select([pictures[6], pictures[4], pictures[2]])
     assert [picture.id for picture in chosen.pictures] == ["004", "002"]
     assert chosen.image(0) is decoded.image(4)
-    assert decoded.skipped == [SkippedPicture("009", decoded.skipped[0].reason)]
+    assert decoded.skipped == [SkippedPicture("009", decoded.skipped[0].reason, lasting=False)]
 
 
 def test_the_first_readable_picture_is_enough_to_know_the_shape(tmp_path: Path) -> None:
