@@ -11,6 +11,7 @@ from mlmeta.preparation import prepare_criterion, prepare_model, prepare_task
 from mlmeta.shapes import LayerRow
 from mlmeta.sizes import format_bytes
 from mlmeta.spec_builder import build_optimizer, build_scheduler, summarize_model
+from mlmeta.tensors import count_batches
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,6 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
         f"{commands.criterion['name']}, {commands.optimizer['name']}, {scheduler}; {commands.n_epoch} epochs",
     ]
     return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts)
-
-
-def count_batches(n_pictures: int, batch_size: int) -> int:
-    """Return the batches of an epoch; a picture that would be one by itself joins the batch before it."""
-    n_full, rest = divmod(n_pictures, batch_size)
-    return n_full + (rest > 1 or (rest == 1 and n_full == 0))
 
 
 def format_table(result: CheckResult) -> str:

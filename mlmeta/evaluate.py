@@ -30,7 +30,7 @@ from mlmeta.recorder import Recorder
 from mlmeta.reports import write_test_report
 from mlmeta.spec_builder import output_form
 from mlmeta.status import Status
-from mlmeta.tensors import Batches, choose_device
+from mlmeta.tensors import Batches, choose_device, use_channels_last
 from mlmeta.weights import load_weights, read_weights
 
 
@@ -146,7 +146,9 @@ def test_model(
     if not chosen.pictures:
         raise PicturesError("data: none of the pictures to test on can be read")
     recorder.set_status(Status.TESTING)
-    batches = task.batches(chosen, batch_size=plan.batch_size, device=device)
+    batches = task.batches(
+        chosen, batch_size=plan.batch_size, device=device, channels_last=use_channels_last(model, device)
+    )
     measured = measure_model(model, criterion, batches)
     shares = score_probabilities(measured.outputs, form)
     metrics = compute_metrics(measured, shares)

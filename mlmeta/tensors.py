@@ -87,7 +87,7 @@ class Batches:
     @property
     def n_batches(self) -> int:
         """The number of batches of an epoch."""
-        return len(self._split(torch.arange(len(self))))
+        return count_batches(len(self), self.batch_size)
 
     def _keep_tensors(self, budget_bytes: int) -> Tensor | None:
         """Return all tensors as they lie in a batch's memory, or None where they do not fit."""
@@ -196,6 +196,12 @@ class Batches:
         if self._fixed is not None:
             return self._view(self._fixed.index_select(0, chunk.to(self.device)))
         return self._view(self._arrange(self._make_tensors(chunk.tolist(), images)))
+
+
+def count_batches(n_pictures: int, batch_size: int) -> int:
+    """Return the batches of an epoch; a picture that would be one by itself joins the batch before it."""
+    n_full, rest = divmod(n_pictures, batch_size)
+    return n_full + (rest > 1 or (rest == 1 and n_full == 0))
 
 
 def different_shapes(picture: Picture, shape: Sequence[int], other: Picture, expected: Sequence[int]) -> BadInputError:

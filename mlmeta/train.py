@@ -28,7 +28,7 @@ from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_t
 from mlmeta.progress import Progress
 from mlmeta.recorder import EpochRecorder
 from mlmeta.spec_builder import build_optimizer, build_scheduler, steps_per_batch
-from mlmeta.tensors import Batches, choose_device
+from mlmeta.tensors import Batches, choose_device, use_channels_last
 
 Metrics = dict[str, float]
 
@@ -80,8 +80,11 @@ def prepare_training(commands: TrainCommands, *, base_dir: Path) -> Prepared:
     model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir).to(device)
     criterion = prepare_criterion(commands, n_labels=task.n_labels).to(device)
     optimizer = build_optimizer(commands.optimizer, model.parameters())
-    batches = task.training_batches(batch_size=commands.batch_size, device=device)
-    validation = task.batches(task.select("validation"), batch_size=commands.batch_size, device=device)
+    batch_size, channels_last = commands.batch_size, use_channels_last(model, device)
+    batches = task.training_batches(batch_size=batch_size, device=device, channels_last=channels_last)
+    validation = task.batches(
+        task.select("validation"), batch_size=batch_size, device=device, channels_last=channels_last
+    )
     scheduler = None
     if commands.scheduler is not None:
         scheduler = build_scheduler(

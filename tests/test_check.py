@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlmeta.check import CheckResult, check_commands, count_batches, format_table
+from mlmeta.check import CheckResult, check_commands, format_table
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError, CommandsError
 from mlmeta.shapes import LayerRow
@@ -96,11 +96,3 @@ def test_what_a_training_would_refuse_is_refused(
 def test_a_folder_without_pictures_is_refused(toy_document: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BadInputError):
         check(toy_document, data={"source": "folder", "path": str(tmp_path)})
-
-
-@pytest.mark.parametrize(
-    ("n_pictures", "batch_size", "expected"),
-    [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 1), (6, 4, 2), (8, 4, 2), (9, 4, 2), (3, 1, 3)],
-)
-def test_a_last_picture_by_itself_makes_no_batch(n_pictures: int, batch_size: int, expected: int) -> None:
-    assert count_batches(n_pictures, batch_size) == expected

@@ -26,6 +26,7 @@ from mlmeta.tensors import (
     DecodedPictures,
     SkippedPicture,
     choose_device,
+    count_batches,
     decode_first,
     decode_pictures,
     read_input_shape,
@@ -597,3 +598,11 @@ def test_numbers_that_a_model_does_not_take_are_refused(transform: Any, message:
 
 def test_there_is_a_device() -> None:
     assert torch.zeros(1, device=choose_device()).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("n_pictures", "batch_size", "expected"),
+    [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 1), (6, 4, 2), (8, 4, 2), (9, 4, 2), (3, 1, 3)],
+)
+def test_a_last_picture_by_itself_makes_no_batch(n_pictures: int, batch_size: int, expected: int) -> None:
+    assert count_batches(n_pictures, batch_size) == expected
