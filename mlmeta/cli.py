@@ -6,16 +6,14 @@ torch and MLflow are imported inside the commands that need them, after the comm
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.cli_errors import reporting_errors
+from mlmeta.errors import BadInputError
 
 if TYPE_CHECKING:
     from mlmeta.train import Trained
@@ -25,46 +23,6 @@ if TYPE_CHECKING:
 @click.version_option(package_name="mlmeta", message="mlmeta %(version)s")
 def cli() -> None:
     """Spend less time tuning the next model: attempts from JSON files, recorded in MLflow."""
-
-
-def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command end every fault in one message: exit code 2 for bad input, 1 for a failed attempt.
-
-    With ``--debug`` the traceback is shown instead.
-    """
-
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-    @functools.wraps(command)
-    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except MlmetaError as error:
-            _mark_run_failed(error)
-            if debug:
-                raise
-            _fail(str(error), error.exit_code)
-        except Exception as error:  # the last place where a user can be told in one sentence
-            if debug:
-                raise
-            reason = " ".join(str(error).split())[:500]
-            _fail(f"unexpected {type(error).__name__}: {reason} (--debug shows where)", 1)
-        except KeyboardInterrupt:
-            _fail("interrupted; the run keeps what was recorded", 130)
-
-    return wrapped
-
-
-def _fail(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"mlmeta: {message}", err=True)
-    sys.exit(exit_code)
-
-
-def _mark_run_failed(error: MlmetaError) -> None:
-    """Tell the run that ``mlflow run`` started what went wrong; MLflow is not even imported where there is none."""
-    if os.environ.get("MLFLOW_RUN_ID"):
-        from mlmeta.tracking import fail_adopted_run
-
-        fail_adopted_run(error)
 
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -113,9 +71,10 @@ def recover(older_than: float) -> None:
         click.echo(f"sent what was kept of run {run_id}")
     stale = tracking.find_stale_attempts(older_than_s=older_than)
     for attempt in stale:
-        tracking.mark_interrupted(attempt.run_id)
-        advice = f"; go on with: mlmeta train --resume {attempt.run_id}" if attempt.kind == "attempt" else ""
-        click.echo(f"{attempt.name}: marked Interrupted{advice}")
+        status = tracking.mark_interrupted(attempt.run_id)
+        can_go_on = attempt.kind == "attempt" and status == "Interrupted"
+        advice = f"; go on with: mlmeta train --resume {attempt.run_id}" if can_go_on else ""
+        click.echo(f"{attempt.name}: marked {status}{advice}")
     for run_id in find_ended(list_checkpoints()):
         # Killed after its last word to MLflow and before it could clear up.
         Checkpoint(run_id).remove()

@@ -47,7 +47,6 @@ class MlflowRecorder:
         self.mirror = mirror
         self.status = Status.TRAINED if mirror else Status.INCOMPLETE
         self.params = dict(client.get_run(run_id).data.params)
-        self._mlflow_status = "RUNNING"
         self._flush_s = flush_s
         self._spool = _open_spool(run_id, client)
         self._outbox = Outbox(self._send, is_outside=may_pass)
@@ -79,7 +78,7 @@ class MlflowRecorder:
         self._outbox.put(make_batches(run_id or self.run_id, tags=items))
 
     def set_status(self, status: Status) -> None:
-        """Record the state, in mlmeta's tag and in MLflow's own status.
+        """Record the state; MLflow's own status stays RUNNING until `finish`, so that a run killed before is found.
 
         Raises:
             ValueError: If the state may not follow the one before.
@@ -88,9 +87,6 @@ class MlflowRecorder:
             raise ValueError(f"an attempt that is {self.status} cannot become {status}")
         self.status = status
         self.set_tags({"mlmeta.status": status, "mlmeta.heartbeat": str(int(time.time()))})
-        if MLFLOW_STATUS[status] != self._mlflow_status:
-            self._mlflow_status = MLFLOW_STATUS[status]
-            self._put("status", {"status": self._mlflow_status, "ends": False})
 
     def log_data(self, *, name: str, digest: str, source: str, context: str) -> None:
         """Record the pictures as an MLflow data set."""
@@ -130,12 +126,12 @@ class MlflowRecorder:
             self._put("document", {})
         self._put("note", {})
         if MLFLOW_STATUS[self.status] != "RUNNING":
-            self._put("status", {"status": MLFLOW_STATUS[self.status], "ends": True})
+            self._put("status", {"status": MLFLOW_STATUS[self.status]})
 
     def finish_mirror(self, status: Status) -> None:
         """Record in the attempt that a test of it is done, with the state that the attempt has now."""
         self.set_tags({"mlmeta.status": status}, run_id=self.mirror)
-        self._put("status", {"status": MLFLOW_STATUS[status], "ends": True}, run_id=self.mirror)
+        self._put("status", {"status": MLFLOW_STATUS[status]}, run_id=self.mirror)
         self._put("document", {}, run_id=self.mirror)
         self._put("note", {}, run_id=self.mirror)
 

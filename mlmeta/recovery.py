@@ -28,7 +28,8 @@ from mlmeta.state_folder import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
 from mlmeta.store import open_client, store_key
 
-_AT_WORK = (Status.INCOMPLETE, Status.TRAINING, Status.TESTING)
+# Where a run in one of these is RUNNING and its process dead, its work is not done; in another state only its end is.
+_UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)
 _RESUMABLE = (Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
 STALE_AFTER_S = 3600.0
 
@@ -39,7 +40,8 @@ class StaleAttempt:
 
     Attributes:
         kind: ``attempt``, or ``test`` for a test on its own.
-        status: ``incomplete``, ``Training`` or ``Testing``.
+        status: The last that it recorded; another than ``incomplete``, ``Training``, ``Trained`` or ``Testing`` means
+            that it died while it was being closed.
         silent_s: Seconds since its last sign of life.
     """
 
@@ -80,7 +82,7 @@ def find_stale_attempts(*, older_than_s: float = STALE_AFTER_S) -> list[StaleAtt
 
 def is_stale(run: Run, *, older_than_s: float = STALE_AFTER_S) -> bool:
     """Return whether a run is at work as MLflow says, but its process is dead."""
-    if run.info.status != "RUNNING" or run.data.tags.get("mlmeta.status") not in _AT_WORK:
+    if run.info.status != "RUNNING" or not run.data.tags.get("mlmeta.status"):
         return False
     held = is_held(run.info.run_id)
     if held is not None and (held or run.data.tags.get("mlmeta.host") == socket.gethostname()):
@@ -94,8 +96,11 @@ def _silence(run: Run) -> float:
     return max(time.time() - last_s, 0.0)
 
 
-def mark_interrupted(run_id: str) -> None:
-    """Give a run whose process is dead the state Interrupted, its note and, for an attempt, its document.
+def mark_interrupted(run_id: str) -> Status:
+    """Close a run whose process is dead: its note and, for an attempt, its document; Interrupted if it was at work.
+
+    Returns:
+        Its status now; another than Interrupted where it had done its work, and died while it was being closed.
 
     Raises:
         BadInputError: If a living process of this machine works on it, or it has ended already.
@@ -111,16 +116,18 @@ def mark_interrupted(run_id: str) -> None:
                 raise
             raise NotFoundError(f"run_id: the tracking store has no run {run_id!r}") from None
         status = run.data.tags.get("mlmeta.status", "")
-        if status not in _AT_WORK:
+        if run.info.status != "RUNNING" or status not in MLFLOW_STATUS:
             raise BadInputError(f"the run {run_id} is not at work; its status is {status or 'not of mlmeta'}")
-        client.set_tag(run_id, "mlmeta.status", Status.INTERRUPTED)
+        ended = Status.INTERRUPTED if status in _UNFINISHED else Status(status)
+        client.set_tag(run_id, "mlmeta.status", ended)
         if run.data.tags.get("mlmeta.kind") == "attempt":
             # A run that was killed before its commands were written has no document.
             with contextlib.suppress(NotFoundError):
                 document = make_document(run_id, client=client)
                 client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
         client.set_tag(run_id, "mlflow.note.content", write_note(client, run_id))
-        client.set_terminated(run_id, MLFLOW_STATUS[Status.INTERRUPTED])
+        client.set_terminated(run_id, MLFLOW_STATUS[ended])
+    return ended
 
 
 @contextlib.contextmanager
@@ -204,7 +211,8 @@ def missing_run(run_id: str, error: MlflowException) -> MlmetaError:
 
 
 def _can_go_on(run: Run) -> bool:
-    return run.data.tags.get("mlmeta.status") in _RESUMABLE or is_stale(run)
+    status = run.data.tags.get("mlmeta.status")
+    return status in _RESUMABLE or (status in _UNFINISHED and is_stale(run))
 
 
 def _check_digest(run: Run, commands: TrainCommands, *, source: str) -> None:
@@ -230,7 +238,7 @@ def check_resumable(client: MlflowClient, run_id: str, commands: TrainCommands) 
 
 def _check_state(run: Run) -> None:
     status = run.data.tags.get("mlmeta.status", "")
-    if status not in (*_RESUMABLE, *_AT_WORK):
+    if not (status in _RESUMABLE or (run.info.status == "RUNNING" and status in _UNFINISHED)):
         raise BadInputError(
             f"the attempt {run.info.run_name} ({run.info.run_id}) is {status} and cannot be resumed; train it again"
         )

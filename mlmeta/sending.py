@@ -46,12 +46,8 @@ def _send_batch(client: MlflowClient, operation: Operation, folder: Path) -> Non
 
 
 def _send_status(client: MlflowClient, operation: Operation, folder: Path) -> None:
-    status, ends = operation.content["status"], operation.content["ends"]
-    if ends:
-        # The end is when MLflow hears of it: whoever reads on from the last end must not miss this run.
-        client.set_terminated(operation.run_id, status)
-    else:
-        client.update_run(operation.run_id, status=status)
+    # The end is when MLflow hears of it: whoever reads on from the last end must not miss this run.
+    client.set_terminated(operation.run_id, operation.content["status"])
 
 
 def _send_dataset(client: MlflowClient, operation: Operation, folder: Path) -> None:

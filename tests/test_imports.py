@@ -24,10 +24,11 @@ LAYERS = [
     {"check", "evaluate"},
     {"train"},
     {"attempts"},
+    {"cli_errors"},
     {"cli"},
 ]
-WITHOUT_TORCH = set().union(*LAYERS[:8]) | {"cli"}
-KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
+WITHOUT_TORCH = set().union(*LAYERS[:8]) | {"cli", "cli_errors"}
+KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli", "cli_errors"}
 
 
 def modules() -> list[str]:

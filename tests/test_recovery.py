@@ -347,6 +347,39 @@ def test_a_killed_attempt_is_found_marked_and_gone_on_with(killed: str, tmp_path
     assert (run.info.status, run.data.tags["mlmeta.status"]) == ("FINISHED", "Trained")
 
 
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("status", "marked", "ended"),
+    [("Trained", "Interrupted", "KILLED"), ("Testing", "Interrupted", "KILLED"), ("Complete", "Complete", "FINISHED"),
+     ("Diverged", "Diverged", "FAILED")],
+)  # fmt: skip
+def test_an_attempt_killed_after_its_training_is_closed_too(
+    status: str, marked: str, ended: str, tmp_path: Path
+) -> None:
+    run_id = stopped(KeyboardInterrupt())
+    client = MlflowClient()
+    client.update_run(run_id, status="RUNNING")
+    client.set_tag(run_id, "mlmeta.status", status)
+    (tmp_path / "state" / "locks").mkdir(exist_ok=True)
+    (tmp_path / "state" / "locks" / f"{run_id}.lock").touch()
+    assert [stale.run_id for stale in find_stale_attempts()] == [run_id]
+    assert mark_interrupted(run_id) == marked
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["mlmeta.status"]) == (ended, marked)
+    assert find_stale_attempts() == []
+
+
+@pytest.mark.usefixtures("store")
+def test_mlflow_says_running_until_the_last_record(tmp_path: Path) -> None:
+    with record_attempt(commands(), base_dir=tmp_path) as recorder:
+        recorder.set_status(Status.TRAINING)
+        recorder.set_status(Status.TRAINED)
+        recorder.recorded_steps("train_loss")
+        run = MlflowClient().get_run(recorder.run_id)
+        assert (run.info.status, run.data.tags["mlmeta.status"]) == ("RUNNING", "Trained")
+    assert MlflowClient().get_run(recorder.run_id).info.status == "FINISHED"
+
+
 def test_a_killed_attempt_goes_on_without_being_marked_first(killed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", killed)
     assert find_resumable(commands()) == killed

@@ -1,0 +1,53 @@
+"""How a command line ends: one sentence and an exit code, and the run that waits for it is told."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from mlmeta.errors import MlmetaError
+
+
+def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command end every fault in one message: exit code 2 for bad input, 1 for a failed attempt.
+
+    With ``--debug`` the traceback is shown instead.
+    """
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except MlmetaError as error:
+            _mark_run_failed(error)
+            if debug:
+                raise
+            _fail(str(error), error.exit_code)
+        except Exception as error:  # the last place where a user can be told in one sentence
+            if debug:
+                raise
+            reason = " ".join(str(error).split())[:500]
+            _fail(f"unexpected {type(error).__name__}: {reason} (--debug shows where)", 1)
+        except KeyboardInterrupt:
+            _fail("interrupted; the run keeps what was recorded", 130)
+
+    return wrapped
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"mlmeta: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _mark_run_failed(error: MlmetaError) -> None:
+    """Tell the run that ``mlflow run`` started what went wrong; MLflow is not even imported where there is none."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from mlmeta.tracking import fail_adopted_run
+
+        fail_adopted_run(error)
