@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mlmeta.errors import PicturesError
 from mlmeta.picture_cache import CacheSlot
-from mlmeta.picture_files import DAMAGED, quiet_pillow
+from mlmeta.picture_files import DAMAGED, ChangedFileError, quiet_pillow
 from mlmeta.pictures import Picture
 from mlmeta.row_file import MODES, PictureRows, RowWriter, row_shape
 
@@ -373,6 +373,7 @@ def _decode(picture: Picture, image_ops: ImageOp) -> Image.Image | SkippedPictur
         image = picture.open()
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
-        passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        passing = isinstance(error, MemoryError | ChangedFileError)
+        passing |= isinstance(error, OSError) and error.errno is not None
         return SkippedPicture(picture.id, reason or type(error).__name__, lasting=not passing)
     return image_ops(image)

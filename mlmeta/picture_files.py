@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import re
 import stat
@@ -48,29 +50,37 @@ class Found:
         label: Its label's name in the source.
         part: The part that the source puts it in; None where it does not say.
         read_content: Gives the bytes that identify the picture.
-        open: Gives the decoded picture.
+        open: Gives the decoded picture; of a file, with ``sha256=`` only if it still has that content.
+        is_file: Whether it is a file, which may change between the two.
     """
 
     id: str
     label: str
     part: Part | None
     read_content: Callable[[], bytes]
-    open: Callable[[], Image.Image]
+    open: Callable[..., Image.Image]
+    is_file: bool = False
 
 
-def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+class ChangedFileError(OSError):
+    """A picture file has another content than when its pictures were found."""
+
+
+def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS, sha256: str | None = None) -> Image.Image:
     """Open and decode a picture file, turned upright as its EXIF says; of an animation the first frame.
 
     Args:
         path: The file.
         formats: Pillow's names of the formats that may be opened, whatever the suffix.
+        sha256: What its SHA-256 (hex) must be; None for any.
 
     Raises:
+        ChangedFileError: If it has another SHA-256.
         OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
     """
     try:
         # A stream and no name: Pillow would map a file, and a file that shrinks while it is mapped ends the process.
-        with open_regular(path) as stream, Image.open(stream, formats=formats) as image:
+        with _open_content(path, sha256) as stream, Image.open(stream, formats=formats) as image:
             image.load()
             with suppress(*DAMAGED):
                 # In place: a copy would double what a large picture takes.
@@ -78,6 +88,15 @@ def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
             return image
     except UnidentifiedImageError:
         raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
+
+
+def _open_content(path: Path, sha256: str | None) -> BinaryIO:
+    if sha256 is None:
+        return open_regular(path)
+    content = read_file(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ChangedFileError("the file has changed since the pictures were listed")
+    return io.BytesIO(content)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -132,7 +151,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
     """Return a file as a picture."""
-    return Found(id, label, part, partial(read_file, path), partial(open_file, path))
+    return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True)
 
 
 def strip_operators(label: str) -> str:

@@ -202,12 +202,19 @@ def content_share(digest: str, salt: str) -> float:
 
 def _place(found: Found, label: int, chooser: _PartChooser) -> Picture:
     try:
-        content = found.read_content()
-    except DAMAGED:
-        # It cannot be opened either, and is left out with the reason when the pictures are decoded.
-        content = f"unreadable {found.id}".encode()
+        content, open_picture = found.read_content(), found.open
+    except DAMAGED as error:
+        # It is left out with the reason when the pictures are decoded.
+        content, open_picture = f"unreadable {found.id}".encode(), partial(_refuse, error)
     digest = hashlib.sha256(content).hexdigest()
-    return Picture(found.id, label, chooser.choose(found.part, digest), digest, found.open)
+    if found.is_file and open_picture is found.open:
+        # Pixels are kept under their content's digest, and a file may change meanwhile.
+        open_picture = partial(found.open, sha256=digest)
+    return Picture(found.id, label, chooser.choose(found.part, digest), digest, open_picture)
+
+
+def _refuse(error: Exception) -> Image.Image:
+    raise error
 
 
 def find_conflicts(pictures: Iterable[Picture]) -> list[Picture]:

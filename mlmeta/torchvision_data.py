@@ -115,9 +115,12 @@ def _list_pictures(dataset: Any, name: str, part: Part | None) -> list[Found]:
         order = sorted(order, key=lambda index: (labels[index], str(files[index])))  # type: ignore[assignment]
     width = len(str(len(targets)))
     return [
-        Found(f"{name}/{part or 'all'}/{number:0{width}d}", labels[index], part, *_make_readers(dataset, index, files))
+        Found(
+            f"{name}/{part or 'all'}/{number:0{width}d}", labels[index], part,
+            *_make_readers(dataset, index, files), is_file=bool(files),
+        )
         for number, index in enumerate(order)
-    ]
+    ]  # fmt: skip
 
 
 def _first_attribute(dataset: Any, names: Sequence[str]) -> Any:
@@ -166,15 +169,15 @@ def _read_files(dataset: Any) -> list[Path]:
 
 def _make_readers(
     dataset: Any, index: int, files: Sequence[Path]
-) -> tuple[Callable[[], bytes], Callable[[], Image.Image]]:
+) -> tuple[Callable[[], bytes], Callable[..., Image.Image]]:
     if files:
         return files[index].read_bytes, partial(_open_file, files[index])
     return partial(_read_pixels, dataset, index), partial(_open_picture, dataset, index)
 
 
-def _open_file(path: Path) -> Image.Image:
+def _open_file(path: Path, *, sha256: str | None = None) -> Image.Image:
     # GTSRB's files are in the format PPM.
-    return open_file(path, formats=(*FORMATS, "PPM")).convert("RGB")
+    return open_file(path, formats=(*FORMATS, "PPM"), sha256=sha256).convert("RGB")
 
 
 def _open_picture(dataset: Any, index: int) -> Image.Image:

@@ -329,6 +329,18 @@ def test_a_file_that_is_written_anew_while_it_is_read_is_still_a_picture_or_left
     assert [skipped.id for skipped in decoded.skipped] == ["a/good00.png"]
 
 
+def test_a_file_with_another_picture_than_was_listed_is_not_kept_under_the_old_ones_name(root: Path) -> None:
+    file = root / "a" / "good00.png"
+    first, second = file.read_bytes(), (root / "a" / "good02.png").read_bytes()
+    found = find_all(root)
+    file.write_bytes(second)
+    (skipped,) = decode_pictures(found.pictures, TO_RGB).skipped
+    assert (skipped.id, skipped.lasting) == ("a/good00.png", False)
+    assert "has changed since the pictures were listed" in skipped.reason
+    file.write_bytes(first)
+    assert not decode_pictures(found.pictures, TO_RGB).skipped
+
+
 def test_a_file_that_vanishes_after_decoding_is_not_missed(root: Path, recorder: MemoryRecorder) -> None:
     prepared = prepare_training(read_commands(root), base_dir=root.parent)
     for file in root.glob("*/*.png"):
