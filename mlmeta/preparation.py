@@ -15,6 +15,8 @@ from mlmeta.errors import BadInputError, CommandsError, Fault
 from mlmeta.picture_cache import find_slot
 from mlmeta.picture_files import Part
 from mlmeta.pictures import PictureSet, check_training_pictures, find_pictures
+from mlmeta.shapes import trace_layers
+from mlmeta.sizes import refuse_batch
 from mlmeta.spec_builder import (
     build_criterion,
     build_image_ops,
@@ -82,6 +84,7 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
         PicturesError: If the pictures do not make a task.
         BadInputError: If an operation or transform is refused.
     """
+    # What the commands say is refused before any picture is read.
     image_ops = build_image_ops(commands.image_ops)
     transform = build_transform(commands.transform, training=False)
     train_transform = build_transform(commands.transform, training=True)
@@ -89,16 +92,16 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
         commands.data, commands.label_names, base_dir=base_dir, validation=commands.validation, training=training
     )
     _check_n_labels(commands, found)
-    if probe:
-        decoded = decode_first(found.pictures, image_ops)
-    else:
+    decoded = decode_first(found.pictures, image_ops)
+    input_shape = read_input_shape(decoded, transform)
+    _check_batch(commands, found, input_shape, training=training)
+    if not probe:
         digests = [picture.digest for picture in found.pictures]
         slot = find_slot(digests, image_ops, reader=_name_reader(commands.data), source=found.source)
         decoded = decode_pictures(found.pictures, image_ops, slot=slot)
     if training and not probe:
         # Those that cannot be read are left out by now.
         check_training_pictures(decoded.pictures, found.label_names)
-    input_shape = read_input_shape(decoded, transform)
     if training:
         _check_training_shape(decoded, train_transform, input_shape)
     return Task(found, decoded, transform, train_transform, input_shape)
@@ -115,6 +118,18 @@ def _check_n_labels(commands: TrainCommands, found: PictureSet) -> None:
     if commands.n_labels and commands.n_labels != len(found.label_names):
         message = f"says {commands.n_labels}; the data has {len(found.label_names)} labels"
         raise CommandsError([Fault("n_labels", message)])
+
+
+def _check_batch(
+    commands: TrainCommands, found: PictureSet, input_shape: tuple[int, int, int], *, training: bool
+) -> None:
+    """Refuse a batch that the memory could not hold, before more than one picture is decoded."""
+    kept_bytes = 0
+    if training and (layers := commands.model.get("layers")):
+        _, trace = trace_layers(layers, n_labels=len(found.label_names), input_shape=input_shape)
+        kept_bytes = trace.kept_bytes
+    n_pictures = len(found.select("train")) if training else len(found.pictures)
+    refuse_batch(input_shape, min(commands.batch_size, n_pictures), kept_bytes=kept_bytes)
 
 
 def _check_training_shape(decoded: DecodedPictures, transform: Transform, expected: tuple[int, int, int]) -> None:

@@ -92,21 +92,24 @@ def refuse_outputs(path: str, name: str, n_bytes: int) -> None:
         raise CommandsError([Fault(path, f"{message}; this machine has {format_bytes(limit)}")])
 
 
-def refuse_batch(input_shape: Sequence[int], n_pictures: int) -> None:
-    """Refuse a batch whose pictures alone this machine could not hold, before any of them is made.
+def refuse_batch(input_shape: Sequence[int], n_pictures: int, *, kept_bytes: int = 0) -> None:
+    """Refuse a batch that this machine could not hold, before any of it is made.
 
     Args:
         input_shape: (channels, height, width) of a picture as the model gets it, float32.
         n_pictures: In a batch.
+        kept_bytes: What a training keeps of each picture on its way through the model, at the least.
 
     Raises:
-        CommandsError: If they exceed the memory.
+        CommandsError: If they exceed the memory; says which batch size would not.
     """
-    limit, needed = memory_bytes(), math.prod(input_shape) * n_pictures * FLOAT_BYTES
-    if needed > limit:
+    limit, each = memory_bytes(), math.prod(input_shape) * FLOAT_BYTES + kept_bytes
+    if each * n_pictures > limit:
         shape = "×".join(f"{size:,}" for size in input_shape)
-        message = f"a batch of {n_pictures:,} pictures of {shape} numbers takes {format_bytes(needed)}"
-        advice = "a smaller batch_size, or pictures made smaller by image_ops, would fit"
+        message = (
+            f"a batch of {n_pictures:,} pictures of {shape} numbers takes at least {format_bytes(each * n_pictures)}"
+        )
+        advice = f"at most {limit // each:,} would fit" if each <= limit else "make the pictures smaller by image_ops"
         raise CommandsError([Fault("batch_size", f"{message}; this machine has {format_bytes(limit)}; {advice}")])
 
 

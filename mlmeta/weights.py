@@ -130,8 +130,17 @@ def _read_legacy_names(file: Path) -> Iterator[str]:
 
 
 def _read_names(stream: IO[bytes]) -> Iterator[str]:
-    """Yield "module name" of everything that a pickle asks for, without loading it."""
+    """Yield "module name" of everything that a pickle asks for, without loading it.
+
+    Raises:
+        ValueError: If it holds more tensors than are read, which would take long to make.
+    """
+    n_tensors = 0
     for opcode, argument, _ in pickletools.genops(stream):
+        # Each tensor names its memory once.
+        n_tensors += opcode.name in ("BINPERSID", "PERSID")
+        if n_tensors > MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS:,} tensors")
         if opcode.name in ("GLOBAL", "INST"):
             yield str(argument)
         elif opcode.name == "STACK_GLOBAL":

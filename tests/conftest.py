@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,15 @@ import pytest
 from PIL import Image
 
 from mlmeta.status import Status
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_folder_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what mlmeta keeps on this machine out of the user's own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STATE", "CACHE"):
+            patch.setenv(f"MLMETA_{name}_DIR", str(tmp_path_factory.mktemp(name.lower())))
+        yield
 
 
 class MemoryRecorder:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mlmeta import weights
 from mlmeta.errors import NotFoundError, WeightsError
 from mlmeta.weights import MAX_TENSORS, hash_file, load_backbone, load_weights, read_weights, save_weights
 
@@ -189,6 +190,17 @@ def test_random_damage_gives_weights_or_a_weights_error(tmp_path: Path) -> None:
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, state: Any) -> None:
     with pytest.raises(WeightsError, match=r"x\.pt: holds more than a state dict's tensors; refused"):
         read_weights(save(tmp_path / "x.pt", state))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_of_too_many_tensors_is_refused_before_any_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool
+) -> None:
+    monkeypatch.setattr(weights, "MAX_TENSORS", 3)
+    state = {str(i): torch.ones(2) for i in range(4)}
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match=r"x\.pt: .* it holds more than 3 tensors"):
+        read_weights(tmp_path / "x.pt")
 
 
 def test_a_numpy_array_is_refused(tmp_path: Path) -> None:
