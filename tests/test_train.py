@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import MemoryRecorder
-from torch import nn
+from torch import Tensor, nn
 
+from mlmeta import attempts, preparation, sizes
 from mlmeta.attempts import describe_model, log_training, thin_curve
 from mlmeta.documents import parse_train_commands
-from mlmeta.errors import PicturesError
-from mlmeta.train import Trained, is_kept, prepare_training, shuffle_seed, train_attempt
+from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
+from mlmeta.train import Trained, find_batch_size, is_kept, prepare_training, shuffle_seed, train_attempt
 
 
 def prepare(document: dict[str, Any], **changes: Any) -> Any:
@@ -195,3 +196,56 @@ def test_the_architecture_of_a_torchvision_model_is_described(toy_document: dict
     assert described["activation"] == "ReLU"
     assert described["width"] == 512
     assert described["n_parameters"] == 11_178_051
+
+
+class Hungry(nn.Module):
+    """A model whose memory is enough for so many pictures at once."""
+
+    def __init__(self, model: nn.Module, limit: int) -> None:
+        super().__init__()
+        self.model = model
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        output: Tensor = self.model(x)
+        return output
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(7, 4), (4, 4), (1, 1), (0, 0)])
+def test_out_of_memory_is_answered_with_the_batch_size_that_fits(
+    toy_document: dict[str, Any], limit: int, expected: int
+) -> None:
+    prepared = prepare_training(parse_train_commands(toy_document), base_dir=Path())
+    prepared.model = Hungry(prepared.model, limit)
+    assert find_batch_size(prepared) == expected
+
+
+@pytest.mark.usefixtures("store")
+def test_an_attempt_that_runs_out_of_memory_fails_with_that_advice(
+    toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = attempts.prepare_training
+
+    def prepare(*args: Any, **options: Any) -> Any:
+        prepared = real(*args, **options)
+        prepared.model = Hungry(prepared.model, 5)
+        return prepared
+
+    monkeypatch.setattr(attempts, "prepare_training", prepare)
+    with pytest.raises(AttemptFailedError, match=r"memory of cpu is used up by batch_size 8; batch_size 4 would fit"):
+        attempts.run_attempt(parse_train_commands(toy_document), base_dir=Path())
+
+
+def test_a_batch_that_memory_could_not_hold_is_refused_before_pictures_are_decoded(
+    toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolution = {"name": "Conv2d", "in_channels": 3, "out_channels": 8, "kernel_size": 3}
+    last = {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}
+    document = toy_document | {"batch_size": 60, "model": {"layers": [convolution, {"name": "Flatten"}, last]}}
+    # 8×8×3 floats a picture, and 6×6×8 + 3 outputs that a training keeps.
+    monkeypatch.setattr(sizes, "memory_bytes", lambda: 50 * 4 * (8 * 8 * 3 + 6 * 6 * 8 + 3))
+    monkeypatch.setattr(preparation, "decode_pictures", None)
+    with pytest.raises(CommandsError, match=r"batch_size: a batch of 60 pictures .* at most 50 would fit"):
+        prepare_training(parse_train_commands(document), base_dir=Path())
