@@ -76,9 +76,7 @@ def test_what_a_layer_makes_on_its_way_is_looked_at(monkeypatch: pytest.MonkeyPa
 def test_a_batch_that_the_machine_could_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "memory_bytes", lambda: 4 * 3 * 100 * 100 * 8)
     sizes.refuse_batch((3, 100, 100), 8)
-    with pytest.raises(
-        CommandsError, match=r"a batch of 9 pictures of 3×100×100 .* 1\.0 MiB; .* at most 8"
-    ):
+    with pytest.raises(CommandsError, match=r"a batch of 9 pictures of 3×100×100 .* 1\.0 MiB; .* at most 8"):
         sizes.refuse_batch((3, 100, 100), 9)
     with pytest.raises(CommandsError, match=r"at most 4 would fit"):
         sizes.refuse_batch((3, 100, 100), 5, kept_bytes=4 * 3 * 100 * 100)
