@@ -20,6 +20,8 @@ import mlmeta.checkpoints
 from mlmeta.attempts import resume_attempt, run_attempt
 from mlmeta.documents import load_train_commands
 from mlmeta.evaluate import evaluate_attempt  # noqa: F401  # imported before the first fork
+from mlmeta.finding import search_all_runs
+from mlmeta.store import open_client
 from mlmeta.tracking import find_stale_attempts, mark_interrupted
 
 
@@ -50,11 +52,12 @@ def in_child(action: Any) -> Any:
 
 
 def find_stopped() -> list[str]:
-    """Mark every attempt whose process is dead; return their run ids."""
-    stale = [attempt.run_id for attempt in find_stale_attempts(older_than_s=0)]
-    for run_id in stale:
-        mark_interrupted(run_id)
-    return stale
+    """Close every attempt whose process is dead; return the run ids of those that can go on."""
+    for attempt in find_stale_attempts(older_than_s=0):
+        mark_interrupted(attempt.run_id)
+    # Also one that was killed before it went on: it is what it was.
+    runs = search_all_runs(open_client(), "tags.`mlmeta.status` = 'Interrupted'")
+    return [run.info.run_id for run in runs]
 
 
 def kill_and_resume(config: Path, n_kills: int) -> dict[str, Any]:

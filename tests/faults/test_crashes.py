@@ -63,7 +63,9 @@ def test_twenty_kills_lose_nothing_and_change_no_digit(
         assert run.data.tags["mlmeta.weights_sha256"] == whole.data.tags["mlmeta.weights_sha256"]
     assert [step for step, _ in curve(whole, "train_loss")] == list(range(1, 61))
     assert run_cli("recover").returncode == 0
-    assert not list((state_folder / "checkpoints").iterdir())
+    left = {file.stem for file in (state_folder / "checkpoints").iterdir()}
+    assert not {run.info.run_id: (run.info.status, run.data.tags) for run in attempts() if run.info.run_id in left}
+    assert not left
 
 
 def test_eight_attempts_at_once_on_a_new_store_all_end_well(
