@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from torch import nn
 
 from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.checkpoints import Checkpoint
@@ -21,6 +22,7 @@ from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
+from mlmeta.loss_curve import CURVE_TAG, write_curve
 from mlmeta.metafeatures import describe_pictures
 from mlmeta.pictures import choose_pictures, find_conflicts
 from mlmeta.plots import plot_loss_curve
@@ -63,12 +65,12 @@ def describe_task(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
     return params, describe_pictures(training.arrays, labels, n_labels=task.n_labels)
 
 
-def describe_model(prepared: Prepared) -> dict[str, Any]:
+def describe_model(commands: TrainCommands, model: nn.Module) -> dict[str, Any]:
     """Return the params ``arch.*`` of the built model."""
-    n_parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
-    if layers := prepared.commands.model.get("layers"):
+    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if layers := commands.model.get("layers"):
         return describe_architecture(walk_layers(layers), n_parameters=n_parameters)
-    leaves = [(type(m).__name__, vars(m)) for m in prepared.model.modules() if not list(m.children())]
+    leaves = [(type(m).__name__, vars(m)) for m in model.modules() if not list(m.children())]
     return describe_architecture(leaves, n_parameters=n_parameters)
 
 
@@ -207,7 +209,9 @@ def _record_task(prepared: Prepared, recorder: Recorder) -> None:
     pictures = prepared.task.pictures
     params, features = describe_task(prepared.task)
     recorder.log_params({f"task.{key}": value for key, value in params.items()})
-    recorder.log_params({f"arch.{key}": value for key, value in describe_model(prepared).items()})
+    recorder.log_params(
+        {f"arch.{key}": value for key, value in describe_model(prepared.commands, prepared.model).items()}
+    )
     recorder.log_document("label_names.json", list(pictures.label_names))
     recorder.set_tags(
         {
@@ -274,7 +278,7 @@ def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> No
     """Record the curve, its plot, and the kept weights, of as many epochs as there are."""
     if not trained.curve:
         return
-    recorder.set_tags({"mlmeta.training_losses": json.dumps(thin_curve(trained.train_losses))})
+    recorder.set_tags({CURVE_TAG: write_curve(trained.train_losses)})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         plot_loss_curve(
@@ -295,18 +299,3 @@ def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> No
 def chance_loss(prepared: Prepared) -> float | None:
     """Return the loss of guessing, ln K, where the criterion is one that it is known for."""
     return math.log(prepared.task.n_labels) if prepared.commands.criterion["name"] == "CrossEntropyLoss" else None
-
-
-def thin_curve(values: list[float], *, max_characters: int = 8000) -> list[float | None]:
-    """Return a curve short enough for a tag: every k-th value and the last; what is not finite is null."""
-    rounded = [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
-    every = 1
-    while len(json.dumps(kept := _every(rounded, every))) > max_characters:
-        every += 1
-    return kept
-
-
-def _every(values: list[float | None], every: int) -> list[float | None]:
-    if every == 1 or not values:
-        return values
-    return [*values[:-1:every], values[-1]]

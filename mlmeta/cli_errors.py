@@ -29,6 +29,9 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 raise
             _fail(str(error), error.exit_code)
+        except BrokenPipeError:
+            # Whoever read the output has seen enough; click ends quietly.
+            raise
         except Exception as error:  # the last place where a user can be told in one sentence
             if debug:
                 raise

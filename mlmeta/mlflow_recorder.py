@@ -21,7 +21,7 @@ from mlmeta.params import format_param
 from mlmeta.sending import may_pass, send_operation
 from mlmeta.spool import Spool, open_spool
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
-from mlmeta.store import store_key
+from mlmeta.store_uri import store_key
 
 FLUSH_S = 60.0
 _MAX_TAG = 8000

@@ -26,7 +26,8 @@ from mlmeta.sending import may_pass, send_operation
 from mlmeta.spool import Spool, list_spools
 from mlmeta.state_folder import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.store import open_client, store_key
+from mlmeta.store import open_client
+from mlmeta.store_uri import store_key
 
 # Where a run in one of these is RUNNING and its process dead, its work is not done; in another state only its end is.
 _UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)

@@ -8,7 +8,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlparse, urlunparse
 
 import mlflow
 from filelock import FileLock
@@ -16,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlmeta.errors import MlmetaError
+from mlmeta.store_uri import sqlite_file
 
 # A new SQLite store takes seconds to make; its migrations are of no interest to the user.
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "urllib3.connectionpool")
@@ -25,8 +25,8 @@ _HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_T
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "gpfs", "glusterfs", "afs"}
 
 
-def open_client() -> MlflowClient:
-    """Return a client of the tracking store that MLflow's own settings name.
+def open_client(uri: str | None = None) -> MlflowClient:
+    """Return a client of a tracking store; None for the one that MLflow's own settings name.
 
     Several processes that start on a new SQLite store together could leave it unusable, so it is made under a
     file lock; it is given a write-ahead log, with which readers and writers do not wait for each other.
@@ -34,14 +34,14 @@ def open_client() -> MlflowClient:
     Raises:
         MlmetaError: If the store cannot be opened.
     """
-    uri = mlflow.get_tracking_uri()
+    uri = uri or mlflow.get_tracking_uri()
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for key, value in _HTTP_DEFAULTS.items():
         os.environ.setdefault(key, value)
     try:
         with _sqlite_lock(uri):
-            client = MlflowClient()
+            client = MlflowClient(tracking_uri=uri)
             client.get_experiment("0")
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -83,19 +83,3 @@ def _on_network(file: Path) -> bool:
     above = [(len(folder.parts), kind) for folder, kind in mounts if file.resolve().is_relative_to(folder)]
     kind = max(above, default=(0, ""), key=lambda mount: mount[0])[1]
     return kind in _NETWORK_FILE_SYSTEMS or kind == "fuse.sshfs"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a ``sqlite:///`` store, or None for a store of another kind."""
-    parsed = urlparse(uri)
-    if parsed.scheme.partition("+")[0] != "sqlite" or parsed.path in ("", "/", "/:memory:"):
-        return None
-    return Path(unquote(parsed.path.removeprefix("/")))
-
-
-def store_key(uri: str) -> str:
-    """Return what names a tracking store wherever the process stands: an absolute path, no login."""
-    if file := sqlite_file(uri):
-        return f"sqlite:///{file.resolve()}"
-    parsed = urlparse(uri)
-    return urlunparse(parsed._replace(netloc=parsed.netloc.rpartition("@")[2])).rstrip("/")

@@ -12,7 +12,8 @@ import mlflow
 import pytest
 
 from mlmeta.errors import MlmetaError
-from mlmeta.store import open_client, sqlite_file, store_key
+from mlmeta.store import open_client
+from mlmeta.store_uri import sqlite_file, store_key
 
 # What one process does: a small attempt without a training.
 PROGRAM = """

@@ -14,7 +14,7 @@ from conftest import MemoryRecorder
 from torch import Tensor, nn
 
 from mlmeta import attempts, preparation, sizes
-from mlmeta.attempts import describe_model, log_training, thin_curve
+from mlmeta.attempts import describe_model, log_training
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
 from mlmeta.train import Trained, find_batch_size, is_kept, prepare_training, shuffle_seed, train_attempt
@@ -176,22 +176,10 @@ def test_a_label_without_training_pictures_is_refused(toy_document: dict[str, An
         prepare(toy_document, label_names=["red", "grey"])
 
 
-@pytest.mark.parametrize("n", [1, 100, 5000])
-def test_a_thinned_curve_fits_a_tag_and_keeps_both_ends(n: int) -> None:
-    values = [1 / (index + 3) for index in range(n)]
-    kept = thin_curve(values)
-    assert len(json.dumps(kept)) <= 8000
-    assert kept[0] == pytest.approx(values[0], rel=1e-5)
-    assert kept[-1] == pytest.approx(values[-1], rel=1e-5)
-
-
-def test_a_thinned_curve_has_null_where_the_loss_is_not_finite() -> None:
-    assert thin_curve([1.0, math.nan, math.inf]) == [1.0, None, None]
-
-
 def test_the_architecture_of_a_torchvision_model_is_described(toy_document: dict[str, Any]) -> None:
     image_ops = [{"resize": {"size": [32, 32]}}]
-    described = describe_model(prepare(toy_document, model={"name": "resnet18"}, image_ops=image_ops))
+    prepared = prepare(toy_document, model={"name": "resnet18"}, image_ops=image_ops)
+    described = describe_model(prepared.commands, prepared.model)
     assert described["batch_norm"] is True
     assert described["activation"] == "ReLU"
     assert described["width"] == 512

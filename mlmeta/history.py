@@ -1,0 +1,134 @@
+"""The fast reader: every attempt of a tracking store as one table, kept in a cache on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from mlmeta.errors import NotFoundError, nearest_name
+from mlmeta.history_cache import CachedHistory, HistoryCache, merge_runs
+from mlmeta.history_readers import Known, Reader
+from mlmeta.history_rows import empty_table
+from mlmeta.history_sql import open_sql_reader
+from mlmeta.history_table import make_frame
+from mlmeta.picture_cache import find_folder
+from mlmeta.store_uri import current_uri, store_key
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_attempts(
+    tracking_uri: str | None = None,
+    *,
+    experiments: Sequence[str] | None = None,
+    all_runs: bool = False,
+    full: bool = False,
+) -> pd.DataFrame:
+    """Return all attempts ever recorded in a tracking store, one row each, newest first.
+
+    What was read is kept in a cache on this machine; only what is new or changed since is asked for.
+
+    Args:
+        tracking_uri: The store; None for the one that MLflow's own settings name.
+        experiments: Names or ids of the experiments to look at; None for all that are not deleted.
+        all_runs: Whether to give the runs of other tools and single tests too.
+        full: Read everything again, also what was changed by hand in runs that have ended.
+
+    Returns:
+        Columns ``run_id``, ``model_name``, ``status``, ``task``, ``experiment`` (text), ``started``
+        (datetime64[ms, UTC]), ``duration_s`` (float64, seconds); the params, Int64, float64, boolean or text as all
+        values of one read; the last values of the metrics, float64; ``tags.<key>``, text; ``curve``, float64 arrays of
+        the training loss by epoch, or None. ``attrs["kinds"]`` says which column is a param, a metric, a tag.
+
+    Raises:
+        NotFoundError: If there is no such experiment.
+        MlmetaError: If the store cannot be read.
+    """
+    uri = tracking_uri or current_uri()
+    table = _update(open_reader(uri, all_runs=all_runs), _open_cache(uri, all_runs=all_runs), full=full)
+    return make_frame(table if experiments is None else _choose(table, experiments))
+
+
+def load_curves(run_ids: Sequence[str], *, metric: str = "train_loss", tracking_uri: str | None = None) -> pd.DataFrame:
+    """Return a metric's whole history in some runs.
+
+    Returns:
+        ``run_id`` (text), ``step`` (Int64), ``value`` (float64), in the order of the run ids and of the steps.
+
+    Raises:
+        MlmetaError: If the store cannot be read.
+    """
+    reader = open_reader(tracking_uri or current_uri(), all_runs=True)
+    points = pd.DataFrame(reader.read_curves(list(run_ids), metric), columns=["run_id", "step", "value"])
+    order = pd.Series(range(len(run_ids)), index=pd.Index(run_ids))
+    points["order"] = points["run_id"].map(order[~order.index.duplicated()])
+    points = points.sort_values(["order", "step"], kind="stable", ignore_index=True).drop(columns="order")
+    return points.astype({"run_id": "str", "step": "Int64", "value": "float64"})
+
+
+def open_reader(uri: str, *, all_runs: bool = False) -> Reader:
+    """Return the fastest reader of a tracking store.
+
+    Raises:
+        MlmetaError: If the store cannot be opened.
+    """
+    reader = open_sql_reader(uri, all_runs=all_runs)
+    if reader is not None:
+        return reader
+    from mlmeta.history_api import ApiReader
+    from mlmeta.store import open_client
+
+    return ApiReader(open_client(uri), all_runs=all_runs)
+
+
+def _open_cache(uri: str, *, all_runs: bool) -> HistoryCache:
+    key = hashlib.sha256(f"{store_key(uri)} {'all' if all_runs else 'attempts'}".encode()).hexdigest()[:32]
+    return HistoryCache(cache_folder() / key)
+
+
+def _update(reader: Reader, cache: HistoryCache, *, full: bool) -> pa.Table:
+    """Return the runs as they are now; the cache is brought up to date where it can be written."""
+    cached = None if full else cache.read()
+    if cached is not None and reader.is_unchanged(cached.cursor):
+        return cached.table
+    with cache.lock() as locked:
+        if cached is not None and locked and not _is_newest(cache, cached):
+            cached = cache.read()
+        cached = cached or CachedHistory(empty_table(), {})
+        changes = reader.read_changes(Known(cached.table, cached.cursor))
+        if locked:
+            try:
+                return cache.append(cached, changes.runs, changes.gone, changes.cursor).table
+            except OSError as error:
+                _LOG.warning("mlmeta: the history is not kept in %s: %s", cache.folder, error)
+        return merge_runs(cached.table, changes.runs, changes.gone)
+
+
+def _is_newest(cache: HistoryCache, cached: CachedHistory) -> bool:
+    """Return whether nobody wrote the cache since it was read."""
+    try:
+        return cache.read_manifest() == (cached.cursor, cached.segments)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _choose(table: pa.Table, experiments: Sequence[str]) -> pa.Table:
+    names = table["experiment"].to_pandas()
+    ids = table["experiment_id"].to_pandas()
+    known = {*names, *ids}
+    for wanted in experiments:
+        if wanted not in known:
+            near = nearest_name(wanted, set(names))
+            hint = f". Did you mean {near!r}?" if near else f"; there are: {', '.join(sorted(set(names))) or 'none'}"
+            raise NotFoundError(f"experiment: no attempt is in an experiment {wanted!r}{hint}")
+    return table.filter(pa.array(names.isin(experiments) | ids.isin(experiments)))
+
+
+def cache_folder() -> Path:
+    """Return the folder that holds the caches of all tracking stores."""
+    return find_folder().parent / "history"

@@ -1,0 +1,105 @@
+"""What readers of a tracking store give and the history cache keeps: runs as an Arrow table of text and numbers.
+
+A column is a fact of the run (`FACTS`), ``param:<key>`` or ``tag:<key>`` (text as MLflow has it), ``metric:<key>``
+(float64), or ``curve`` (a list of float64). What a column means for people is decided in `mlmeta.history_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mlmeta.loss_curve import CURVE_TAG, parse_curve
+
+FACTS: Mapping[str, pa.DataType] = {
+    "run_id": pa.string(),
+    "name": pa.string(),
+    "experiment_id": pa.string(),
+    "experiment": pa.string(),
+    "run_status": pa.string(),
+    "started_ms": pa.int64(),
+    "ended_ms": pa.int64(),
+}
+# Long texts for people, and what says the same in another place: no part of the history.
+UNREAD_TAGS = frozenset({"mlflow.note.content", "mlmeta.commands", "mlflow.log-model.history", "mlflow.runName"})
+# MLflow stores an infinite metric as the largest number of a float64, or near it.
+_INFINITE = 1.79e308
+
+
+@dataclass
+class RunRows:
+    """Runs on their way from a store: facts by run, everything else by column.
+
+    Attributes:
+        facts: Every name of `FACTS` with one value a run.
+        texts: ``param:<key>`` or ``tag:<key>`` → (rows, values).
+        numbers: ``metric:<key>`` → (rows, values).
+    """
+
+    facts: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FACTS})
+    texts: dict[str, tuple[list[int], list[str | None]]] = field(default_factory=dict)
+    numbers: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of runs."""
+        return len(self.facts["run_id"])
+
+    def add_text(self, column: str, row: int, value: str | None) -> None:
+        """Add one param or tag of a run."""
+        rows, values = self.texts.setdefault(column, ([], []))
+        rows.append(row)
+        values.append(value)
+
+    def add_number(self, column: str, row: int, value: float) -> None:
+        """Add one metric of a run."""
+        rows, values = self.numbers.setdefault(column, ([], []))
+        rows.append(row)
+        values.append(value)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the runs as a table."""
+        n = len(self)
+        columns = {name: pa.array(self.facts[name], type=kind) for name, kind in FACTS.items()}
+        curves = self.texts.pop(f"tag:{CURVE_TAG}", ([], []))
+        columns["curve"] = _read_curves(*curves, n_rows=n)
+        for name, (rows, texts) in self.texts.items():
+            spread = np.full(n, None, dtype=object)
+            spread[rows] = texts
+            columns[name] = pa.array(spread, type=pa.string()).dictionary_encode()
+        for name, (rows, numbers) in self.numbers.items():
+            present = np.zeros(n, dtype=bool)
+            present[rows] = True
+            values = np.full(n, np.nan)
+            values[rows] = numbers
+            values[np.abs(values) >= _INFINITE] *= np.inf
+            columns[name] = pa.array(values, mask=~present)
+        return pa.table(columns)
+
+
+def _read_curves(rows: Iterable[int], texts: Iterable[str | None], *, n_rows: int) -> pa.Array:
+    curves: list[list[float] | None] = [None] * n_rows
+    for row, text in zip(rows, texts, strict=True):
+        curves[row] = parse_curve(text or "")
+    return pa.array(curves, type=pa.list_(pa.float64()))
+
+
+def empty_table() -> pa.Table:
+    """Return the table of no runs."""
+    return RunRows().to_arrow()
+
+
+def join_tables(tables: Iterable[pa.Table]) -> pa.Table:
+    """Return tables one after the other; a column that one of them lacks is missing there."""
+    plain = [_with_one_width(table) for table in tables]
+    return pa.concat_tables(plain, promote_options="default").unify_dictionaries()
+
+
+def _with_one_width(table: pa.Table) -> pa.Table:
+    """Return a table whose dictionaries all have indices of 32 bits, as Parquet gives them back."""
+    kind = pa.dictionary(pa.int32(), pa.string())
+    fields = [f.with_type(kind) if pa.types.is_dictionary(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(fields))

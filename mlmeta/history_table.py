@@ -1,0 +1,152 @@
+"""The history as people read it: Arrow's text and numbers to a DataFrame of typed columns."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+FACT_COLUMNS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
+_KINDS = ("param", "metric", "tag")
+_DIGEST = "tag:mlmeta.task_digest"
+
+
+def make_frame(table: pa.Table) -> pd.DataFrame:
+    """Return runs as a typed DataFrame, newest first.
+
+    A param's column is Int64, float64 or boolean where all its values read so, else text; missing stays missing.
+    Where a param and a metric have one name they become ``params.<name>`` and ``metrics.<name>``.
+
+    Args:
+        table: See `mlmeta.history_rows`.
+
+    Returns:
+        `FACT_COLUMNS`, params, metrics, ``tags.<key>`` and ``curve``; ``attrs["kinds"]`` says of each of the middle
+        ones which it is.
+    """
+    table = table.take(pc.sort_indices(table, [("started_ms", "descending"), ("run_id", "ascending")]))
+    columns: dict[str, Any] = dict(_make_facts(table))
+    kinds = {}
+    for source, name, kind in _name_columns(table.column_names):
+        column = table[source]
+        if column.null_count == len(column):
+            # Left by runs that are gone.
+            continue
+        columns[name] = _READERS[kind](column)
+        kinds[name] = kind
+    columns["curve"] = _split_curves(table["curve"])
+    frame = pd.DataFrame(columns, copy=False)
+    frame.attrs["kinds"] = kinds
+    return frame
+
+
+def _name_columns(sources: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (column of the table, name for people, kind): params by name as they come, then metrics, then tags."""
+    named = [(source, *source.split(":", 1)) for source in sources if source.split(":", 1)[0] in _KINDS]
+    params = {name for _, kind, name in named if kind == "param"}
+    metrics = {name for _, kind, name in named if kind == "metric"}
+    taken = {*FACT_COLUMNS, "curve"}
+    for source, kind, name in sorted(named, key=lambda row: (_KINDS.index(row[1]), _natural_key(row[2]))):
+        clashes = name in taken or (kind == "metric" and name in params) or (kind == "param" and name in metrics)
+        yield source, f"{kind}s.{name}" if clashes or kind == "tag" else name, kind
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return what sorts ``model.layers.2`` before ``model.layers.10``."""
+    parts = re.split(r"(\d{1,9})", name)
+    return [(1, int(part), "") if part.isascii() and part.isdigit() else (0, 0, part) for part in parts]
+
+
+def _make_facts(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    yield "run_id", _to_text(table["run_id"])
+    yield "model_name", _to_text(table["name"])
+    yield "status", _to_text(_column(table, "tag:mlmeta.status", table["run_status"]))
+    yield "task", _name_tasks(table)
+    yield "experiment", _to_text(table["experiment"])
+    yield "started", table["started_ms"].cast(pa.timestamp("ms", tz="UTC")).to_pandas()
+    yield "duration_s", (_to_numbers(table["ended_ms"]) - _to_numbers(table["started_ms"])) / 1000
+
+
+def _column(table: pa.Table, name: str, default: Any = None) -> Any:
+    if name not in table.column_names:
+        return pa.nulls(len(table), pa.string()) if default is None else default
+    column = _decode(table[name])
+    return column if default is None else pc.coalesce(column, default)
+
+
+def _name_tasks(table: pa.Table) -> pd.Series:
+    """Return a short name for every run's task, given or the data's; unlike tasks never share one."""
+    given = _to_text(_column(table, "tag:mlmeta.task_name"))
+    name = given.fillna(_to_text(_column(table, "param:data.name")))
+    path = _to_text(_column(table, "param:data.path"))
+    name = name.fillna(path.str.rstrip("/\\").str.replace(r"^.*[/\\]", "", regex=True))
+    digest = _to_text(_column(table, _DIGEST))
+    # One task has one name, whatever way led to its pictures.
+    first = name.groupby(digest).transform("first")
+    name = first.fillna(name).fillna(digest.str[:8])
+    tasks = pd.DataFrame({"name": name, "digest": digest}).drop_duplicates().dropna()
+    shared = tasks["name"][tasks["name"].duplicated(keep=False)]
+    ambiguous = name.isin(shared) & digest.notna()
+    return name.where(~ambiguous, name + " @" + digest.str[:6])
+
+
+def _decode(column: Any) -> Any:
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _to_text(column: Any) -> pd.Series:
+    return pd.Series(_decode(column).to_pandas(), dtype="str")
+
+
+def _to_numbers(column: Any) -> npt.NDArray[np.float64]:
+    numbers: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _type(column: pa.ChunkedArray) -> Any:
+    """Return a param's values in the type that all of them have."""
+    texts, codes, missing = _encode(column)
+    if set(texts[:5].to_pylist()) <= {"true", "false", "True", "False"}:
+        values = pc.equal(pc.utf8_lower(texts), "true").to_numpy(zero_copy_only=False)
+        return pd.arrays.BooleanArray(values[codes] & ~missing, missing)
+    with contextlib.suppress(pa.ArrowInvalid):
+        integers = texts.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return pd.arrays.IntegerArray(np.where(missing, 0, integers[codes]), missing)
+    with contextlib.suppress(pa.ArrowInvalid):
+        numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return np.where(missing, np.nan, numbers[codes])
+    return _to_text(column)
+
+
+def _encode(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the texts that occur, which of them each row has (0 where it has none), and which rows have none."""
+    encoded = pa.chunked_array(column.unify_dictionaries().chunks, column.type).combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.chunk(0)
+    missing = encoded.indices.is_null().to_numpy(zero_copy_only=False)
+    codes = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    # Runs that are gone leave their texts in the dictionary.
+    occurs = np.bincount(codes[~missing], minlength=len(encoded.dictionary)) > 0
+    return encoded.dictionary.filter(pa.array(occurs)), np.where(missing, 0, np.cumsum(occurs)[codes] - 1), missing
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"param": _type, "metric": _to_numbers, "tag": _to_text}
+
+
+def _split_curves(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
+    curves = np.full(len(column), None, dtype=object)
+    start = 0
+    for chunk in column.chunks:
+        values = chunk.values.to_numpy(zero_copy_only=False)
+        offsets, present = chunk.offsets.to_numpy(), chunk.is_valid().to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(present):
+            curves[start + row] = values[offsets[row] : offsets[row + 1]]
+        start += len(chunk)
+    return curves
