@@ -1,0 +1,267 @@
+"""From an Attempt document to what its MLflow run holds: params, metrics, tags and times, as in mlmeta's own runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlmeta.architecture import describe_architecture, walk_layers
+from mlmeta.commands import TrainCommands
+from mlmeta.exchange_documents import AttemptFacts, ExchangedAttempt
+from mlmeta.loss_curve import CURVE_TAG, write_curve
+from mlmeta.params import MAX_KEY, MAX_VALUE, flatten_params, format_param
+from mlmeta.picture_files import strip_operators
+from mlmeta.status import Status
+
+MAX_TAG = 8000
+# A run's name has no more characters in MLflow's tables.
+_MAX_NAME = 250
+# Curves of a document and the metrics that they are.
+CURVES = {
+    "training_losses": "train_loss",
+    "val_losses": "val_loss",
+    "val_accuracies": "val_accuracy",
+    "test_losses": "test_loss",
+    "test_accuracies": "test_accuracy",
+}
+
+MetricItem = tuple[str, float, int, int]
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What is known of an attempt's task.
+
+    Attributes:
+        digest: Of the pictures; where they are not reachable, of the task's name and labels; empty for neither.
+        source: ``pictures`` or ``document``: where the digest comes from.
+        counts: The params ``task.*``, without the prefix.
+        features: The meta-features; empty where the pictures are not reachable.
+        input_shape: (channels, height, width) of a picture as the model gets it, where it is known.
+        reason: Why the pictures are not reachable.
+    """
+
+    digest: str
+    source: str
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, float] = field(default_factory=dict)
+    input_shape: tuple[int, int, int] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the run of an attempt holds.
+
+    Attributes:
+        start_ms: Milliseconds since 1970. So `end_ms`.
+        metrics: Key, value, time in ms since 1970, step.
+        documents: Artifacts by name.
+    """
+
+    name: str
+    status: Status
+    start_ms: int
+    end_ms: int
+    params: dict[str, str]
+    metrics: list[MetricItem]
+    tags: dict[str, str]
+    documents: dict[str, Any]
+
+
+def make_record(
+    attempt: ExchangedAttempt, *, task: TaskFacts, network: Mapping[str, Any], file_name: str, now_s: float
+) -> RunRecord:
+    """Return what the run of an attempt holds.
+
+    Args:
+        attempt: From its document.
+        task: Of the attempt.
+        network: The params ``arch.*``, without the prefix.
+        file_name: Where the document comes from.
+        now_s: When an attempt ended whose document does not say it; seconds since 1970.
+    """
+    facts, commands = attempt.facts, attempt.commands
+    start_ms, end_ms = settle_times(facts, now_s=now_s)
+    params = _read_params(attempt, task, network)
+    status = settle_status(facts)
+    documents = {"attempt.json": attempt.document}
+    if commands is not None:
+        documents["train_commands.json"] = attempt.document["training_commands"]
+        if attempt.document.get("testing_commands") is not None:
+            documents["test_commands.json"] = attempt.document["testing_commands"]
+    return RunRecord(
+        name=(facts.name.strip() or (commands.model_name if commands else "unnamed"))[:_MAX_NAME],
+        status=status,
+        start_ms=start_ms,
+        end_ms=end_ms,
+        params=params,
+        metrics=list(_read_metrics(facts, start_ms, end_ms)),
+        tags=_read_tags(attempt, task, file_name)
+        | {"mlflow.note.content": _write_note(facts, status, params, file_name)},
+        documents=documents,
+    )
+
+
+def settle_status(facts: AttemptFacts) -> Status:
+    """Return the state of an attempt; where its document has none, what its results tell."""
+    if facts.status is not None:
+        return facts.status
+    if facts.accuracy is not None or facts.metrics.get("accuracy") is not None:
+        return Status.COMPLETE
+    return Status.TRAINED if facts.training_losses else Status.INCOMPLETE
+
+
+def settle_times(facts: AttemptFacts, *, now_s: float) -> tuple[int, int]:
+    """Return start and end in ms since 1970: as the document says, else it ended now.
+
+    Where neither a duration nor two moments are known, both are the one moment that is.
+    """
+    seconds = facts.seconds or 0.0
+    if facts.started is not None:
+        start = facts.started
+        end = start + seconds if facts.ended is None else max(facts.ended, start)
+    else:
+        end = now_s if facts.ended is None else facts.ended
+        start = max(end - seconds, 0.0)
+    return round(start * 1000), round(end * 1000)
+
+
+def describe_network(commands: TrainCommands, n_parameters: int | None) -> dict[str, Any]:
+    """Return the params ``arch.*`` that the commands tell by themselves, without the prefix."""
+    if not (layers := commands.model.get("layers")):
+        return {} if n_parameters is None else {"n_parameters": n_parameters}
+    described = describe_architecture(walk_layers(layers), n_parameters=n_parameters or 0)
+    return described if n_parameters is not None else {k: v for k, v in described.items() if k != "n_parameters"}
+
+
+def describe_unseen_task(attempt: ExchangedAttempt, *, reason: str = "") -> TaskFacts:
+    """Return what a document tells of its task where the pictures are not reachable.
+
+    The digest is the SHA-256 (hex) of the task's name and its sorted labels without query operators.
+    """
+    note = attempt.facts.task
+    labels = list(note.label_names) if note else []
+    labels = labels or (attempt.commands.label_names if attempt.commands else [])
+    name = note.name if note else None
+    counts = {"n_labels": len(labels) or None} | ({"n_train": note.n_train, "n_test": note.n_test} if note else {})
+    digest = ""
+    if name or labels:
+        text = json.dumps({"task": name, "labels": sorted(map(strip_operators, labels))}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+    known = {key: value for key, value in counts.items() if value is not None}
+    return TaskFacts(digest, "document", known, reason=reason)
+
+
+def _read_params(attempt: ExchangedAttempt, task: TaskFacts, network: Mapping[str, Any]) -> dict[str, str]:
+    params = {}
+    if attempt.commands is not None:
+        params = flatten_params(attempt.commands.model_dump(mode="json", exclude={"schema_url"}))
+    elif attempt.facts.n_parameters is not None:
+        network = {"n_parameters": attempt.facts.n_parameters}
+    told = {f"task.{key}": value for key, value in task.counts.items()}
+    told |= {f"arch.{key}": value for key, value in network.items()}
+    params |= {key: format_param(value) for key, value in told.items()}
+    return params | _read_own_params(attempt.facts, taken=params)
+
+
+def _read_own_params(facts: AttemptFacts, *, taken: Mapping[str, str]) -> dict[str, str]:
+    """Return the params of another tool under keys that MLflow takes; those that mlmeta gives go first."""
+    texts = {key: format_param(value) for key, value in facts.params.items() if value is not None and value != ""}
+    if facts.n_epoch and "n_epoch" not in taken:
+        texts.setdefault("n_epoch", str(facts.n_epoch))
+    legal = _legal_keys(texts)
+    return {
+        key: text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
+        for key, text in legal.items()
+        if key not in taken
+    }
+
+
+def _legal_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values under keys that MLflow takes; keys that become the same are numbered."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        legal, number = legal_key(key), 2
+        while legal in made:
+            legal = f"{legal_key(key)[: MAX_KEY - 12]} {number}"
+            number += 1
+        made[legal] = value
+    return made
+
+
+def legal_key(key: str) -> str:
+    """Return the key nearest to a name that MLflow takes: letters, digits, ``_ - . :`` spaces, no path but its own."""
+    legal = re.sub(r"[^/\w.\- :]", "_", key)[:MAX_KEY] or "_"
+    if legal == posixpath.normpath(legal) and not legal.startswith(("/", ".")):
+        return legal
+    return legal.replace("/", "_").lstrip(".") or "_"
+
+
+def _read_metrics(facts: AttemptFacts, start_ms: int, end_ms: int) -> Iterator[MetricItem]:
+    """Yield the curves, an epoch a step, their moments spread over the attempt, and what came out in the end.
+
+    What was not finite is null in a document and no metric here.
+    """
+    for name, key in CURVES.items():
+        curve: list[float | None] = getattr(facts, name)
+        for epoch, value in enumerate(curve, start=1):
+            if value is not None:
+                yield key, value, start_ms + (end_ms - start_ms) * epoch // len(curve), epoch
+    n_epoch = facts.n_epoch or len(facts.training_losses)
+    given = {key: value for key, value in facts.metrics.items() if value is not None}
+    if facts.accuracy is not None:
+        given["accuracy"] = facts.accuracy
+    for key, value in _legal_keys(given).items():
+        if not _has_curve(facts, key):
+            yield key, value, end_ms, 0
+    if n_epoch and facts.seconds is not None:
+        yield "epoch_seconds", facts.seconds / n_epoch, end_ms, n_epoch
+
+
+def _has_curve(facts: AttemptFacts, key: str) -> bool:
+    """Return whether a metric has its values from elsewhere."""
+    if key == "epoch_seconds":
+        return bool(facts.seconds is not None and (facts.n_epoch or facts.training_losses))
+    return any(metric == key and getattr(facts, name) for name, metric in CURVES.items())
+
+
+def _read_tags(attempt: ExchangedAttempt, task: TaskFacts, file_name: str) -> dict[str, str]:
+    facts = attempt.facts
+    tags = {key: format_param(value) for key, value in facts.tags.items() if value is not None}
+    # Only mlmeta says what is an attempt, and MLflow what its own tags hold.
+    tags = {key: value for key, value in _legal_keys(tags).items() if not key.startswith(("mlmeta.", "mlflow."))}
+    tags["mlmeta.imported"] = file_name
+    tags["mlmeta.task_source"] = task.source
+    if task.digest:
+        tags["mlmeta.task_digest"] = task.digest
+    if task.features:
+        tags["mlmeta.task"] = json.dumps(dict(task.features))
+    if facts.task and facts.task.name:
+        tags["mlmeta.task_name"] = facts.task.name
+    if attempt.commands is not None:
+        tags["mlmeta.commands_digest"] = attempt.commands.digest()
+    if facts.training_losses:
+        tags[CURVE_TAG] = write_curve(facts.training_losses)
+    return {key: value[:MAX_TAG] for key, value in tags.items()}
+
+
+def _write_note(facts: AttemptFacts, status: Status, params: Mapping[str, str], file_name: str) -> str:
+    """Return the short Markdown summary of a run: the result first."""
+    accuracy = facts.accuracy if facts.accuracy is not None else facts.metrics.get("accuracy")
+    result = f"**{status}**" if accuracy is None else f"**{status}: accuracy {accuracy:.1%}**"
+    for words, curve in (("test loss", facts.test_losses), ("training loss", facts.training_losses)):
+        if curve and curve[-1] is not None:
+            result += f", {words} {curve[-1]:.4g}"
+            break
+    counts = (("n_labels", "labels"), ("n_train", "training pictures"), ("n_test", "test pictures"))
+    task = [f"{params[f'task.{key}']} {words}" for key, words in counts if f"task.{key}" in params]
+    if "arch.n_parameters" in params:
+        task.append(f"{int(params['arch.n_parameters']):,} parameters")
+    about = f"{', '.join(task)}.\n\n" if task else ""
+    return f"{result}\n\n{about}Imported from {file_name}."[:MAX_TAG]

@@ -1,0 +1,162 @@
+"""The commands ``import`` and ``export``: Attempt documents into the tracking store and out of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlmeta.cli_errors import reporting_errors
+from mlmeta.errors import BadInputError, MlmetaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlmeta.importing import ImportResult
+
+MAX_SHOWN = 20
+
+
+@click.command("import")
+@click.argument("files", metavar="FILE…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--pictures", metavar="DIR", type=click.Path(path_type=Path), help="Where the documents' relative data paths begin."
+)
+@click.option("--experiment", metavar="NAME", help="The experiment to import into; made where it is missing.")
+@click.option(
+    "--map", "mappings", metavar="COLUMN=FIELD", multiple=True, help="The field of a column of a CSV file; repeatable."
+)
+@click.option("--dry-run", is_flag=True, help="Check the files and count; write nothing.")
+@reporting_errors
+def import_command(
+    files: tuple[Path, ...], pictures: Path | None, experiment: str | None, mappings: tuple[str, ...], dry_run: bool
+) -> None:
+    """Make runs from the Attempt documents in FILE…, without training.
+
+    A FILE is a JSON document, a list, JSON lines, or a CSV table (plain, or exported from Weights & Biases), also
+    compressed with gzip. What is there already is not imported again. Columns are mapped with, for example,
+    --map lr=training_commands.optimizer.lr --map "Test accuracy=accuracy" --map F1=metrics.macro_f1; a column that is
+    neither mapped nor known becomes a param.
+    """
+    from mlmeta.attempt_tables import parse_mapping
+
+    mapping = parse_mapping(mappings)
+    from mlmeta.import_progress import ImportBar, describe_result
+    from mlmeta.importing import import_attempts
+
+    with ImportBar() as bar:
+        result = import_attempts(
+            files, pictures=pictures, experiment=experiment, mapping=mapping, progress=bar, dry_run=dry_run
+        )
+    click.echo(describe_result(result, would_be=dry_run))
+    _show_tasks(result)
+    _show_faults(result.faults, result.n_faults)
+    _exit(n_good=result.n_new + result.n_known, n_bad=result.n_faults, unreadable=bool(result.n_unreadable))
+
+
+def _show_tasks(result: ImportResult) -> None:
+    tasks = result.tasks_without_pictures
+    if not tasks:
+        return
+    words = "1 task was" if len(tasks) == 1 else f"{len(tasks):,} tasks were"
+    name, reason = next(iter(tasks.items()))
+    click.echo(
+        f"mlmeta: {words} imported without meta-features, as the pictures are not reachable (--pictures says where "
+        f"they are); {name}: {reason}",
+        err=True,
+    )
+
+
+def _show_faults(faults: list[MlmetaError], n_faults: int) -> None:
+    for fault in faults[:MAX_SHOWN]:
+        click.echo(f"mlmeta: {fault}", err=True)
+    if n_faults > MAX_SHOWN:
+        click.echo(f"mlmeta: … and {n_faults - MAX_SHOWN:,} more", err=True)
+
+
+def _exit(*, n_good: int, n_bad: int, unreadable: bool) -> None:
+    """End with 2 where nothing was good or a file could not be read, and with 1 where something was left out."""
+    if n_bad:
+        sys.exit(2 if unreadable or not n_good else 1)
+
+
+@click.command("export")
+@click.argument("attempts", metavar="[NAME|RUN_ID]…", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every attempt, the oldest first.")
+@click.option("--experiment", "experiments", metavar="NAME", multiple=True, help="Look in this one only; repeatable.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write here, not to standard output; with gzip if it ends in .gz.",
+)
+@reporting_errors
+def export_command(
+    attempts: tuple[str, ...], everything: bool, experiments: tuple[str, ...], output: Path | None
+) -> None:
+    """Write the Attempt documents of attempts as JSON lines; a name stands for its newest attempt.
+
+    Imported documents come out unchanged.
+    """
+    if output is not None and not output.parent.is_dir():
+        raise BadInputError(f"the folder of {output} is not there")
+    from mlmeta.exporting import export_attempts
+
+    faults: list[MlmetaError] = []
+    documents = export_attempts(*attempts, experiments=experiments or None, all=everything, on_fault=faults.append)
+    if output is None:
+        n_written = _write_out(documents)
+    else:
+        n_written = _write_file(documents, output)
+        click.echo(f"{n_written:,} attempts written to {output}", err=True)
+    _show_faults(faults, len(faults))
+    _exit(n_good=n_written, n_bad=len(faults), unreadable=False)
+
+
+def _write_out(documents: Iterator[dict[str, Any]]) -> int:
+    n_written = 0
+    for document in documents:
+        click.echo(_to_line(document), nl=False)
+        n_written += 1
+    return n_written
+
+
+def _write_file(documents: Iterator[dict[str, Any]], output: Path) -> int:
+    """Write a file that is there whole or not at all; return the number of documents."""
+    import gzip
+    import os
+    import tempfile
+
+    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+    os.close(handle)
+    n_written = 0
+    try:
+        opened = gzip.open if output.suffix == ".gz" else open
+        with opened(name, "wt", encoding="utf-8", newline="\n") as stream:
+            for document in documents:
+                stream.write(_to_line(document))
+                n_written += 1
+        Path(name).chmod(0o666 & ~_read_umask())
+        os.replace(name, output)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return n_written
+
+
+def _read_umask() -> int:
+    import os
+
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _to_line(document: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(document, ensure_ascii=False) + "\n"
+
+
+COMMANDS: list[click.Command] = [import_command, export_command]
