@@ -14,6 +14,8 @@ import click
 
 from mlmeta.cli_errors import reporting_errors
 from mlmeta.errors import BadInputError
+from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
+from mlmeta.query_cli import COMMANDS as QUERY_COMMANDS
 
 if TYPE_CHECKING:
     from mlmeta.train import Trained
@@ -145,6 +147,10 @@ def cache(clear: bool) -> None:
         click.echo(f"{kept.clear()} entries removed from {kept.folder}")
     else:
         click.echo(format_entries(kept))
+
+
+for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS):
+    cli.add_command(_command)
 
 
 def run_command(name: str) -> None:

@@ -40,7 +40,8 @@ def test_the_version_stands_in_one_form_everywhere() -> None:
 def test_config_is_a_string_in_every_entry_point() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
     assert {"main", "train", "evaluate"} <= project["entry_points"].keys()
-    assert {point["parameters"]["config"]["type"] for point in project["entry_points"].values()} == {"string"}
+    entry_points = {name: point["parameters"] for name, point in project["entry_points"].items() if name != "query"}
+    assert {parameters["config"]["type"] for parameters in entry_points.values()} == {"string"}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)

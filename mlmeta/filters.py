@@ -1,0 +1,329 @@
+"""Filters and sorts the table of attempts, by texts that users of MLflow know how to write.
+
+What a filter may say stands in `mlmeta.filter_syntax`. A condition on a missing value is neither true nor false
+(Kleene's three-valued logic), and what is not true in the end is not found: ``accuracy != 1`` does not find an
+attempt without accuracy, nor does ``NOT accuracy = 1``.
+
+Values are compared as what they are: numbers and texts that are numbers as numbers (``'0.010' = 0.01``), times
+with dates in UTC, where a date alone means the whole day. Of a column with numbers and other text, ``<`` and ``>``
+see the numbers only.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlmeta.column_values import ColumnValues, Kind, explain_unknown, resolve_column
+from mlmeta.errors import shorten
+from mlmeta.filter_syntax import parse_filter, parse_order, read_number
+from mlmeta.filter_tree import (
+    And,
+    Column,
+    Comparison,
+    Condition,
+    FilterError,
+    Like,
+    Literal,
+    Membership,
+    Missing,
+    Not,
+    Or,
+)
+
+MAX_PATTERN = 1_000
+_DAY_MS = 86_400_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER = re.compile(r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?")
+_Bools = npt.NDArray[np.bool_]
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_COMPARE_TEXTS = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+def match_filter(table: pd.DataFrame, text: str) -> pd.Series[bool]:
+    """Return which rows a filter finds: bool, with the table's index. An empty filter finds all.
+
+    Raises:
+        FilterError: If the filter cannot be understood, names a column that is not there, or compares what cannot
+            be compared; it names the position and the nearest column.
+    """
+    condition = parse_filter(text)
+    if condition is None:
+        return pd.Series(True, index=table.index, dtype=bool)
+    mask = _Evaluation(table, text).evaluate(condition)
+    return pd.Series(mask.fillna(False).to_numpy(dtype=bool), index=table.index)
+
+
+def filter_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
+    """Return the rows that a filter finds, with their index; raises as `match_filter`."""
+    return table[match_filter(table, text)]
+
+
+def sort_rows(table: pd.DataFrame, order_by: Sequence[str] | str) -> npt.NDArray[np.int64]:
+    """Return the positions of the rows in another order; missing values come last, and equal ones keep their order.
+
+    Args:
+        table: Attempts, n rows.
+        order_by: ``"accuracy DESC"``, or several of them, the first one first. Text that is a number goes by its
+            number, before other text.
+
+    Returns:
+        int64 (n,).
+
+    Raises:
+        FilterError: If an order cannot be understood or names a column that is not there.
+    """
+    keys: list[npt.NDArray[Any]] = []
+    for text in [order_by] if isinstance(order_by, str) else order_by:
+        for order in parse_order(text):
+            name = find_column(table, order.column, text=text, what="order_by")
+            values = ColumnValues(name, table[name])
+            if values.kind is Kind.OTHER:
+                raise FilterError(f"{name} holds {values.describe()}", text, order.column.position, what="order_by")
+            keys += [values.missing, np.where(values.missing, 0, -values.ranks if order.descending else values.ranks)]
+    # The last key of lexsort is the first to sort by.
+    return np.lexsort(keys[::-1]).astype(np.int64) if keys else np.arange(len(table))
+
+
+def find_column(table: pd.DataFrame, column: Column | str, *, text: str = "", what: str = "column") -> str:
+    """Return the table's own name of a column that was named as MLflow's users do.
+
+    Args:
+        table: Attempts.
+        column: The name, or where it stands in `text`.
+        text: The filter or order, for the error.
+        what: What the text is.
+
+    Raises:
+        FilterError: If there is no such column; names the nearest.
+    """
+    wanted = Column(column) if isinstance(column, str) else column
+    name = resolve_column(wanted.name, table.columns, kinds=table.attrs.get("kinds", {}))
+    if name is None:
+        raise FilterError(explain_unknown(wanted.name, table.columns), text or wanted.name, wanted.position, what=what)
+    return name
+
+
+class _Evaluation:
+    """One filter over one table of n rows."""
+
+    def __init__(self, table: pd.DataFrame, text: str) -> None:
+        self.table = table
+        self.text = text
+        self.columns: dict[str, ColumnValues] = {}
+
+    def fail(self, message: str, position: int) -> NoReturn:
+        raise FilterError(message, self.text, position)
+
+    def read(self, column: Column) -> ColumnValues:
+        if column.name not in self.columns:
+            name = find_column(self.table, column, text=self.text, what="filter")
+            self.columns[column.name] = ColumnValues(name, self.table[name])
+        return self.columns[column.name]
+
+    def evaluate(self, condition: Condition) -> pd.arrays.BooleanArray:
+        """Return true, false or unknown for each row."""
+        match condition:
+            case And(parts):
+                return functools.reduce(operator.and_, map(self.evaluate, parts))
+            case Or(parts):
+                return functools.reduce(operator.or_, map(self.evaluate, parts))
+            case Not(part):
+                return ~self.evaluate(part)
+            case Missing(column):
+                missing = self.read(column).missing
+                return pd.arrays.BooleanArray(missing.copy(), np.zeros_like(missing))
+            case Comparison(column, sign, Column() as other):
+                return self._compare_columns(column, sign, other)
+        values = self.read(condition.column)
+        unknown = values.missing.copy()
+        found = np.zeros_like(unknown)
+        if values.kind is not Kind.NOTHING:
+            found = self._find(values, condition, unknown)
+        return pd.arrays.BooleanArray(found, unknown)
+
+    def _find(self, values: ColumnValues, condition: Comparison | Membership | Like, unknown: _Bools) -> _Bools:
+        match condition:
+            case Comparison(_, sign, Literal() as literal):
+                return self._compare(values, sign, literal, unknown)
+            case Membership(_, literals):
+                return self._find_members(values, literals, unknown)
+            case Like(_, pattern, ignore_case):
+                return self._find_like(values, pattern, ignore_case=ignore_case)
+        raise TypeError(f"{condition} is no condition on one column")
+
+    def _compare(self, values: ColumnValues, sign: str, literal: Literal, unknown: _Bools) -> _Bools:
+        """Compare a column with a value; sets `unknown` where neither true nor false can be said."""
+        match values.kind:
+            case Kind.NUMBERS:
+                number = _as_number(literal.value)
+                if number is None:
+                    self._fail_type(values, literal)
+                return np.asarray(_COMPARE[sign](values.numbers, number))
+            case Kind.TEXT:
+                return self._compare_text(values, sign, literal, unknown)
+            case Kind.TIMES:
+                return _compare_times(values.times, sign, self._as_times(values, literal))
+            case Kind.BOOLEANS:
+                truth = _as_boolean(literal.value)
+                if truth is None:
+                    self._fail_type(values, literal)
+                self._refuse_order(values, sign, literal.position)
+                return np.asarray(_COMPARE[sign](values.booleans, truth))
+            case _:
+                self._fail_type(values, literal)
+
+    def _compare_text(self, values: ColumnValues, sign: str, literal: Literal, unknown: _Bools) -> _Bools:
+        if isinstance(literal.value, bool):
+            return self._compare_words(values, sign, literal)
+        number = _as_number(literal.value)
+        if number is None:
+            return _to_bools(_COMPARE_TEXTS[sign](values.texts, str(literal.value)))
+        is_number = ~np.isnan(values.numbers)
+        found = np.asarray(_COMPARE[sign](values.numbers, number))
+        if isinstance(literal.value, str):
+            return np.where(is_number, found, _to_bools(_COMPARE_TEXTS[sign](values.texts, literal.value)))
+        if not is_number.any():
+            self._fail_type(values, literal)
+        if sign not in ("=", "!="):
+            unknown |= ~is_number
+        return found
+
+    def _compare_words(self, values: ColumnValues, sign: str, literal: Literal) -> _Bools:
+        """Compare text with true or false."""
+        words = pc.utf8_lower(values.texts)
+        if not pc.any(pc.is_in(words, value_set=pa.array(["true", "false"], words.type))).as_py():
+            self._fail_type(values, literal)
+        self._refuse_order(values, sign, literal.position)
+        return _to_bools(_COMPARE_TEXTS[sign](words, str(literal.value).lower()))
+
+    def _find_members(self, values: ColumnValues, literals: Sequence[Literal], unknown: _Bools) -> _Bools:
+        if values.kind not in (Kind.NUMBERS, Kind.TEXT) or any(isinstance(one.value, bool) for one in literals):
+            return functools.reduce(np.logical_or, (self._compare(values, "=", one, unknown) for one in literals))
+        numbers = [_as_number(literal.value) for literal in literals]
+        for literal, number in zip(literals, numbers, strict=True):
+            is_odd = number is None if values.kind is Kind.NUMBERS else not isinstance(literal.value, str)
+            if is_odd and (values.kind is Kind.NUMBERS or np.isnan(values.numbers).all()):
+                self._fail_type(values, literal)
+        found: _Bools = np.zeros(len(values.missing), dtype=bool)
+        for kind in (int, float):
+            if same := [number for number in numbers if type(number) is kind]:
+                found |= np.isin(values.numbers, np.array(same))
+        if values.kind is Kind.TEXT:
+            texts = pa.array([str(literal.value) for literal in literals if isinstance(literal.value, str)])
+            found |= _to_bools(pc.is_in(values.texts, value_set=texts.cast(values.texts.type)))
+        return found
+
+    def _find_like(self, values: ColumnValues, pattern: Literal, *, ignore_case: bool) -> _Bools:
+        text = str(pattern.value)
+        if values.kind is not Kind.TEXT:
+            self.fail(f"LIKE looks into text; {values.name} holds {values.describe()}", pattern.position)
+        if len(text) > MAX_PATTERN:
+            self.fail(f"the pattern is longer than {MAX_PATTERN:,} characters", pattern.position)
+        # Arrow takes any backslash as an escape; here it is one before % _ and itself only.
+        escaped = re.sub(r"\\(\\|%|_)?", lambda match: match.group() if match.group(1) else r"\\", text)
+        # Arrow's matcher takes time linear in the text.
+        return _to_bools(pc.match_like(values.texts, escaped, ignore_case=ignore_case))
+
+    def _compare_columns(self, left: Column, sign: str, right: Column) -> pd.arrays.BooleanArray:
+        a, b = self.read(left), self.read(right)
+        unknown = a.missing | b.missing
+        kinds = {a.kind, b.kind}
+        if Kind.NOTHING in kinds:
+            found = np.zeros_like(unknown)
+        elif kinds == {Kind.TEXT}:
+            both = ~np.isnan(a.numbers) & ~np.isnan(b.numbers)
+            as_texts = _to_bools(_COMPARE_TEXTS[sign](a.texts, b.texts))
+            found = np.where(both, _COMPARE[sign](a.numbers, b.numbers), as_texts)
+        elif kinds <= {Kind.TEXT, Kind.NUMBERS}:
+            found = np.asarray(_COMPARE[sign](a.numbers, b.numbers))
+            if sign not in ("=", "!="):
+                unknown |= np.isnan(a.numbers) | np.isnan(b.numbers)
+        elif kinds == {Kind.TIMES}:
+            found = np.asarray(_COMPARE[sign](a.times, b.times))
+        elif kinds == {Kind.BOOLEANS}:
+            self._refuse_order(a, sign, right.position)
+            found = np.asarray(_COMPARE[sign](a.booleans, b.booleans))
+        else:
+            self.fail(f"{a.name} holds {a.describe()}, {b.name} holds {b.describe()}", right.position)
+        return pd.arrays.BooleanArray(found, unknown)
+
+    def _as_times(self, values: ColumnValues, literal: Literal) -> tuple[float, float]:
+        """Return the first and last millisecond since 1970 that a literal means."""
+        if isinstance(literal.value, bool):
+            self._fail_type(values, literal)
+        if isinstance(literal.value, int | float):
+            return literal.value, literal.value
+        try:
+            return _read_times(literal.value)
+        except (ValueError, OverflowError):
+            shown = shorten(literal.value, 40)
+            message = f"{values.name} holds times; {shown} is no date like '2026-11-01' or '2026-11-01T14:30'"
+            self.fail(message, literal.position)
+
+    def _refuse_order(self, values: ColumnValues, sign: str, position: int) -> None:
+        if sign not in ("=", "!="):
+            self.fail(f"{values.name} is compared with true or false by = and != only", position)
+
+    def _fail_type(self, values: ColumnValues, literal: Literal) -> NoReturn:
+        self.fail(f"{values.name} holds {values.describe()}, got {shorten(literal.value, 40)}", literal.position)
+
+
+def _as_number(value: bool | int | float | str) -> int | float | None:
+    if isinstance(value, str):
+        return read_number(value) if _NUMBER.fullmatch(value) else None
+    return None if isinstance(value, bool) else value
+
+
+def _as_boolean(value: bool | int | float | str) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.casefold())
+    return value if isinstance(value, bool) else None
+
+
+def _read_times(text: str) -> tuple[int, int]:
+    try:
+        day = datetime.combine(date.fromisoformat(text), datetime.min.time(), tzinfo=UTC)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        start = (moment - _EPOCH) // timedelta(milliseconds=1)
+        return start, start
+    start = (day - _EPOCH) // timedelta(milliseconds=1)
+    return start, start + _DAY_MS - 1
+
+
+def _compare_times(times: npt.NDArray[np.int64], sign: str, span: tuple[float, float]) -> _Bools:
+    """Compare with all that lies between the first and the last moment of a span."""
+    first, last = span
+    inside = (times >= first) & (times <= last)
+    by_sign = {"=": inside, "!=": ~inside, "<": times < first, ">": times > last}
+    return by_sign[sign] if sign in by_sign else times <= last if sign == "<=" else times >= first
+
+
+def _to_bools(mask: pa.Array) -> _Bools:
+    return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)

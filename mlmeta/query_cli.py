@@ -1,0 +1,285 @@
+"""The commands that ask about attempts: a thin shell over `mlmeta.meta_query`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlmeta.cli_errors import reporting_errors
+from mlmeta.errors import BadInputError, NotFoundError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMATS = ("table", "csv", "json", "parquet")
+_TASK = click.option("--task", metavar="TASK", help="Only attempts on this task: its name or its digest.")
+_METRIC = click.option("--metric", default="accuracy", show_default=True, help="The metric to go by.")
+
+
+def _history_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command what all have that read the history."""
+    full = click.option("--full", is_flag=True, help="Read the whole history again, also what was edited by hand.")
+    experiment = click.option(
+        "--experiment", "experiments", multiple=True, metavar="NAME", help="Only this experiment; may be repeated."
+    )
+    return reporting_errors(experiment(full(command)))
+
+
+def _table_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command what all have that write a table."""
+    output = click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write into this file.")
+    form = click.option(
+        "--format", "form", type=click.Choice(_FORMATS), help="By default as FILE ends, else a table for people."
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), (output, form), _history_options(command))
+
+
+@click.command()
+@click.argument("filter", metavar="[FILTER]", default="")
+@click.option("--order-by", multiple=True, default=("started DESC",), show_default=True, help="'accuracy DESC', …")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many attempts.")
+@click.option("--columns", metavar="NAME,…", help="Exactly these columns.")
+@click.option("--to-run", is_flag=True, hidden=True, help="Write the result also into the run of MLFLOW_RUN_ID.")
+@_table_options
+def query(
+    filter: str,
+    order_by: tuple[str, ...],
+    limit: int | None,
+    columns: str | None,
+    to_run: bool,
+    form: str | None,
+    output: Path | None,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    r"""Find attempts: all, or those that FILTER describes.
+
+    \b
+    mlmeta query "optimizer.lr < 1e-3 and (accuracy >= .8 or status = 'Diverged')"
+    mlmeta query "tags.`mlmeta.kind` = 'attempt' and model_name LIKE 'dogs%'" --order-by "accuracy DESC"
+    """
+    from mlmeta.filter_syntax import parse_columns, parse_filter, parse_order
+    from mlmeta.filter_tree import list_columns
+
+    named = None if columns is None else [column.name for column in parse_columns(columns)]
+    asked = [column.name for column in list_columns(parse_filter(filter))]
+    asked += [order.column.name for text in order_by for order in parse_order(text)]
+    history = _load(experiments, full)
+    from mlmeta.filters import find_column
+    from mlmeta.meta_query import learning_curves, search_attempts
+
+    found = search_attempts(filter, order_by=order_by, limit=limit, columns=named, history=history)
+    important = ["model_name", "task", *(find_column(history, name) for name in asked), "accuracy", "optimizer.lr"]
+    if to_run:
+        from mlmeta.query_recording import record_query
+
+        whole = search_attempts(filter, order_by=order_by, limit=limit, history=history)
+        record_query(
+            whole, filter=filter, n_attempts=len(history), shown=important,
+            load_curves=lambda: learning_curves(*whole["run_id"], history=history),
+        )  # fmt: skip
+    _write(found, output, form, important=important)
+    if found.empty:
+        click.echo(f"mlmeta: none of {len(history):,} attempts is so", err=True)
+
+
+@click.command()
+@click.argument("attempts", nargs=-1, required=True, metavar="ATTEMPT ATTEMPT…")
+@click.option("--all", "all_columns", is_flag=True, help="Show also what they have in common.")
+@_METRIC
+@_table_options
+def compare(
+    attempts: tuple[str, ...],
+    all_columns: bool,
+    metric: str,
+    form: str | None,
+    output: Path | None,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    """Show attempts side by side: what differs, and which is best. Name them by name or by run id."""
+    history = _load(experiments, full)
+    from mlmeta.meta_query import compare_attempts
+
+    found = compare_attempts(*attempts, all_columns=all_columns, metric=metric, history=history)
+    _write(found, output, form, important=found.columns)
+
+
+@click.command()
+@click.argument("attempts", nargs=-1, metavar="[ATTEMPT]…")
+@click.option("--filter", default="", help="Only attempts that this filter finds.")
+@click.option("--metric", default="train_loss", show_default=True, help="The metric to show by epoch.")
+@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw them too.")
+@_table_options
+def curves(
+    attempts: tuple[str, ...],
+    filter: str,
+    metric: str,
+    plot: Path | None,
+    form: str | None,
+    output: Path | None,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    """Show a metric of every epoch of the attempts that are named, or of all."""
+    history = _load(experiments, full)
+    from mlmeta.meta_query import learning_curves
+
+    found = learning_curves(*attempts, filter=filter, metric=metric, history=history)
+    if found.empty:
+        raise NotFoundError(f"none of these attempts has {metric!r} by epoch")
+    if plot is not None:
+        from mlmeta.curve_plot import plot_learning_curves
+
+        with _writing(plot):
+            plot_learning_curves(plot, found)
+        click.echo(f"mlmeta: wrote {plot}", err=True)
+    _write(found, output, form, important=("model_name", "step", "value"))
+
+
+@click.command()
+@click.argument("metric", default="accuracy")
+@click.option("--effect", metavar="PARAM", help="Show instead how METRIC goes with this hyperparameter.")
+@_TASK
+@_table_options
+def importance(
+    metric: str,
+    effect: str | None,
+    task: str | None,
+    form: str | None,
+    output: Path | None,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    """Show which hyperparameters matter most for METRIC, on one task or across all."""
+    history = _load(experiments, full)
+    from mlmeta.meta_query import hyperparameter_importance, marginal_effect
+
+    if effect is None:
+        found = hyperparameter_importance(metric, task=task, history=history)
+    else:
+        found = marginal_effect(effect, metric=metric, task=task, history=history)
+    _write(found, output, form, important=found.columns)
+    if note := found.attrs.get("note"):
+        click.echo(f"mlmeta: {note}", err=True)
+
+
+@click.command()
+@click.argument("task", required=False)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many attempts.")
+@click.option("--pareto", is_flag=True, help="Show those that no other beats in both the metric and the time.")
+@_METRIC
+@_table_options
+def leaderboard(
+    task: str | None,
+    limit: int,
+    pareto: bool,
+    metric: str,
+    form: str | None,
+    output: Path | None,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    """Show the best attempts on TASK (its name or digest), or on all tasks."""
+    history = _load(experiments, full)
+    from mlmeta import meta_query
+
+    if pareto:
+        found = meta_query.pareto_front(metric, task=task, history=history)
+    else:
+        found = meta_query.leaderboard(task, metric=metric, limit=limit, history=history)
+    _write(found, output, form, important=("rank", "model_name", "task", metric, "duration_s", "optimizer.lr"))
+
+
+@click.command()
+@click.argument("task", metavar="TASK|COMMANDS.json")
+@click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="At most so many tasks.")
+@_table_options
+def similar(
+    task: str, limit: int, form: str | None, output: Path | None, experiments: tuple[str, ...], full: bool
+) -> None:
+    """Show the tasks that are most like TASK, or like the pictures that a commands file names."""
+    history = _load(experiments, full)
+    from mlmeta.meta_query import similar_tasks
+
+    found = similar_tasks(task, limit=limit, history=history)
+    _write(found, output, form, important=found.columns)
+
+
+@click.command()
+@click.option(
+    "--output", metavar="FILE", type=click.Path(path_type=Path), default="mlmeta_report.html", show_default=True
+)
+@click.option("--title", default="mlmeta report", show_default=True, help="Of the page.")
+@click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")
+@click.option("--figures", metavar="DIR", type=click.Path(path_type=Path), help="Write PNGs for papers here, too.")
+@_METRIC
+@_history_options
+def report(
+    output: Path,
+    title: str,
+    tasks: tuple[str, ...],
+    figures: Path | None,
+    metric: str,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    """Write one HTML file about all attempts, which works offline."""
+    history = _load(experiments, full)
+    from mlmeta.report import write_report
+
+    with _writing(output):
+        write_report(history, output, title=title, metric=metric, tasks=_find_tasks(history, tasks))
+    click.echo(f"wrote {output}")
+    if figures is not None:
+        from mlmeta.paper_figures import write_paper_figures
+
+        with _writing(figures):
+            written = write_paper_figures(history, figures, metric=metric)
+        click.echo("\n".join(f"wrote {file}" for file in written))
+
+
+def _find_tasks(history: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
+    from mlmeta.selection import find_task
+
+    return [find_task(history, name) for name in names] or None
+
+
+def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
+    """Return all attempts.
+
+    Raises:
+        NotFoundError: If there are none.
+    """
+    from mlmeta import history
+
+    table = history.load_attempts(experiments=list(experiments) or None, full=full)
+    if table.empty:
+        raise NotFoundError(
+            "there are no attempts yet; make the first one with `mlmeta train digits.json`, "
+            "or take over others with `mlmeta import FILE`"
+        )
+    return table
+
+
+def _write(found: pd.DataFrame, output: Path | None, form: str | None, *, important: Iterable[str]) -> None:
+    from mlmeta.table_output import write_output
+
+    write_output(found, output, form=form, important=list(important))
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Say in one sentence that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
+
+
+COMMANDS: list[click.Command] = [query, compare, curves, importance, leaderboard, similar, report]
