@@ -11,24 +11,38 @@ PACKAGE = Path(__file__).parent.parent / "mlmeta"
 # From the ground up. A module may import those below it and those of its own layer.
 LAYERS = [
     {"errors", "status"},
-    {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file"},
+    {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file", "store_uri"},
+    {"json_stream", "loss_curve", "text_table", "report_html", "filter_tree", "functional_anova"},
     {"specs", "schema", "commands", "documents"},
+    {"history_rows", "history_table", "history_cache"},
+    {"filter_syntax", "column_values", "table_output", "filters", "selection"},
+    {"param_features", "attempt_features", "attempt_tables", "exchange_documents", "attempt_files"},
+    {"attempt_sample", "permutation", "marginal_effects", "importance", "rankings", "comparison"},
     {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder", "outbox", "spool"},
     {"picture_files", "picture_cache"},
-    {"folder", "manifest", "torchvision_data"},
-    {"pictures", "plots", "progress", "store"},
+    {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
+    {"pictures", "plots", "progress", "store", "curve_plot"},
     {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
+    {"history_readers", "history_sql", "history_api", "history"},
+    {"imported_runs", "exporting", "query_recording"},
+    {"report_data", "report_figures", "report_curves", "report_effects", "report_tables", "task_map"},
+    {"report_sections", "report", "paper_figures"},
     {"layers", "criteria", "transforms", "transform_plan", "refusals", "sizes", "fitting", "shapes"},
     {"weights", "checkpoints", "optimizers", "spec_builder", "decoding", "tensors"},
     {"preparation", "reports"},
     {"check", "evaluate"},
     {"train"},
     {"attempts"},
+    {"import_tasks", "importing", "import_progress", "meta_query"},
     {"cli_errors"},
+    {"exchange_cli", "query_cli"},
     {"cli"},
 ]
-WITHOUT_TORCH = set().union(*LAYERS[:8]) | {"cli", "cli_errors"}
-KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli", "cli_errors"}
+COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli"}
+_FIRST_WITH_TORCH = next(index for index, layer in enumerate(LAYERS) if "layers" in layer)
+WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | {"meta_query"}
+KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
+KNOW_MLFLOW |= {"store_uri", "history_api", "imported_runs", "importing", "exporting", "query_recording"}
 
 
 def modules() -> list[str]:

@@ -1,0 +1,132 @@
+"""Which params matter for the score, and how.
+
+Two answers that can differ stand side by side. *Importance* is the share of the variance of a forest's predictions
+that a param explains by itself, with all params taken as independent (functional ANOVA, `mlmeta.functional_anova`).
+*Permutation* is how much worse held-out attempts are predicted when the param is shuffled (`mlmeta.permutation`); there
+what a param does only together with others counts too.
+
+Across tasks scores are compared by their ranks within each task. A learning rate counts relative to the median of its
+optimizer: 0.1 is high for Adam and not for SGD. What a param does need not be its own doing: a momentum that only SGD
+has tells the optimizer too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlmeta.attempt_sample import Sample, draw_sample, fit_resampled, make_factors
+from mlmeta.attempt_sample import TooFewAttemptsError as TooFewAttemptsError
+from mlmeta.functional_anova import TreeEffects
+from mlmeta.marginal_effects import marginal_effect as marginal_effect
+from mlmeta.marginal_effects import pairwise_effects as pairwise_effects
+from mlmeta.param_features import Floats
+from mlmeta.permutation import HeldOut, measure_held_out
+
+COLUMNS = (
+    "param",
+    "importance",
+    "importance_low",
+    "importance_high",
+    "permutation",
+    "permutation_low",
+    "permutation_high",
+    "n_attempts",
+    "n_tasks",
+)
+_POOR_R2 = 0.1
+
+
+def measure_importance(
+    table: pd.DataFrame,
+    metric: str = "accuracy",
+    *,
+    task: str | None = None,
+    params: Sequence[str] | None = None,
+    n_repeats: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return how much each param matters for the score, the most important first.
+
+    Args:
+        table: Attempts as `mlmeta.history.load_attempts` gives them; of more than 2,000 with a score, 2,000 are drawn.
+        metric: The score, taken as rank quantiles within each task (`mlmeta.attempt_features.score_ranks`).
+        task: Name or digest of the one task to look at; None for all of them.
+        params: The params to look at; None for those that `mlmeta.attempt_features.encode_attempts` chooses.
+        n_repeats: How many forests are fitted, and how often each param is shuffled; at least 2.
+        seed: Decides all that is drawn.
+
+    Returns:
+        Columns `COLUMNS`. importance: share of the variance that the param's main effect explains, 0 to 1, the mean
+        over forests of 10 trees fitted to resampled tasks and commands, 95 % of them between its low and high.
+        permutation: drop of held-out R² when the param is shuffled, its 95 % interval over tasks and commands.
+        n_attempts, n_tasks: of the attempts that have the param. ``attrs``: ``r2`` (of attempts whose task, where
+        there are several, and commands were held out), ``interactions`` (share of the variance that no single param
+        explains), ``n_attempts``, ``n_tasks``, and ``note``: what to beware of, or an empty text.
+
+    Raises:
+        TooFewAttemptsError: If fewer than 20 attempts have a score to compare.
+        NotFoundError: If there is no such task.
+        BadInputError: If the table lacks the metric or a param.
+    """
+    sample = draw_sample(table, metric, task=task, params=params, seed=seed)
+    if not sample.params:
+        return _without_params(sample)
+    n_repeats = max(2, n_repeats)
+    shares = _measure_shares(sample, n_forests=n_repeats, seed=seed)
+    held_out = measure_held_out(sample, n_repeats=n_repeats, seed=seed)
+    low, high = np.quantile(shares, [0.025, 0.975], axis=0)
+    has_param = [sample.table[name].notna().to_numpy(dtype=bool) for name in sample.params]
+    columns = (
+        sample.params,
+        shares.mean(axis=0),
+        low,
+        high,
+        held_out.drops,
+        held_out.low,
+        held_out.high,
+        [int(has.sum()) for has in has_param],
+        [len(np.unique(sample.tasks[has])) for has in has_param],
+    )
+    frame = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+    frame = frame.sort_values(["importance", "permutation"], ascending=False, kind="stable", ignore_index=True)
+    frame.attrs = _describe(sample, held_out, interactions=1.0 - float(shares.sum(axis=1).mean()))
+    return frame
+
+
+def _measure_shares(sample: Sample, *, n_forests: int, seed: int) -> Floats:
+    """Return each param's main effect as a share of the variance, by forest, shape (n_forests, n_params)."""
+    factors = make_factors(sample.encoded)
+    shares = []
+    for forest in fit_resampled(sample, n_forests=n_forests, seed=seed):
+        effects = [TreeEffects(tree.tree_, factors) for tree in forest.estimators_]
+        shares.append([np.mean([effect.share_of(name) for effect in effects]) for name in sample.params])
+    return np.array(shares, dtype=np.float64)
+
+
+def _describe(sample: Sample, held_out: HeldOut, *, interactions: float) -> dict[Hashable, Any]:
+    if np.isnan(held_out.r2):
+        note = "all attempts have the same score"
+    elif held_out.r2 < _POOR_R2:
+        note = f"held-out R² is {held_out.r2:.2f}: these params hardly predict the score, so their order means little"
+    else:
+        note = ""
+    return {
+        "r2": held_out.r2,
+        "interactions": interactions,
+        "n_attempts": len(sample.scores),
+        "n_tasks": sample.n_tasks,
+        "note": note,
+    }
+
+
+def _without_params(sample: Sample) -> pd.DataFrame:
+    types = {name: "int64" if name.startswith("n_") else "float64" for name in COLUMNS} | {"param": "str"}
+    frame = pd.DataFrame({name: pd.Series([], dtype=types[name]) for name in COLUMNS})
+    nothing = HeldOut(float("nan"), *[np.zeros(0)] * 3)
+    frame.attrs = _describe(sample, nothing, interactions=float("nan"))
+    frame.attrs["note"] = "no param differs among the attempts"
+    return frame

@@ -1,0 +1,250 @@
+"""What a forest predicts for values of one param, or of two, on average over the values of all others.
+
+The averages are exact for the forest and for params taken as independent (`mlmeta.functional_anova`). Where attempts
+were few the forest only guesses; `n_attempts` says where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlmeta.attempt_sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_columns, make_factors
+from mlmeta.functional_anova import Factor, TreeEffects
+from mlmeta.param_features import Floats, Ints, ParamColumn
+from mlmeta.params import format_param
+
+PAIR_COLUMNS = ("param_x", "param_y", "interaction", "value_x", "value_y", "mean", "n_attempts")
+_N_FORESTS = 20
+_PAIR_POINTS = 8
+_PAIR_VALUES = 12
+_PAIRED_PARAMS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """Values of one param to look at.
+
+    Attributes:
+        values: As they are shown: numbers, words, None for a missing one.
+        rows: Their features, shape (k, c).
+        places: Index of the point that each attempt is at or nearest to, shape (n,).
+    """
+
+    values: list[Any]
+    rows: Floats
+    places: Ints
+
+    @property
+    def n_attempts(self) -> Ints:
+        return np.bincount(self.places, minlength=len(self.values)).astype(np.int64)
+
+
+def marginal_effect(
+    table: pd.DataFrame,
+    param: str,
+    *,
+    metric: str = "accuracy",
+    task: str | None = None,
+    n_points: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return what a forest predicts for values of one param, on average over the values of all others.
+
+    Args:
+        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        param: The param.
+        metric: The score: of one task as it is (a failed attempt has the worst one), across tasks as rank quantiles
+            (`mlmeta.attempt_features.score_ranks`: 0 is a middling attempt of its task, higher is better).
+        task: Name or digest of the one task to look at; None for all of them.
+        n_points: At most as many numbers; where attempts have more, evenly spaced ones on the param's own scale
+            (logarithmic where it spreads over decades).
+        seed: Decides all that is drawn.
+
+    Returns:
+        value: numbers in order, then words, the most frequent first ("rare" for all rare ones), then a missing value
+        for attempts without the param; float64, boolean, or where there are words str. mean, low, high: prediction
+        with its 95 % interval over forests fitted to resampled tasks and commands; a learning rate comes with the
+        optimizers that attempts near it have. n_attempts: attempts at the value, or nearer to it than to the others.
+
+    Raises:
+        TooFewAttemptsError: If fewer than 20 attempts have a score to compare.
+        NotFoundError: If there is no such task.
+        BadInputError: If the table lacks the metric or the param.
+    """
+    sample = draw_sample(table, metric, task=task, extra=param, as_ranks=task is None, seed=seed)
+    points = _choose_points(sample, param, n_points=max(2, n_points))
+    factors = _place_points(sample, {param: points})
+    curves = np.array(
+        [
+            np.mean([TreeEffects(tree.tree_, factors).mean_by(param) for tree in forest.estimators_], axis=0)
+            for forest in fit_resampled(sample, n_forests=_N_FORESTS, seed=seed)
+        ]
+    )
+    low, high = np.quantile(curves, [0.025, 0.975], axis=0)
+    columns = {"value": _type_values(points.values), "mean": curves.mean(axis=0), "low": low, "high": high}
+    return pd.DataFrame({**columns, "n_attempts": points.n_attempts})
+
+
+def pairwise_effects(
+    table: pd.DataFrame, metric: str = "accuracy", *, task: str | None = None, top: int = 3, seed: int = 0
+) -> pd.DataFrame:
+    """Return what a forest predicts for pairs of values of two params, on average over the values of all others.
+
+    Args:
+        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        metric: The score, as in `marginal_effect`.
+        task: Name or digest of the one task to look at; None for all of them.
+        top: How many pairs: of the six most important params, those that explain most variance together beyond what
+            they explain alone.
+        seed: Decides all that is drawn.
+
+    Returns:
+        param_x, param_y; interaction: that share of the variance, 0 to 1, the largest first, told from at most 12
+        values of each; value_x, value_y: as in `marginal_effect`, at most 8 numbers of each, all as texts, for one
+        column holds the values of several params; mean: prediction; n_attempts: attempts at or nearest to both
+        values; where there is none the forest only guesses.
+
+    Raises:
+        TooFewAttemptsError: If fewer than 20 attempts have a score to compare.
+        NotFoundError: If there is no such task.
+        BadInputError: If the table lacks the metric.
+    """
+    sample = draw_sample(table, metric, task=task, as_ranks=task is None, seed=seed)
+    points = {name: _choose_points(sample, name, n_points=_PAIR_POINTS) for name in sample.params}
+    if len(points) < 2:
+        return pd.DataFrame({name: [] for name in PAIR_COLUMNS})
+    trees = [
+        tree.tree_ for forest in fit_resampled(sample, n_forests=_N_FORESTS, seed=seed) for tree in forest.estimators_
+    ]
+    shares = _find_pairs(trees, make_factors(sample.encoded, most_values=_PAIR_VALUES))
+    pairs = sorted(shares, key=lambda pair: -shares[pair])[: max(1, top)]
+    factors = _place_points(sample, {name: points[name] for pair in pairs for name in pair})
+    effects = [TreeEffects(tree, factors) for tree in trees]
+    means = [np.mean([effect.mean_by_two(*pair) for effect in effects], axis=0) for pair in pairs]
+    tables = [_tabulate(points, pair, shares[pair], mean) for pair, mean in zip(pairs, means, strict=True)]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _find_pairs(trees: Sequence[Any], factors: Sequence[Factor]) -> dict[tuple[str, str], float]:
+    """Return what pairs explain beyond what their two explain alone, of the six that explain most alone."""
+    effects = [TreeEffects(tree, factors) for tree in trees]
+    names = [name for factor in factors for name in factor.places]
+    alone = {name: float(np.mean([effect.share_of(name) for effect in effects])) for name in names}
+    ranked = sorted(names, key=lambda name: -alone[name])[:_PAIRED_PARAMS]
+    return {
+        (x, y): float(np.mean([effect.share_of_two(x, y) for effect in effects])) - alone[x] - alone[y]
+        for x, y in combinations(ranked, 2)
+    }
+
+
+def _place_points(sample: Sample, points: Mapping[str, _Points]) -> list[Factor]:
+    """Return the params as inputs, those of `points` with these values, all others as the attempts have them.
+
+    A learning rate comes with the optimizers that attempts near it have, and an optimizer with its learning rates.
+    """
+    encoded = sample.encoded
+    factors = [factor for factor in make_factors(encoded) if not factor.places.keys() & points.keys()]
+    for name in points.keys() - set(encoded.joined):
+        weights = points[name].n_attempts / len(sample.scores)
+        places = {name: np.arange(len(weights))}
+        factors.append(Factor(encoded.columns_of(name), points[name].rows, weights, places))
+    if points.keys() & set(encoded.joined):
+        both = [points.get(name) or _choose_points(sample, name, n_points=MOST_VALUES) for name in encoded.joined]
+        factors.append(_join_points(sample, *both))
+    return factors
+
+
+def _join_points(sample: Sample, rates: _Points, optimizers: _Points) -> Factor:
+    encoded = sample.encoded
+    counts = np.zeros((len(rates.values), len(optimizers.values)))
+    np.add.at(counts, (rates.places, optimizers.places), 1.0)
+    # A learning rate near which there is no attempt comes with all optimizers, by their frequency.
+    counts += 1e-6 * optimizers.n_attempts
+    places, other_places = (grid.ravel() for grid in np.indices(counts.shape))
+    matrix = np.zeros((len(places), len(encoded.names)))
+    matrix[:, encoded.columns_of(encoded.joined[0])] = rates.rows[places]
+    matrix[:, encoded.columns_of(encoded.joined[1])] = optimizers.rows[other_places]
+    by_name = dict(zip(encoded.joined, (places, other_places), strict=True))
+    return join_columns(encoded, encoded.relate_rates(matrix), (counts / counts.sum()).ravel(), by_name)
+
+
+def _tabulate(points: Mapping[str, _Points], pair: tuple[str, str], interaction: float, means: Floats) -> pd.DataFrame:
+    one, other = (points[name] for name in pair)
+    counts = np.zeros(means.shape, dtype=np.int64)
+    np.add.at(counts, (one.places, other.places), 1)
+    rows = [
+        (*pair, max(0.0, interaction), x, y, means[i, j], counts[i, j])
+        for i, x in enumerate(_write_values(one.values))
+        for j, y in enumerate(_write_values(other.values))
+    ]
+    return pd.DataFrame(rows, columns=list(PAIR_COLUMNS)).astype({"value_x": "str", "value_y": "str"})
+
+
+def _type_values(values: list[Any]) -> pd.Series[Any]:
+    """Return numbers as float64, booleans as boolean, and words, also with numbers among them, as str."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {float}:
+        return pd.Series(values, dtype="float64")
+    return pd.Series(values, dtype="boolean") if kinds == {bool} else pd.Series(_write_values(values), dtype="str")
+
+
+def _write_values(values: list[Any]) -> list[str | None]:
+    """Return values as MLflow would hold them, numbers with at most six digits; None stays."""
+    return [f"{x:.6g}" if isinstance(x, float) else x if x is None else format_param(x) for x in values]
+
+
+def _choose_points(sample: Sample, param: str, *, n_points: int) -> _Points:
+    """Return the values of a param to look at: numbers in order, then words by frequency, then "missing"."""
+    given, encoded = sample.table[param], sample.encoded
+    features, scale = encoded.matrix[:, encoded.columns_of(param)], encoded.scale_of(param)
+    is_number = ~np.isnan(ParamColumn(given, len(given)).numbers) & (scale != "")
+    parts = []
+    if is_number.any():
+        parts.append(_choose_numbers(features[is_number], scale=scale, n_points=n_points))
+    if not is_number.all():
+        parts.append(_choose_words(features[~is_number], given[~is_number]))
+    values = [value for part in parts for value in part.values]
+    if pd.api.types.is_bool_dtype(given):
+        values = [None if value is None else bool(value) for value in values]
+    places = np.empty(len(features), dtype=np.int64)
+    if is_number.any():
+        places[is_number] = parts[0].places
+    if not is_number.all():
+        places[~is_number] = parts[-1].places + len(values) - len(parts[-1].values)
+    return _Points(values, np.vstack([part.rows for part in parts]), places)
+
+
+def _choose_numbers(features: Floats, *, scale: str, n_points: int) -> _Points:
+    """Return the numbers themselves, or evenly spaced ones where there are more than `n_points`."""
+    grid = np.unique(features[:, 0])
+    if len(grid) > n_points:
+        grid = np.linspace(grid[0], grid[-1], n_points)
+    rows = np.zeros((len(grid), features.shape[1]))
+    rows[:, 0] = grid
+    numbers = {"log2": np.exp2(grid), "log10": 10.0**grid}.get(scale, grid)
+    places = np.searchsorted((grid[:-1] + grid[1:]) / 2, features[:, 0])
+    return _Points([float(f"{number:.6g}") for number in numbers], rows, places.astype(np.int64))
+
+
+def _choose_words(features: Floats, given: pd.Series[Any]) -> _Points:
+    """Return words, the most frequent first, and None for attempts without the param, last."""
+    rows, places = np.unique(features, axis=0, return_inverse=True)
+    places = places.ravel()
+    values = [_name_word(given[places == i]) for i in range(len(rows))]
+    counts = np.bincount(places)
+    order = sorted(range(len(rows)), key=lambda i: (values[i] is None, -counts[i]))
+    return _Points([values[i] for i in order], rows[order], np.argsort(order)[places].astype(np.int64))
+
+
+def _name_word(given: pd.Series[Any]) -> str | None:
+    """Return the word that attempts with the same features have; there are several where each of them is rare."""
+    words = given.dropna().unique()
+    if not len(words):
+        return None
+    return str(words[0]) if len(words) == 1 else "rare"
