@@ -58,11 +58,9 @@ def _read_csv(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
 
 
 def _read_parquet(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise PicturesError(f"data.path: reading {file} needs pyarrow: pip install 'mlmeta[parquet]'") from None
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(file) as table:
             columns = table.schema_arrow.names

@@ -1,0 +1,286 @@
+"""Figures of what params do to the score: importance, the effect of one param, the effect of two together."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mlmeta.errors import BadInputError, shorten
+from mlmeta.report_data import (
+    describe_attempts,
+    escape_markup,
+    format_value,
+    is_number_column,
+    rank_scores,
+    read_numbers,
+    round_values,
+    thin_attempts,
+)
+from mlmeta.report_figures import (
+    GREY,
+    PALETTE,
+    SCORE_SCALE,
+    bin_edges,
+    name_bins,
+    new_figure,
+    set_log_axis,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MAX_BARS = 12
+MAX_EFFECT_POINTS = 1000
+
+_MAX_BINS = 8
+_MAX_NAMES = 8
+_MISSING = "none"
+_RANK = "rank (1 = best)"
+
+
+def plot_importance(importance: pd.DataFrame) -> go.Figure:
+    """Return two bars for each param with 95 % intervals: share of variance explained, and loss of R² without it.
+
+    Args:
+        importance: As `mlmeta.importance.measure_importance` gives it; the first 12 rows are shown.
+    """
+    from plotly.graph_objects import Bar
+
+    rows = importance.head(MAX_BARS).iloc[::-1]
+    names = [escape_markup(name, limit=34) for name in rows["param"]]
+    figure = new_figure(height=130 + 34 * len(rows), x="importance")
+    bars = (("permutation", "R² lost on held-out attempts when shuffled", PALETTE[1]),)
+    for column, label, colour in (*bars, ("importance", "share of the variance explained", PALETTE[0])):
+        means = rows[column].astype("float64")
+        figure.add_trace(
+            Bar(
+                x=round_values(means),
+                y=names,
+                orientation="h",
+                name=label,
+                marker={"color": colour},
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": round_values((rows[f"{column}_high"] - means).clip(lower=0)),
+                    "arrayminus": round_values((means - rows[f"{column}_low"]).clip(lower=0)),
+                    "color": GREY,
+                    "thickness": 1.3,
+                },
+                hovertemplate="%{y}: %{x:.3f}<extra>" + label + "</extra>",
+            )
+        )
+    figure.update_layout(barmode="group", showlegend=True, legend={"traceorder": "reversed"})
+    figure.update_layout(yaxis={"type": "category"})
+    return figure
+
+
+def plot_marginal_effect(
+    table: pd.DataFrame, effect: pd.DataFrame, param: str, *, metric: str = "accuracy", ranks: bool = True
+) -> go.Figure:
+    """Return the mean effect of one param with its 95 % band, over the attempts that it was learned from.
+
+    Args:
+        table: Attempts.
+        effect: As `mlmeta.importance.marginal_effect` gives it for them.
+        param: Its param.
+        metric: Its score.
+        ranks: The effect is on normal quantiles of ranks (task None), drawn as ranks 0..1; else on the metric itself.
+
+    Raises:
+        BadInputError: The effect has no row.
+    """
+    if effect.empty:
+        raise BadInputError(f"{shorten(param)} has no value to draw an effect for")
+    effect = _undo_quantiles(effect) if ranks else effect
+    scores = rank_scores(table, metric) if ranks else read_numbers(table, metric)
+    kept = thin_attempts(table, metric, limit=MAX_EFFECT_POINTS)
+    points = pd.DataFrame({"y": scores[kept.index], "text": describe_attempts(kept, metric)}, index=kept.index)
+    points = points.dropna(subset=["y"])
+    title = _RANK if ranks else escape_markup(metric)
+    figure = new_figure(height=300, x=escape_markup(param), y=title)
+    numeric = effect.assign(value=pd.to_numeric(effect["value"], errors="coerce")).dropna(subset=["value"])
+    if is_number_column(table[param]) and len(numeric) > 1:
+        points["x"] = read_numbers(table, param)
+        _draw_points(figure, points.dropna(subset=["x"]))
+        _draw_band(figure, numeric.astype({"value": "float64"}))
+        set_log_axis(figure, numeric["value"].astype("float64"))
+    else:
+        _draw_names(figure, points, table[param], effect)
+    return figure
+
+
+def _undo_quantiles(effect: pd.DataFrame) -> pd.DataFrame:
+    """Return an effect on normal quantiles z as one on ranks, Φ(z)."""
+    columns = {name: [NormalDist().cdf(z) for z in effect[name]] for name in ("mean", "low", "high")}
+    return effect.assign(**columns)
+
+
+def _draw_points(figure: go.Figure, points: pd.DataFrame) -> None:
+    from plotly.graph_objects import Scatter
+
+    figure.add_trace(
+        Scatter(
+            x=round_values(points["x"]),
+            y=round_values(points["y"]),
+            mode="markers",
+            customdata=points.index.tolist(),
+            text=points["text"].tolist(),
+            hovertemplate="%{text}<extra></extra>",
+            marker={"color": GREY, "size": 5, "opacity": 0.35},
+        )
+    )
+
+
+def _draw_band(figure: go.Figure, effect: pd.DataFrame) -> None:
+    from plotly.graph_objects import Scatter
+
+    effect = effect.sort_values("value")
+    values, style = round_values(effect["value"]), {"mode": "lines", "hoverinfo": "skip"}
+    figure.add_trace(Scatter(x=values, y=round_values(effect["low"]), line={"width": 0}, **style))
+    band = {"line": {"width": 0}, "fill": "tonexty", "fillcolor": "rgba(213,94,0,0.25)"}
+    figure.add_trace(Scatter(x=values, y=round_values(effect["high"]), **band, **style))
+    figure.add_trace(
+        Scatter(
+            x=values,
+            y=round_values(effect["mean"]),
+            mode="lines",
+            line={"color": PALETTE[1], "width": 3},
+            hovertext=_describe_effect(effect),
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )
+
+
+def _draw_names(figure: go.Figure, points: pd.DataFrame, values: pd.Series, effect: pd.DataFrame) -> None:
+    """Draw names at places 0, 1, ...: the attempts beside each other, by chance, and the mean with its interval."""
+    from plotly.graph_objects import Scatter
+
+    is_truth = pd.api.types.is_bool_dtype(values)
+    names = [_name_level(value, is_truth=is_truth) for value in effect["value"]]
+    places = {name: float(i) for i, name in enumerate(names)}
+    own = values.map(lambda value: _name_level(value, is_truth=is_truth))
+    points["x"] = own.map(places) + np.random.default_rng(0).uniform(-0.22, 0.22, len(values))
+    _draw_points(figure, points.dropna(subset=["x"]))
+    means = effect["mean"].astype("float64")
+    figure.add_trace(
+        Scatter(
+            x=list(range(len(names))),
+            y=round_values(means),
+            mode="markers",
+            marker={"color": PALETTE[1], "size": 11, "symbol": "diamond"},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": round_values(effect["high"] - means),
+                "arrayminus": round_values(means - effect["low"]),
+                "color": PALETTE[1],
+                "thickness": 2,
+            },
+            hovertext=_describe_effect(effect.assign(value=names)),
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [escape_markup(name, limit=16) for name in names]}
+    figure.update_layout(xaxis=ticks | {"range": [-0.6, len(names) - 0.4]})
+
+
+def _name_level(value: object, *, is_truth: bool) -> str:
+    """Return a value as a name; a truth may have come as the number 0 or 1."""
+    if is_truth and isinstance(value, int | float | np.number) and value in (0, 1):
+        return "true" if value else "false"
+    return format_value(value) or _MISSING
+
+
+def _describe_effect(effect: pd.DataFrame) -> list[str]:
+    columns = (effect[name] for name in ("value", "mean", "low", "high", "n_attempts"))
+    return [
+        f"{escape_markup(format_value(value))}: {mean:.3f} ({low:.3f} to {high:.3f}; {n} attempts near it)"
+        for value, mean, low, high, n in zip(*columns, strict=True)
+    ]
+
+
+def plot_pair(table: pd.DataFrame, first: str, second: str, *, metric: str = "accuracy") -> go.Figure:
+    """Return a heat map of two params: colour is the mean rank of the attempts within their tasks, 0..1.
+
+    Numbers stand in at most 8 bins and the 8 most frequent names are shown; a cell without attempts is empty.
+
+    Raises:
+        BadInputError: No attempt has both params and a score.
+    """
+    from plotly.graph_objects import Heatmap
+
+    columns, ticks = {}, []
+    for axis, param in (("x", first), ("y", second)):
+        columns[axis], names = _make_levels(table, param)
+        ticks.append([escape_markup(name, limit=22) for name in names])
+    cells = pd.DataFrame(columns | {"rank": rank_scores(table, metric)}).dropna()
+    if cells.empty:
+        raise BadInputError(f"no attempt has {shorten(first)}, {shorten(second)} and a score")
+    shape = (len(ticks[1]), len(ticks[0]))
+    counts, sums = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+    places = (cells["y"].to_numpy(dtype=np.int64), cells["x"].to_numpy(dtype=np.int64))
+    np.add.at(counts, places, 1)
+    np.add.at(sums, places, cells["rank"].to_numpy())
+    means = np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
+    figure = new_figure(height=320, x=escape_markup(first), y=escape_markup(second))
+    figure.add_trace(
+        Heatmap(
+            x=ticks[0],
+            y=ticks[1],
+            z=[round_values(row, digits=3) for row in means],
+            text=_describe_pairs(means, counts, ticks),
+            hovertemplate="%{text}<extra></extra>",
+            colorscale=SCORE_SCALE,
+            zmin=0,
+            zmax=1,
+            xgap=2,
+            ygap=2,
+            showscale=False,
+        )
+    )
+    style: dict[str, Any] = {"type": "category", "showgrid": False}
+    figure.update_layout(xaxis=style, yaxis=style)
+    return figure
+
+
+def _make_levels(table: pd.DataFrame, param: str) -> tuple[pd.Series, list[str]]:
+    """Return the number of the bin or name of each attempt, NaN where it has none, and the text of each."""
+    values, numbers = table[param], read_numbers(table, param)
+    numeric = is_number_column(values)
+    if numeric and numbers.nunique() > _MAX_BINS:
+        edges = _even_edges(numbers)
+        bins = pd.cut(numbers, list(edges), labels=False, include_lowest=True)
+        return bins.astype("float64"), name_bins(edges)
+    names = values.map(format_value)
+    shown = list(names[names != ""].value_counts().index[:_MAX_NAMES])
+    if numeric:
+        shown.sort(key=float)
+    return names.map({name: float(i) for i, name in enumerate(shown)}), shown
+
+
+def _even_edges(numbers: pd.Series) -> npt.NDArray[np.float64]:
+    """Return the edges of at most 8 bins: of the decades where there are few, else with even counts."""
+    edges = bin_edges(numbers.dropna())
+    if len(edges) <= _MAX_BINS + 1:
+        return edges
+    quantiles = np.quantile(numbers.dropna(), np.linspace(0, 1, _MAX_BINS + 1))
+    return np.unique(quantiles)
+
+
+def _describe_pairs(
+    means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], ticks: list[list[str]]
+) -> list[list[str]]:
+    return [
+        [
+            f"{ticks[0][x]} and {ticks[1][y]}<br>mean rank {means[y, x]:.2f} of {counts[y, x]} attempts"
+            if counts[y, x]
+            else ""
+            for x in range(counts.shape[1])
+        ]
+        for y in range(counts.shape[0])
+    ]

@@ -1,0 +1,297 @@
+"""Figures over attempts for the screen: learning rates by task, accuracy against seconds, and the style of all.
+
+Every figure is a `plotly.graph_objects.Figure`. Points carry the row of their attempt as ``customdata`` and the
+name of their task as ``meta["task"]``, so that a page can show one attempt or one task in all figures at once.
+Attempts are those of `mlmeta.report_data.prepare_table`. Colours are those of Okabe and Ito (2008); the scale of
+scores goes from blue over grey to orange, which is readable on white and on black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mlmeta.errors import BadInputError, shorten
+from mlmeta.report_data import (
+    describe_attempts,
+    escape_markup,
+    find_pareto_front,
+    rank_scores,
+    read_numbers,
+    round_values,
+    spans_decades,
+    thin_attempts,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7AE6")
+GREY = "#8A8A8A"
+SCORE_SCALE = ((0.0, "#2478C4"), (0.5, "#B4ABA1"), (1.0, "#EE6C1A"))
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
+MAX_POINTS = 3000
+
+_MAX_BINS = 24
+_MAX_GROUPS = 6
+_OTHER = "other"
+
+
+def new_figure(*, height: int, x: str = "", y: str = "", **layout: Any) -> go.Figure:
+    """Return an empty figure with the style of the report.
+
+    Args:
+        height: In pixels; the width is that of the page.
+        x: Title of the x axis.
+        y: Title of the y axis.
+        layout: Other settings of `plotly.graph_objects.Layout`.
+    """
+    import plotly.graph_objects as go
+
+    base = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 60, "r": 16, "t": 34, "b": 48},
+        "hovermode": "closest",
+        "showlegend": False,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": {"title": {"text": x}, "automargin": True, "zeroline": False},
+        "yaxis": {"title": {"text": y}, "automargin": True, "zeroline": False},
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+    }
+    return go.Figure(layout=base | layout)
+
+
+def style_groups(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Return colour, dash and marker symbol of each name; no two of 28 names look the same."""
+    return {
+        name: (PALETTE[i % 7], DASHES[i // 7 % len(DASHES)], SYMBOLS[i // 7 % len(SYMBOLS)])
+        for i, name in enumerate(names)
+    }
+
+
+def name_metric(metric: str) -> str:
+    """Return a metric as the title of an axis, with its unit where that is known."""
+    units = {"accuracy": "accuracy (share, 0 to 1)", "duration_s": "seconds"}
+    return units.get(metric, escape_markup(metric))
+
+
+def set_log_axis(figure: go.Figure, values: npt.ArrayLike, *, axis: str = "x") -> bool:
+    """Make an axis logarithmic where its values span decades, and say whether it became so."""
+    logarithmic = spans_decades(values)
+    if logarithmic:
+        figure.update_layout({f"{axis}axis": {"type": "log", "dtick": 1, "exponentformat": "power"}})
+    return logarithmic
+
+
+def plot_param_by_task(table: pd.DataFrame, *, metric: str = "accuracy", param: str = "optimizer.lr") -> go.Figure:
+    """Return a heat map: which values of a number worked on which tasks.
+
+    Colour is the median rank of the attempts within their task, 0 the worst and 1 the best; a cell without
+    attempts is empty. Bins of a param that spans decades end at 1, 2 and 5 of each decade.
+
+    Args:
+        table: Attempts.
+        metric: Ranks the attempts.
+        param: A param that is a number.
+
+    Raises:
+        BadInputError: No attempt has both.
+    """
+    from plotly.graph_objects import Heatmap
+
+    cells = _read_cells(table, metric, param)
+    edges = bin_edges(cells["value"])
+    cells["bin"] = np.clip(np.searchsorted(edges, cells["value"], side="right") - 1, 0, len(edges) - 2)
+    middle = cells[cells["rank"] >= 0.75].groupby("task")["value"].median()
+    order = sorted(cells["task"].unique(), key=lambda task: (-middle.get(task, np.inf), task))
+    grid = cells.pivot_table(index="task", columns="bin", values="rank", aggfunc="median").reindex(order)
+    grid = grid.reindex(columns=range(len(edges) - 1))
+    figure = new_figure(height=110 + 26 * len(order), x=escape_markup(param))
+    texts = [[_describe_cell(cells, task, b, edges, metric) for b in range(len(edges) - 1)] for task in order]
+    figure.add_trace(
+        Heatmap(
+            x=round_values(edges),
+            y=[escape_markup(task, limit=28) for task in order],
+            z=[round_values(row, digits=3) for row in grid.to_numpy()],
+            text=texts,
+            hovertemplate="%{text}<extra></extra>",
+            colorscale=SCORE_SCALE,
+            zmin=0,
+            zmax=1,
+            xgap=2,
+            ygap=2,
+            showscale=False,
+        )
+    )
+    figure.update_layout(xaxis={"showgrid": False}, yaxis={"type": "category", "showgrid": False})
+    set_log_axis(figure, edges)
+    return figure
+
+
+def _read_cells(table: pd.DataFrame, metric: str, param: str) -> pd.DataFrame:
+    """Return value, rank, score, task and run of the attempts that have a value and a rank."""
+    cells = pd.DataFrame({"value": read_numbers(table, param), "rank": rank_scores(table, metric)})
+    cells["score"] = read_numbers(table, metric)
+    cells["task"] = table["task"]
+    cells = cells.dropna(subset=["value", "rank"])
+    if cells.empty:
+        raise BadInputError(f"no task has two attempts to compare with {shorten(param)} and {shorten(metric)}")
+    return cells
+
+
+def bin_edges(values: pd.Series) -> npt.NDArray[np.float64]:
+    """Return rising edges of at most 24 bins around numbers: 1, 2, 5 of each decade, decades, or even steps."""
+    low, high = float(values.min()), float(values.max())
+    if not spans_decades(values):
+        return np.linspace(low, high if high > low else low + 1, min(8, max(1, values.nunique())) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        edges = np.array([float(f"{step}e{decade}") for decade in decades for step in steps])
+        first, last = np.searchsorted(edges, low, side="right") - 1, np.searchsorted(edges, high, side="right")
+        edges = edges[max(0, first) : last + 1]
+        if len(edges) - 1 <= _MAX_BINS:
+            return edges
+    return np.geomspace(low, high, _MAX_BINS + 1)
+
+
+def name_bins(edges: npt.NDArray[np.float64]) -> list[str]:
+    """Return the text of each bin, such as ``0.002 to 0.005``."""
+    return [f"{_shorten_number(low)} to {_shorten_number(high)}" for low, high in pairwise(edges)]
+
+
+def _shorten_number(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.0f}" if 1e3 <= abs(value) < 1e12 else f"{value:.2g}"
+
+
+def _describe_cell(cells: pd.DataFrame, task: str, number: int, edges: npt.NDArray[np.float64], metric: str) -> str:
+    here = cells[(cells["task"] == task) & (cells["bin"] == number)]
+    if here.empty:
+        return ""
+    scores = here["score"].dropna()
+    lines = [f"<b>{escape_markup(task)}</b>", f"{name_bins(edges)[number]}: {len(here)} attempts"]
+    lines.append(f"median rank {here['rank'].median():.2f}")
+    if len(scores):
+        lines.append(f"{escape_markup(metric)}: median {scores.median():.3g}, {scores.min():.3g} to {scores.max():.3g}")
+    return "<br>".join(lines)
+
+
+def plot_param_on_task(
+    table: pd.DataFrame,
+    task: str,
+    *,
+    metric: str = "accuracy",
+    param: str = "optimizer.lr",
+    colour_by: str = "optimizer.name",
+) -> go.Figure:
+    """Return one small panel: a number against the score of one task's attempts, coloured by a name.
+
+    Axes have the range of all tasks, so that panels side by side can be compared.
+
+    Args:
+        table: Attempts on any tasks.
+        task: The one to show.
+        metric: The score, on the y axis.
+        param: A param that is a number, on the x axis; logarithmic where it spans decades.
+        colour_by: A param with names; the six most frequent ones get a colour.
+    """
+    from plotly.graph_objects import Scatter
+
+    points = pd.DataFrame({"x": read_numbers(table, param), "y": read_numbers(table, metric)})
+    points["group"] = _group_names(table, colour_by)
+    points = points.dropna(subset=["x", "y"])
+    figure = new_figure(height=230, y=escape_markup(metric), margin={"l": 48, "r": 8, "t": 30, "b": 34})
+    figure.update_layout(title={"text": escape_markup(task, limit=34), "font": {"size": 13}, "x": 0.02, "y": 0.97})
+    logarithmic = set_log_axis(figure, points["x"])
+    figure.update_layout(
+        xaxis={"range": _pad_range(points["x"], logarithmic)}, yaxis={"range": _pad_range(points["y"])}
+    )
+    styles = style_groups(sorted(points["group"].unique()))
+    own = thin_attempts(table[table["task"] == task], metric, limit=MAX_POINTS)
+    texts = pd.Series(describe_attempts(own, metric), index=own.index)
+    for group, part in points[points.index.isin(own.index)].groupby("group"):
+        colour, _, symbol = styles[str(group)]
+        figure.add_trace(
+            Scatter(
+                x=round_values(part["x"]),
+                y=round_values(part["y"]),
+                mode="markers",
+                name=escape_markup(group),
+                customdata=part.index.tolist(),
+                text=texts[part.index].tolist(),
+                hovertemplate="%{text}<extra></extra>",
+                marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
+                meta={"task": task},
+            )
+        )
+    return figure
+
+
+def list_groups(table: pd.DataFrame, colour_by: str = "optimizer.name") -> dict[str, str]:
+    """Return the colour of each group that `plot_param_on_task` shows, for a legend beside the panels."""
+    return {name: style[0] for name, style in style_groups(sorted(_group_names(table, colour_by).unique())).items()}
+
+
+def _group_names(table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in table:
+        return pd.Series("attempts", index=table.index)
+    names = table[column].astype("object").where(table[column].notna(), "none").astype(str)
+    return names.where(names.isin(names.value_counts().index[:_MAX_GROUPS]), _OTHER)
+
+
+def _pad_range(values: pd.Series, logarithmic: bool = False) -> list[float] | None:
+    """Return the range of an axis with 4 % of room at its ends; in powers of ten where it is logarithmic."""
+    numbers = np.log10(values) if logarithmic else values
+    if numbers.empty:
+        return None
+    low, high = float(numbers.min()), float(numbers.max())
+    room = 0.04 * (high - low) or 0.5
+    return [low - room, high + room]
+
+
+def plot_pareto(table: pd.DataFrame, *, metric: str = "accuracy", cost: str = "duration_s") -> go.Figure:
+    """Return the score against the seconds of each attempt, with the Pareto front of each task as a line.
+
+    Raises:
+        BadInputError: No attempt has both.
+    """
+    from plotly.graph_objects import Scatter
+
+    points = pd.DataFrame({"x": read_numbers(table, cost), "y": read_numbers(table, metric), "task": table["task"]})
+    points = points.dropna()
+    if points.empty:
+        raise BadInputError(f"no attempt has both {shorten(metric)} and {shorten(cost)}")
+    points["front"] = find_pareto_front(table, metric, cost=cost)
+    points["text"] = pd.Series(describe_attempts(table, metric), index=table.index)
+    figure = new_figure(height=480, x="seconds of training" if cost == "duration_s" else escape_markup(cost))
+    figure.update_layout(yaxis={"title": {"text": name_metric(metric)}})
+    set_log_axis(figure, points["x"])
+    kept = thin_attempts(table.loc[points.index], metric, limit=MAX_POINTS).index
+    styles = style_groups(sorted(points["task"].unique()))
+    for front in (False, True):
+        for task, part in points[(points["front"] == front) & (front | points.index.isin(kept))].groupby("task"):
+            colour, dash, symbol = styles[str(task)]
+            part = part.sort_values("x")
+            figure.add_trace(
+                Scatter(
+                    x=round_values(part["x"]),
+                    y=round_values(part["y"]),
+                    mode="lines+markers" if front else "markers",
+                    name=escape_markup(task),
+                    customdata=part.index.tolist(),
+                    text=part["text"].tolist(),
+                    hovertemplate="%{text}<extra></extra>" + ("<br>on the front" if front else ""),
+                    line={"color": colour, "dash": dash, "width": 2, "shape": "hv"},
+                    marker={"color": colour, "symbol": symbol, "size": 8 if front else 5},
+                    opacity=1.0 if front else 0.35,
+                    meta={"task": task},
+                )
+            )
+    return figure
