@@ -15,6 +15,7 @@ _EXPORTS = {
     "TestCommands": "mlmeta.commands",
     "TrainCommands": "mlmeta.commands",
     "MlmetaError": "mlmeta.errors",
+    "best_values": "mlmeta.meta_query",
     "build_criterion": "mlmeta.spec_builder",
     "build_image_ops": "mlmeta.spec_builder",
     "build_model": "mlmeta.spec_builder",

@@ -21,11 +21,12 @@ from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.filter_syntax import parse_filter, parse_order
 from mlmeta.filter_tree import list_columns
 from mlmeta.filters import find_column, match_filter, sort_rows
-from mlmeta.rankings import direction, rank_attempts, select_pareto_front
+from mlmeta.rankings import direction, find_best_values, rank_attempts, select_pareto_front
 from mlmeta.selection import FACTS, find_attempts, find_task, is_numeric
 
 __all__ = [
     "FACTS",
+    "best_values",
     "compare_attempts",
     "direction",
     "hyperparameter_importance",
@@ -218,6 +219,18 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Return the best attempts on a task, the best first; see `mlmeta.rankings.rank_attempts`."""
     return rank_attempts(_load(history, experiments, tracking_uri), task, metric=metric, limit=limit)
+
+
+def best_values(
+    param: str,
+    *,
+    metric: str = "accuracy",
+    history: pd.DataFrame | None = None,
+    experiments: Sequence[str] | None = None,
+    tracking_uri: str | None = None,
+) -> pd.DataFrame:
+    """Return which values of a param worked on which tasks; see `mlmeta.rankings.find_best_values`."""
+    return find_best_values(_load(history, experiments, tracking_uri), param, metric=metric)
 
 
 def pareto_front(

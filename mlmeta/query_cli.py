@@ -170,6 +170,26 @@ def importance(
 
 
 @click.command()
+@click.argument("param")
+@_METRIC
+@_table_options
+def values(
+    param: str,
+    metric: str,
+    form: str | None,
+    output: Path | None,
+    experiments: tuple[str, ...],
+    full: bool,
+) -> None:
+    """Show which values of PARAM worked on which tasks: the best one, and where the best quarter lies."""
+    history = _load(experiments, full)
+    from mlmeta.meta_query import best_values
+
+    found = best_values(param, metric=metric, history=history)
+    _write(found, output, form, important=found.columns)
+
+
+@click.command()
 @click.argument("task", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many attempts.")
 @click.option("--pareto", is_flag=True, help="Show those that no other beats in both the metric and the time.")
@@ -282,4 +302,4 @@ def _writing(file: Path) -> Iterator[None]:
         raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
 
 
-COMMANDS: list[click.Command] = [query, compare, curves, importance, leaderboard, similar, report]
+COMMANDS: list[click.Command] = [query, compare, curves, importance, leaderboard, values, similar, report]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mlmeta.attempt_features import lower_is_better
-from mlmeta.selection import FACTS, find_numbers, list_differing, select_task
+from mlmeta.selection import FACTS, find_name, find_numbers, is_numeric, list_differing, select_task
 
 
 def direction(metric: str) -> str:
@@ -42,6 +42,41 @@ def rank_attempts(
     ranked = _choose_columns(chosen, metric)
     ranked.insert(0, "rank", best["rank"])
     return ranked.reset_index(drop=True)
+
+
+def find_best_values(table: pd.DataFrame, param: str, *, metric: str = "accuracy", share: float = 0.25) -> pd.DataFrame:
+    """Return which values of a param worked on which tasks: where the better attempts of each task lie.
+
+    Args:
+        table: Attempts.
+        param: The param.
+        metric: What they are ranked by; its name says whether lower is better.
+        share: Which part of a task's attempts are its better ones, 0 to 1; at least one.
+
+    Returns:
+        One row a task: `task`, `n_attempts` (with both param and metric), `best_score`, `best_value` (the best
+        attempt's), and of the better ones `low` and `high` (the 10 % and 90 % quantile of a param of numbers), or
+        `common` (the names and how often each, of any other).
+
+    Raises:
+        NotFoundError: If there is no such param or metric; names the nearest.
+        BadInputError: If the metric holds no numbers.
+    """
+    metric, param = find_numbers(table, metric), find_name(table, param)
+    known = table[table[metric].notna() & table[param].notna() & table["task"].notna()]
+    known = known.sort_values(metric, ascending=lower_is_better(metric), kind="stable")
+    rows = [_describe_best(task, group, param, metric, share) for task, group in known.groupby("task", sort=True)]
+    spread = ["low", "high"] if is_numeric(table[param]) else ["common"]
+    return pd.DataFrame(rows, columns=["task", "n_attempts", "best_score", "best_value", *spread])
+
+
+def _describe_best(task: object, group: pd.DataFrame, param: str, metric: str, share: float) -> dict[str, object]:
+    values = group[param].head(max(1, round(share * len(group))))
+    row = {"task": task, "n_attempts": len(group), "best_score": group[metric].iloc[0], "best_value": values.iloc[0]}
+    if is_numeric(values):
+        low, high = values.astype("float64").quantile([0.1, 0.9])
+        return row | {"low": low, "high": high}
+    return row | {"common": ", ".join(f"{name} {count}" for name, count in values.value_counts().items())}
 
 
 def select_pareto_front(

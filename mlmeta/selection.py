@@ -68,6 +68,18 @@ def select_task(table: pd.DataFrame, name: str | None) -> pd.DataFrame:
     return table if name is None else table[(table["task"] == find_task(table, name)).to_numpy(dtype=bool)]
 
 
+def find_name(table: pd.DataFrame, name: str) -> str:
+    """Return the column that a user means.
+
+    Raises:
+        NotFoundError: If there is no such column; names the nearest.
+    """
+    column = resolve_column(name, table.columns, kinds=table.attrs.get("kinds", {}))
+    if column is None:
+        raise NotFoundError(explain_unknown(name, table.columns))
+    return column
+
+
 def find_numbers(table: pd.DataFrame, name: str) -> str:
     """Return the column of numbers that a user means: a metric, a duration, a param.
 
@@ -75,9 +87,7 @@ def find_numbers(table: pd.DataFrame, name: str) -> str:
         NotFoundError: If there is no such column; names the nearest.
         BadInputError: If it holds no numbers.
     """
-    column = resolve_column(name, table.columns, kinds=table.attrs.get("kinds", {}))
-    if column is None:
-        raise NotFoundError(explain_unknown(name, table.columns))
+    column = find_name(table, name)
     if not is_numeric(table[column]):
         raise BadInputError(f"attempts are ranked by numbers; {column} holds {find_kind(table[column])}")
     return column

@@ -430,3 +430,36 @@ def test_curves_that_the_history_has_thinned_or_not_yet_are_read_from_the_store(
     found = meta_query.learning_curves("long")
     assert found["step"].tolist() == list(range(1, 1_001))
     np.testing.assert_allclose(found["value"], 1 / np.arange(1, 1_001))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "train_loss"])
+def test_the_values_that_worked_are_those_of_each_tasks_best_quarter(metric: str) -> None:
+    table = make_table(16)
+    found = meta_query.best_values("optimizer.lr", metric=metric, history=table)
+    assert list(found.columns) == ["task", "n_attempts", "best_score", "best_value", "low", "high"]
+    assert found["task"].tolist() == sorted(set(table["task"]))
+    for row in found.itertuples():
+        attempts = sorted(
+            (score if metric == "train_loss" else -score, position, lr)
+            for position, (task, score, lr) in enumerate(
+                zip(table["task"], table[metric], table["optimizer.lr"], strict=True)
+            )
+            if task == row.task and score == score
+        )
+        best = [lr for *_, lr in attempts[: round(len(attempts) / 4)]]
+        assert (row.n_attempts, row.best_value) == (len(attempts), best[0])
+        assert abs(row.best_score) == abs(attempts[0][0])
+        assert (row.low, row.high) == pytest.approx(tuple(np.quantile(best, [0.1, 0.9])))
+
+
+def test_the_names_that_worked_are_counted() -> None:
+    found = meta_query.best_values("optimizer.name", history=make_table())
+    assert list(found.columns)[-1] == "common"
+    counts = [int(part.rsplit(" ", 1)[1]) for part in found["common"][0].split(", ")]
+    assert sum(counts) == 16
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_an_unknown_param_is_named_with_the_nearest() -> None:
+    with pytest.raises(NotFoundError, match=r"optimizer\.lr"):
+        meta_query.best_values("optimzer.lr", history=make_table(2))
