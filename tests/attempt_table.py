@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data"
 @cache
 def read_documents() -> tuple[dict[str, Any], ...]:
     """Return 832 Attempt documents: 64 train commands on each of 13 tasks."""
-    with gzip.open(DATA / "attempts.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(DATA.parent.parent / "examples" / "attempts.jsonl.gz", "rt", encoding="utf-8") as lines:
         return tuple(json.loads(line) for line in lines)
 
 

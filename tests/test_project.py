@@ -10,12 +10,18 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from attempt_table import make_table, read_documents
 from mlflow import MlflowClient
 
+from mlmeta.cli import cli
 from mlmeta.documents import load_train_commands, parse_train_commands
+from mlmeta.importing import import_attempts
+from mlmeta.meta_query import best_values
+from mlmeta.text_table import format_plain
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,17 +73,53 @@ def test_the_faults_of_the_readme_are_those_that_come(tmp_path: Path) -> None:
     assert [line.strip() for line in done.stderr.splitlines()] == lines
 
 
-def test_the_python_of_the_readme_runs(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_documents(folder: Path) -> Path:
+    """Write some of the real attempts on two tasks into a file, and return it."""
+    tasks = ("digits-0", "digits-1")
+    chosen = [one for one in read_documents() if one["config_id"] < 20 and one["task"]["name"] in tasks]
+    file = folder / "some.jsonl"
+    file.write_text("\n".join(json.dumps(one) for one in chosen), encoding="utf-8")
+    return file
+
+
+@pytest.mark.usefixtures("store")
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_attempts([write_documents(tmp_path)])
     monkeypatch.chdir(ROOT)
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     for text in snippets("python"):
         exec(compile(text, "README.md", "exec"), scope)
     metrics = scope["metrics"]
     assert isinstance(metrics, dict)
     assert metrics["accuracy"] > 0.97
+    assert len(scope["attempts"]) >= 40
+    assert scope["best"]["accuracy"].min() > 0.9
+    assert set(scope["curves"]["task"]) == {"digits-0"}
+    assert scope["matters"]["param"][0] in ("optimizer.lr", "arch.batch_norm")
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "check", "schema", "recover"])
+def test_the_answer_in_the_readme_is_what_the_attempts_say() -> None:
+    shown = next(text for text in snippets("text") if "best_value" in text).splitlines()
+    said = {line.split()[0]: line.split() for line in format_plain(best_values("optimizer.lr", history=make_table()))}
+    lines = [line.split() for line in shown if line != "…"]
+    assert lines == [said[line[0]] for line in lines]
+    assert len(lines) == 6
+
+
+@pytest.mark.slow
+def test_mlflow_run_answers_a_query(store: str, tmp_path: Path) -> None:
+    import_attempts([write_documents(tmp_path)])
+    done = mlflow_run("-e", "query", "-P", "filter=accuracy > .9 and task = 'digits-0'", "-P", "limit=5", uri=store)
+    assert done.returncode == 0, done.stderr
+    (run,) = MlflowClient(store).search_runs(["0"], "tags.`mlmeta.kind` = 'query'")
+    folder = MlflowClient(store).download_artifacts(run.info.run_id, "", str(tmp_path))
+    assert {file.name for file in Path(folder).iterdir()} >= {"query.csv", "query.json", "query.parquet", "curves.png"}
+    rows = (Path(folder) / "query.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 6
+    assert "mlmeta.status" not in run.data.tags
+
+
+@pytest.mark.parametrize("command", ["", *sorted(cli.commands)])
 def test_every_command_explains_itself_and_stands_in_the_readme(command: str, tmp_path: Path) -> None:
     done = run_cli(*command.split(), "--help", folder=tmp_path)
     assert done.returncode == 0
