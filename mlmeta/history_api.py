@@ -58,7 +58,7 @@ class ApiReader:
         with _telling():
             experiments = self._list_experiments()
             cursor: dict[str, Any] = {"since_ms": since_ms, "experiments": sorted(experiments)}
-            cursor["batches"] = _read_batches(experiments.values())
+            cursor["batches"] = sorted({one for experiment in experiments.values() for one in read_batches(experiment)})
             deleted = {run.info.run_id for run in self._search(experiments, "", view=ViewType.DELETED_ONLY)}
             cursor["deleted"] = sorted(deleted)
             if known.cursor:
@@ -150,15 +150,16 @@ def _telling() -> Iterator[None]:
         raise MlmetaError(f"the tracking store cannot be read: {error.message}") from None
 
 
-def _read_batches(experiments: Iterable[Experiment]) -> list[str]:
-    """Return the imports that experiments tell of: imported runs have their own times, and are not found by them."""
-    batches: set[str] = set()
-    for experiment in experiments:
-        try:
-            batches.update(str(one) for one in json.loads(experiment.tags.get(BATCHES_TAG, "[]")))
-        except (ValueError, TypeError):
-            continue
-    return sorted(one for one in batches if one.isalnum())
+def read_batches(experiment: Experiment) -> list[str]:
+    """Return the ids of the imports that an experiment tells of, the newest last.
+
+    Imported runs have their own, old times, and are not found by them.
+    """
+    try:
+        batches = json.loads(experiment.tags.get(BATCHES_TAG, "[]"))
+    except ValueError:
+        return []
+    return [str(batch) for batch in batches if str(batch).isalnum()] if isinstance(batches, list) else []
 
 
 def make_rows(runs: Sequence[Run], experiments: Mapping[str, Experiment]) -> RunRows:

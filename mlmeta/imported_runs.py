@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 import mlmeta
 from mlmeta.attempt_records import RunRecord
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.finding import search_all_runs
+from mlmeta.history_api import BATCH_TAG, BATCHES_TAG, read_batches
 from mlmeta.mlflow_recorder import telling
 from mlmeta.operations import make_batches
 from mlmeta.recovery import STALE_AFTER_S
@@ -32,7 +33,6 @@ from mlmeta.state_folder import hold_run
 from mlmeta.status import MLFLOW_STATUS
 from mlmeta.store_uri import store_key
 
-BATCHES_TAG = "mlmeta.import_batches"
 MAX_BATCHES = 50
 
 
@@ -58,7 +58,7 @@ class ImportedRuns:
         self._half_made: list[Run] = []
         self._batches: dict[str, list[str]] = {}
         with telling("the tracking store cannot be read"):
-            for run in search_all_runs(client, "tags.`mlmeta.import_batch` != ''"):
+            for run in search_all_runs(client, f"tags.`{BATCH_TAG}` != ''"):
                 self._note(run)
 
     def _note(self, run: Run) -> None:
@@ -68,8 +68,8 @@ class ImportedRuns:
             return
         self.digests.add(digest)
         batches = self._batches.setdefault(run.info.experiment_id, [])
-        if run.data.tags["mlmeta.import_batch"] not in batches:
-            batches.append(run.data.tags["mlmeta.import_batch"])
+        if run.data.tags[BATCH_TAG] not in batches:
+            batches.append(run.data.tags[BATCH_TAG])
 
     def remove_half_made(self) -> None:
         """Delete the runs of imports that broke: of this machine, and of others after an hour of silence.
@@ -91,7 +91,7 @@ class ImportedRuns:
             MlmetaError: If MLflow does not answer.
         """
         tags = record.tags | {
-            "mlmeta.import_batch": self.batch,
+            BATCH_TAG: self.batch,
             "mlmeta.version": mlmeta.__version__,
             "mlmeta.host": socket.gethostname(),
             "mlmeta.heartbeat": str(int(time.time())),
@@ -136,15 +136,6 @@ class ImportedRuns:
             before = self._batches.get(experiment_id, []) if len(listed) < MAX_BATCHES else []
             batches = [*listed, *(batch for batch in [*before, self.batch] if batch not in listed)]
             self._client.set_experiment_tag(experiment_id, BATCHES_TAG, json.dumps(batches[-MAX_BATCHES:]))
-
-
-def read_batches(experiment: Experiment) -> list[str]:
-    """Return the ids of the imports into an experiment, the newest last; at most `MAX_BATCHES`."""
-    try:
-        batches = json.loads(experiment.tags.get(BATCHES_TAG, "[]"))
-    except ValueError:
-        return []
-    return [str(batch) for batch in batches] if isinstance(batches, list) else []
 
 
 def choose_experiment(client: MlflowClient, name: str | None) -> str:

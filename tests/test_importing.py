@@ -21,7 +21,8 @@ from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.exporting import export_attempts
 from mlmeta.finding import make_document
-from mlmeta.imported_runs import MAX_BATCHES, ImportedRuns, only_import, read_batches
+from mlmeta.history_api import read_batches
+from mlmeta.imported_runs import MAX_BATCHES, ImportedRuns, only_import
 from mlmeta.importing import ImportResult, import_attempts
 
 pytestmark = pytest.mark.usefixtures("store")
