@@ -140,7 +140,7 @@ def prepare(document: Any, folder: Path) -> Prepared:
 
 def run(prepared: Prepared) -> None:
     describe_task(prepared.task)
-    describe_model(prepared)
+    describe_model(prepared.commands, prepared.model)
     chance_loss(prepared)
     trained = train_attempt(prepared, Forget())
     if not trained.state:
