@@ -139,8 +139,8 @@ class SqlReader:
                 rows = self._read_rows(connection, runs[changed], everything=bool(changed.all()))
         except SQLAlchemyError as error:
             raise MlmetaError(f"the tracking store cannot be read: {_explain(error)}") from None
-        gone = np.setdiff1d(known.table["run_id"].to_numpy(zero_copy_only=False), runs["run_id"].to_numpy(dtype=object))
-        return Changes(rows.to_arrow(), [str(run_id) for run_id in gone], cursor)
+        gone = set(known.table["run_id"].to_pylist()) - set(runs["run_id"])
+        return Changes(rows.to_arrow(), sorted(gone), cursor)
 
     def _connect(self) -> Connection:
         connection = self.engine.connect()
