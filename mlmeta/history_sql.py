@@ -134,7 +134,7 @@ class SqlReader:
         try:
             with self._connect() as connection:
                 facts = connection.execute(self._query, {"workspace": self._workspace}).all()
-                runs = pd.DataFrame(facts, columns=list(RunRows().facts), dtype=object)
+                runs = _make_frame(facts, list(RunRows().facts))
                 changed = self._find_changed(connection, runs, known)
                 rows = self._read_rows(connection, runs[changed], everything=bool(changed.all()))
         except SQLAlchemyError as error:
@@ -171,7 +171,7 @@ class SqlReader:
         """Return for each known run whether a tag of it was set, changed or removed since."""
         query = text(_TAGS).bindparams(bindparam("written_once", expanding=True))
         rows = connection.execute(query, {"written_once": list(_WRITTEN_ONCE)}).all()
-        found = pd.DataFrame(rows, columns=["key", "run_id", "value"], dtype=object)
+        found = _make_frame(rows, ["key", "run_id", "value"])
         columns = {name for name in known.table.column_names if name.startswith("tag:")}
         retagged = np.zeros(len(index), dtype=bool)
         for key, group in found.groupby("key", sort=False):
@@ -210,13 +210,22 @@ class SqlReader:
         Raises:
             MlmetaError: If the database does not answer.
         """
-        query = "SELECT run_uuid, step, CASE WHEN is_nan THEN NULL ELSE value END FROM metrics WHERE key = :metric"
+        # The empty text keeps databases from the index of keys, through which they would read the metric of all runs.
+        query = (
+            "SELECT run_uuid, step, CASE WHEN is_nan THEN NULL ELSE value END FROM metrics WHERE key || '' = :metric"
+        )
         try:
             with self._connect() as connection:
                 for run_id, step, value in _select(connection, query, run_ids, everything=False, metric=metric):
                     yield run_id, int(step), np.nan if value is None else float(value)
         except SQLAlchemyError as error:
             raise MlmetaError(f"the tracking store cannot be read: {_explain(error)}") from None
+
+
+def _make_frame(rows: Sequence[Any], names: Sequence[str]) -> pd.DataFrame:
+    """Return a query's rows as a table; pandas itself takes ten times as long for SQLAlchemy's rows."""
+    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
+    return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in zip(names, columns, strict=True)})
 
 
 def _select(
