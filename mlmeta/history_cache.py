@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -21,11 +22,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mlmeta.history_rows import empty_table, join_tables
 
 FORMAT = 1
+_LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _GROWTH = 4
 # A file that no manifest names is left by a writer that was killed; younger ones may be in the making.
@@ -113,7 +115,9 @@ class HistoryCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = FileLock(self.folder / "lock")
             lock.acquire(timeout=wait_s)
-        except (Timeout, OSError, NotImplementedError):
+        except (OSError, NotImplementedError) as error:
+            # Timeout is an OSError; NotImplementedError is what filelock raises where the file system has no locks.
+            _LOG.warning("mlmeta: the history is not kept in %s: %s", self.folder, error)
             yield False
             return
         try:

@@ -78,6 +78,13 @@ def measure_importance(
     n_repeats = max(2, n_repeats)
     shares = _measure_shares(sample, n_forests=n_repeats, seed=seed)
     held_out = measure_held_out(sample, n_repeats=n_repeats, seed=seed)
+    frame = _tabulate(sample, shares, held_out)
+    frame.attrs = _describe(sample, held_out, interactions=1.0 - float(shares.sum(axis=1).mean()))
+    return frame
+
+
+def _tabulate(sample: Sample, shares: Floats, held_out: HeldOut) -> pd.DataFrame:
+    """Return one row a param, the most important first."""
     low, high = np.quantile(shares, [0.025, 0.975], axis=0)
     has_param = [sample.table[name].notna().to_numpy(dtype=bool) for name in sample.params]
     columns = (
@@ -92,9 +99,7 @@ def measure_importance(
         [len(np.unique(sample.tasks[has])) for has in has_param],
     )
     frame = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
-    frame = frame.sort_values(["importance", "permutation"], ascending=False, kind="stable", ignore_index=True)
-    frame.attrs = _describe(sample, held_out, interactions=1.0 - float(shares.sum(axis=1).mean()))
-    return frame
+    return frame.sort_values(["importance", "permutation"], ascending=False, kind="stable", ignore_index=True)
 
 
 def _measure_shares(sample: Sample, *, n_forests: int, seed: int) -> Floats:

@@ -73,7 +73,7 @@ def _acquire(run_id: str) -> FileLock | None:
         lock.acquire(timeout=0.5)
     except Timeout:
         raise BadInputError(f"the run {run_id} is being worked on by another process of this machine") from None
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # filelock raises the latter where the file system has no locks
         return None
     return lock
 
