@@ -64,7 +64,8 @@ def find_best_values(table: pd.DataFrame, param: str, *, metric: str = "accuracy
     """
     metric, param = find_numbers(table, metric), find_name(table, param)
     known = table[table[metric].notna() & table[param].notna() & table["task"].notna()]
-    known = known.sort_values(metric, ascending=lower_is_better(metric), kind="stable")
+    # Of equal scores the first name counts, so that the answer does not hang on when the attempts were made.
+    known = known.sort_values([metric, "model_name"], ascending=[lower_is_better(metric), True], kind="stable")
     rows = [_describe_best(task, group, param, metric, share) for task, group in known.groupby("task", sort=True)]
     spread = ["low", "high"] if is_numeric(table[param]) else ["common"]
     return pd.DataFrame(rows, columns=["task", "n_attempts", "best_score", "best_value", *spread])
