@@ -31,6 +31,8 @@ class Checkpoint:
 
     def __init__(self, run_id: str, *, every_s: float | None = None) -> None:
         self.file = state_folder() / "checkpoints" / f"{run_id}.pt"
+        # One name, so that what a killed process left is written over: whoever writes holds the run's lock.
+        self._temporary = self.file.with_suffix(".tmp")
         self.every_s = EVERY_S if every_s is None else every_s
         self._written_at = -float("inf")
 
@@ -45,15 +47,14 @@ class Checkpoint:
             OSError: If it cannot be written; the one before is left.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as stream:
+            with self._temporary.open("wb") as stream:
                 torch.save(dict(state), stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(self.file)
+            self._temporary.replace(self.file)
         finally:
-            temporary.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
         self._written_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -71,8 +72,9 @@ class Checkpoint:
         return state
 
     def remove(self) -> None:
-        """Remove it, where there is one."""
+        """Remove it, where there is one, and what a process that was killed while writing left of it."""
         self.file.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
 
 def list_checkpoints() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,23 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(monkeypatch: pytest.Mon
         checkpoint.save({"epoch": 2})
     assert checkpoint.load() == {"epoch": 1}
     assert list(checkpoint.file.parent.iterdir()) == [checkpoint.file]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_process_killed_while_writing_leaves_is_removed_with_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = Checkpoint("a")
+    checkpoint.save({"epoch": 1})
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr("os.fsync", lambda _: os._exit(9))
+        checkpoint.save({"epoch": 2})
+    os.waitpid(child, 0)
+    assert len(list(checkpoint.file.parent.iterdir())) == 2
+    assert checkpoint.load() == {"epoch": 1}
+    Checkpoint("a").remove()
+    assert list(checkpoint.file.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint"])
