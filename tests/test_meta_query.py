@@ -439,11 +439,10 @@ def test_the_values_that_worked_are_those_of_each_tasks_best_quarter(metric: str
     assert list(found.columns) == ["task", "n_attempts", "best_score", "best_value", "low", "high"]
     assert found["task"].tolist() == sorted(set(table["task"]))
     for row in found.itertuples():
+        columns = (table[name] for name in ("task", metric, "model_name", "optimizer.lr"))
         attempts = sorted(
-            (score if metric == "train_loss" else -score, position, lr)
-            for position, (task, score, lr) in enumerate(
-                zip(table["task"], table[metric], table["optimizer.lr"], strict=True)
-            )
+            (score if metric == "train_loss" else -score, name, lr)
+            for task, score, name, lr in zip(*columns, strict=True)
             if task == row.task and score == score
         )
         best = [lr for *_, lr in attempts[: round(len(attempts) / 4)]]
