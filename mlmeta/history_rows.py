@@ -95,11 +95,12 @@ def empty_table() -> pa.Table:
 def join_tables(tables: Iterable[pa.Table]) -> pa.Table:
     """Return tables one after the other; a column that one of them lacks is missing there."""
     plain = [_with_one_width(table) for table in tables]
-    return pa.concat_tables(plain, promote_options="default").unify_dictionaries()
+    return pa.concat_tables(plain, promote_options="default")
 
 
 def _with_one_width(table: pa.Table) -> pa.Table:
     """Return a table whose dictionaries all have indices of 32 bits, as Parquet gives them back."""
     kind = pa.dictionary(pa.int32(), pa.string())
     fields = [f.with_type(kind) if pa.types.is_dictionary(f.type) else f for f in table.schema]
-    return table.cast(pa.schema(fields))
+    schema = pa.schema(fields)
+    return table if table.schema.equals(schema) else table.cast(schema)

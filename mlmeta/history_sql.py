@@ -2,13 +2,14 @@
 
 It only reads, in one transaction, and only from stores whose schema version it knows; for others there is
 `mlmeta.history_api`. What has changed since the last reading is found by comparing: the row of every run,
-and every tag but those that mlmeta and MLflow write once. Metrics and params that somebody adds to a run that has ended
-are seen with the next whole reading.
+and every tag but those that mlmeta and MLflow write once; in SQLite by the digests of `mlmeta.history_blocks` first.
+Metrics and params that somebody adds to a run that has ended are seen with the next whole reading.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import Connection, Engine, bindparam, create_engine, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from mlmeta.errors import MlmetaError
+from mlmeta.history_blocks import find_changed_runs, read_blocks
 from mlmeta.history_readers import Changes, Known
 from mlmeta.history_rows import UNREAD_TAGS, RunRows
 from mlmeta.store_uri import sqlite_file
@@ -40,6 +44,9 @@ _WRITTEN_ONCE = (
     "mlmeta.commands_digest", "mlmeta.commands_dir", "mlmeta.weights_sha256", "mlmeta.import_digest",
     "mlmeta.import_batch", "mlmeta.imported", *sorted(UNREAD_TAGS),
 )  # fmt: skip
+# Not of these: what makes a run an attempt.
+_NEVER_EDITED = tuple(key for key in _WRITTEN_ONCE if key != "mlmeta.kind")
+_AT_WORK = ("RUNNING", "SCHEDULED")
 _AT_ONCE = 500
 # A file's time of change is trusted when it is older than what clocks and file systems can tell apart.
 _RACE_S = 2.0
@@ -104,7 +111,7 @@ class SqlReader:
     def __init__(self, engine: Engine, *, file: Path | None = None, all_runs: bool = False) -> None:
         self.engine = engine
         self.file = file
-        self._query = text(_RUNS if all_runs else _RUNS + _ATTEMPTS)
+        self._query = _RUNS if all_runs else _RUNS + _ATTEMPTS
         self._workspace = os.environ.get("MLFLOW_WORKSPACE") or "default"
 
     def is_unchanged(self, cursor: Mapping[str, Any]) -> bool:
@@ -130,17 +137,47 @@ class SqlReader:
         Raises:
             MlmetaError: If the database does not answer.
         """
-        cursor = {"stamp": self._read_stamp(), "workspace": self._workspace}
+        cursor: dict[str, Any] = {"stamp": self._read_stamp(), "workspace": self._workspace}
         try:
             with self._connect() as connection:
-                facts = connection.execute(self._query, {"workspace": self._workspace}).all()
-                runs = _make_frame(facts, list(RunRows().facts))
-                changed = self._find_changed(connection, runs, known)
-                rows = self._read_rows(connection, runs[changed], everything=bool(changed.all()))
+                if self.file is not None:
+                    cursor["blocks"] = read_blocks(_sqlite(connection), _NEVER_EDITED)
+                candidates = self._find_candidates(connection, known, cursor)
+                if candidates is None:
+                    runs, gone = self._compare_all(connection, known)
+                else:
+                    runs = self._read_facts(connection, candidates)
+                    gone = set(candidates) & set(known.table["run_id"].to_pylist()) - set(runs["run_id"])
+                # Most rows are read faster with all others than one by one.
+                rows = self._read_rows(connection, runs, everything=len(runs) > len(known.table) / 2)
         except SQLAlchemyError as error:
             raise MlmetaError(f"the tracking store cannot be read: {_explain(error)}") from None
-        gone = set(known.table["run_id"].to_pylist()) - set(runs["run_id"])
         return Changes(rows.to_arrow(), sorted(gone), cursor)
+
+    def _find_candidates(self, connection: Connection, known: Known, cursor: Mapping[str, Any]) -> list[str] | None:
+        """Return the ids of the only runs that can be other than they were, or None where it may be any."""
+        before = known.cursor.get("blocks")
+        if not before or "blocks" not in cursor or known.cursor.get("workspace") != self._workspace:
+            return None
+        changed = find_changed_runs(_sqlite(connection), before, cursor["blocks"], _NEVER_EDITED)
+        if changed is None:
+            return None
+        at_work = pc.is_in(known.table["run_status"], value_set=pa.array(_AT_WORK))
+        return sorted({*changed, *known.table["run_id"].filter(at_work).to_pylist()})
+
+    def _read_facts(self, connection: Connection, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the rows of runs that count, of all or of some."""
+        values = {"workspace": self._workspace}
+        rows = _select(
+            connection, self._query, run_ids or (), everything=run_ids is None, column="runs.run_uuid", **values
+        )
+        return _make_frame(list(rows), list(RunRows().facts))
+
+    def _compare_all(self, connection: Connection, known: Known) -> tuple[pd.DataFrame, set[str]]:
+        """Return the rows of the runs that are new or other than they were, and the ids of those that are gone."""
+        runs = self._read_facts(connection)
+        gone = set(known.table["run_id"].to_pylist()) - set(runs["run_id"])
+        return runs[self._find_changed(connection, runs, known)], gone
 
     def _connect(self) -> Connection:
         connection = self.engine.connect()
@@ -154,7 +191,7 @@ class SqlReader:
         """Return for each run whether it is new, at work, or other than it was."""
         index = pd.Index(known.table["run_id"].to_numpy(zero_copy_only=False))
         at = index.get_indexer(pd.Index(runs["run_id"]))
-        changed: npt.NDArray[np.bool_] = (at < 0) | runs["run_status"].isin(["RUNNING", "SCHEDULED"]).to_numpy()
+        changed: npt.NDArray[np.bool_] = (at < 0) | runs["run_status"].isin(_AT_WORK).to_numpy()
         if not len(index):
             return changed
         old = at >= 0
@@ -222,6 +259,11 @@ class SqlReader:
             raise MlmetaError(f"the tracking store cannot be read: {_explain(error)}") from None
 
 
+def _sqlite(connection: Connection) -> sqlite3.Connection:
+    driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
+    return driver
+
+
 def _make_frame(rows: Sequence[Any], names: Sequence[str]) -> pd.DataFrame:
     """Return a query's rows as a table; pandas itself takes ten times as long for SQLAlchemy's rows."""
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
@@ -229,14 +271,20 @@ def _make_frame(rows: Sequence[Any], names: Sequence[str]) -> pd.DataFrame:
 
 
 def _select(
-    connection: Connection, query: str, run_ids: Iterable[str], *, everything: bool, **values: Any
+    connection: Connection,
+    query: str,
+    run_ids: Iterable[str],
+    *,
+    everything: bool,
+    column: str = "run_uuid",
+    **values: Any,
 ) -> Iterator[Any]:
     """Yield a query's rows: all of them, or those of some runs."""
     if everything:
         yield from connection.execution_options(yield_per=10_000).execute(text(query), values)
         return
     ids = list(run_ids)
-    chosen = f"{query} {'AND' if 'WHERE' in query else 'WHERE'} run_uuid IN :ids"
+    chosen = f"{query} {'AND' if 'WHERE' in query else 'WHERE'} {column} IN :ids"
     statement = text(chosen).bindparams(bindparam("ids", expanding=True))
     for start in range(0, len(ids), _AT_ONCE):
         yield from connection.execute(statement, {**values, "ids": ids[start : start + _AT_ONCE]})

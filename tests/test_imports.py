@@ -23,7 +23,7 @@ LAYERS = [
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
     {"pictures", "plots", "progress", "store", "curve_plot"},
     {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
-    {"history_readers", "history_sql", "history_api", "history"},
+    {"history_blocks", "history_readers", "history_sql", "history_api", "history"},
     {"imported_runs", "exporting", "query_recording"},
     {"report_data", "report_figures", "report_curves", "report_effects", "report_tables", "task_map"},
     {"report_sections", "report", "paper_figures"},
