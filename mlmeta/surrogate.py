@@ -1,0 +1,247 @@
+"""What score commands can be expected to reach on a task: a Gaussian process over attempts on all tasks.
+
+Notation: x the features of an attempt (`mlmeta.training_features`), t its task, d(t, t') the distance of two tasks
+(`mlmeta.similarity`), m the Matérn 5/2 function of the Euclidean distance of two attempts, z the score of an attempt as
+a normal quantile of its rank within its task. The covariance of z of two attempts is
+
+    m(x, x') · (shared + similar · exp(-d(t, t') / length) + own · [t = t']) + commands · [x = x'] + noise
+
+so that all tasks teach something and like tasks teach more. The score that a z stands for is read from the past tasks:
+the score at that quantile on each, weighted by likeness. On the new task itself attempts count by their scores, with an
+unknown level and the unit that is usual among tasks. (Rasmussen and Williams, Gaussian Processes for Machine Learning,
+2006, chapters 2 and 4; Bonilla et al., Multi-task Gaussian Process Prediction, 2007.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from mlmeta.attempt_features import FAILED, lower_is_better, read_scores, score_ranks
+from mlmeta.param_features import Floats, Ints
+from mlmeta.similarity import task_distances
+from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
+
+# Of more past attempts this many are learnt from: a fit grows with their cube.
+MOST_ATTEMPTS = 1_200
+# The variance of a new task's level, in units of z: next to nothing is known of it.
+_LEVEL = 3.0
+_Z_OF_90 = 1.6449
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """The numbers of the covariance, see the module; learnt by benchmarks/learn_kernel.py."""
+
+    lengths: Mapping[str, float] = field(default_factory=lambda: LENGTHS)
+    shift: float = PLAIN_SHIFT
+    shared: float = 0.56
+    similar: float = 0.21
+    own: float = 0.013
+    commands: float = 0.012
+    noise: float = 0.15
+    task_length: float = 0.69
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Scores that can be expected.
+
+    Attributes:
+        mean: In the metric's own unit, shape (n,).
+        std: Standard deviation of a score about the mean, shape (n,).
+        z: What the attempts are ranked by, higher is better, shape (n,).
+    """
+
+    mean: Floats
+    std: Floats
+    z: Floats
+
+
+class Surrogate:
+    """Predicts the scores of attempts on one task from attempts on others, and from what is observed on it.
+
+    Args:
+        past: Attempts on other tasks, as `mlmeta.history.load_attempts` gives them.
+        new: Attempts on this task, done or proposed: one row each, with the same columns.
+        tasks: As `mlmeta.similarity.task_table` gives them, with this task.
+        task: The name of this task.
+        metric: The score; its name says whether lower is better.
+        settings: The kernel.
+        seed: Decides which past attempts are drawn where there are more than `MOST_ATTEMPTS`.
+
+    Raises:
+        BadInputError: If `past` lacks the metric, or it is no number.
+    """
+
+    def __init__(
+        self,
+        past: pd.DataFrame,
+        new: pd.DataFrame,
+        tasks: pd.DataFrame,
+        task: str,
+        *,
+        metric: str = "accuracy",
+        settings: KernelSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._settings = settings or KernelSettings()
+        self._sign = -1.0 if lower_is_better(metric) else 1.0
+        chances = _read_chances(tasks, metric)
+        names = [str(name) for name in tasks["task"]]
+        distances = task_distances(tasks).to_numpy()
+        closeness = np.exp(-np.nan_to_num(distances, nan=1.0) / self._settings.task_length)
+        np.fill_diagonal(closeness, 1.0)
+        self._chance = chances[names.index(task)]
+        past = _draw(past, metric, seed)
+        self.n_past = len(past)
+        codes = np.array([names.index(str(name)) for name in past["task"]], dtype=np.int64)
+        scores = self._sign * _correct(read_scores(past, metric), chances[codes]) if len(past) else np.zeros(0)
+        scores[past["status"].isin(FAILED).to_numpy()] = np.nan
+        z = score_ranks(past, metric) if len(past) else np.zeros(0)
+        self._levels = _Levels(scores, z, codes, closeness[names.index(task)])
+        self._fit(past, new, tasks, codes, names.index(task), z, closeness)
+        self._observed: list[tuple[int, float]] = []
+
+    def _fit(
+        self,
+        past: pd.DataFrame,
+        new: pd.DataFrame,
+        tasks: pd.DataFrame,
+        codes: Ints,
+        code: int,
+        z: Floats,
+        closeness: Floats,
+    ) -> None:
+        """Compute mean and covariance of z of the new attempts, shapes (m,) and (m, m)."""
+        settings, n = self._settings, len(past)
+        own = new.assign(task=str(tasks["task"].iloc[code]))
+        both = pd.concat([past, own], ignore_index=True) if n else own.reset_index(drop=True)
+        both.attrs["kinds"] = past.attrs.get("kinds") or new.attrs.get("kinds")
+        points = describe_trainings(both, tasks, settings.lengths, shift=settings.shift)
+        all_codes = np.concatenate([codes, np.full(len(new), code)])
+        covariance = _make_covariance(points, all_codes, closeness, settings)
+        inside, across = covariance[:n, :n], covariance[:n, n:]
+        self.mean, self.covariance = np.zeros(len(new)), covariance[n:, n:]
+        if n:
+            factor = cho_factor(inside + settings.noise * np.eye(n), lower=True, overwrite_a=True)
+            self.mean = across.T @ cho_solve(factor, z)
+            explained = solve_triangular(factor[0], across, lower=True)
+            self.covariance = self.covariance - explained.T @ explained
+        self._prior_mean = self.mean.copy()
+        self._ranked, self._with_level = self.mean.copy(), self.covariance + _LEVEL
+
+    def observe(self, row: int, score: float | None) -> None:
+        """Take in that a new attempt has reached a score; None for one that failed or diverged."""
+        if score is None or not np.isfinite(score):
+            known = [value for _, value in self._observed]
+            value = min([*known, self._levels.worst]) - (self._levels.unit if known else 0.0)
+        else:
+            value = float(self._sign * _correct(np.array([score]), np.array([self._chance]))[0])
+        self._observed.append((row, value))
+        noise = self._settings.noise
+        gain = self._with_level[:, row] / (self._with_level[row, row] + noise)
+        self._ranked = self._ranked + gain * (value / self._levels.unit - self._ranked[row])
+        self._with_level = self._with_level - np.outer(gain, self._with_level[row])
+        own_gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
+        self.covariance = self.covariance - np.outer(own_gain, self.covariance[row])
+
+    def predict(self) -> Prediction:
+        """Return what can be expected of every new attempt."""
+        spread = np.sqrt(np.maximum(np.diag(self.covariance), 0.0) + self._settings.noise)
+        if not self._observed:
+            value, deviation = self._levels.read(self._prior_mean, spread)
+        else:
+            # Attempts on this task say what its level is; where they are few, the other tasks say so too.
+            level, level_deviation = self._levels.read(self._prior_mean, np.zeros_like(spread))
+            rows = [row for row, _ in self._observed]
+            ranked = self._ranked - np.mean(self._ranked[rows])
+            observed = np.mean([value for _, value in self._observed])
+            weight = len(rows) / (len(rows) + 1.0)
+            value = weight * (observed + ranked * self._levels.unit) + (1 - weight) * level
+            deviation = np.hypot(spread * self._levels.unit, (1 - weight) * level_deviation)
+        mean = _restore(self._sign * value, self._chance)
+        scale = 1.0 if self._chance is None or np.isnan(self._chance) else 1 - self._chance
+        return Prediction(mean, deviation * scale, self._ranked.copy())
+
+
+class _Levels:
+    """What score a z stands for on each past task.
+
+    Attributes:
+        unit: The usual ratio of scores to z within a task.
+        worst: The lowest score of all.
+    """
+
+    def __init__(self, scores: Floats, z: Floats, codes: Ints, closeness: Floats) -> None:
+        self._curves = []
+        ratios = []
+        for code in np.unique(codes):
+            known = (codes == code) & np.isfinite(scores) & np.isfinite(z)
+            if np.count_nonzero(known) >= 2:
+                order = np.argsort(z[known])
+                self._curves.append((z[known][order], scores[known][order], closeness[code] ** 2))
+                ratios.append(np.std(scores[known]) / max(float(np.std(z[known])), 1e-6))
+        finite = scores[np.isfinite(scores)]
+        self.unit = max(float(np.median(ratios)), 1e-6) if ratios else 0.16
+        self.worst = float(finite.min()) if finite.size else 0.0
+
+    def read(self, z: Floats, spread: Floats) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation of the score over tasks and over z ± spread."""
+        if not self._curves:
+            return np.full(len(z), np.nan), np.full(len(z), np.nan)
+        weights = np.array([weight for *_, weight in self._curves])
+        weights = weights / weights.sum()
+        at = np.stack([np.interp(z, *curve[:2]) for curve in self._curves])
+        low = np.stack([np.interp(z - spread, *curve[:2]) for curve in self._curves])
+        high = np.stack([np.interp(z + spread, *curve[:2]) for curve in self._curves])
+        mean = weights @ at
+        within = weights @ ((high - low) / 2) ** 2
+        return mean, np.sqrt(weights @ (at - mean) ** 2 + within)
+
+
+def _make_covariance(points: Floats, codes: Ints, closeness: Floats, settings: KernelSettings) -> Floats:
+    squares = np.sum(points**2, axis=1)
+    distances = np.sqrt(np.maximum(5 * (squares[:, None] + squares - 2 * points @ points.T), 0.0))
+    matern = (1 + distances + distances**2 / 3) * np.exp(-distances)
+    same = codes[:, None] == codes
+    tasks = settings.shared + settings.similar * closeness[np.ix_(codes, codes)] + settings.own * same
+    covariance: Floats = matern * tasks + settings.commands * (distances < 1e-6)
+    return covariance
+
+
+def _draw(past: pd.DataFrame, metric: str, seed: int) -> pd.DataFrame:
+    """Return the attempts to learn from: those that have a rank, and of too many a fair share of each task."""
+    if not len(past):
+        return past
+    known = past[np.isfinite(score_ranks(past, metric))]
+    if len(known) > MOST_ATTEMPTS:
+        order = np.random.default_rng(seed).permutation(len(known))
+        place = known["task"].iloc[order].groupby(known["task"].iloc[order]).cumcount().to_numpy()
+        known = known.iloc[np.sort(order[np.argsort(place, kind="stable")[:MOST_ATTEMPTS]])]
+    return known
+
+
+def _read_chances(tasks: pd.DataFrame, metric: str) -> Floats:
+    """Return the score of guessing on each task: 1 / K where the metric is an accuracy, NaN for others."""
+    if not metric.endswith("accuracy"):
+        return np.full(len(tasks), np.nan)
+    chances: Floats = np.minimum(np.exp(-tasks["ln_n_labels"].to_numpy(dtype=np.float64)), 0.99)
+    return chances
+
+
+def _correct(scores: Floats, chances: Floats) -> Floats:
+    """Return scores as shares of the way from chance to 1, where chance is known."""
+    corrected: Floats = np.where(np.isnan(chances), scores, (scores - chances) / (1 - chances))
+    return corrected
+
+
+def _restore(values: Floats, chance: float) -> Floats:
+    if np.isnan(chance):
+        return values
+    restored: Floats = np.clip(values * (1 - chance) + chance, 0.0, 1.0)
+    return restored
