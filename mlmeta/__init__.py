@@ -41,6 +41,8 @@ _EXPORTS = {
     "load_test_commands": "mlmeta.documents",
     "load_train_commands": "mlmeta.documents",
     "make_document": "mlmeta.tracking",
+    "Recommendation": "mlmeta.recommend",
+    "recommend_commands": "mlmeta.recommend",
     "resume_attempt": "mlmeta.attempts",
     "run_attempt": "mlmeta.attempts",
 }

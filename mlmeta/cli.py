@@ -16,6 +16,7 @@ from mlmeta.cli_errors import reporting_errors
 from mlmeta.errors import BadInputError
 from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.query_cli import COMMANDS as QUERY_COMMANDS
+from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS
 
 if TYPE_CHECKING:
     from mlmeta.train import Trained
@@ -149,7 +150,7 @@ def cache(clear: bool) -> None:
         click.echo(format_entries(kept))
 
 
-for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS):
+for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS, *RECOMMEND_COMMANDS):
     cli.add_command(_command)
 
 

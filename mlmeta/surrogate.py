@@ -30,7 +30,11 @@ from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
 MOST_ATTEMPTS = 1_200
 # The variance of a new task's level, in units of z: next to nothing is known of it.
 _LEVEL = 3.0
-_Z_OF_90 = 1.6449
+# For the level of a new task only its nearest tasks count: at 5 the 90 % intervals hold 92 % of the real scores, at 2
+# 87 %, and none of the easiest tasks.
+_SHARPNESS = 5
+# What a failed attempt on the new task counts as: one of the worst hundredth.
+_FAILED_Z = -2.3
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class Surrogate:
         settings: The kernel.
         seed: Decides which past attempts are drawn where there are more than `MOST_ATTEMPTS`.
 
+    Attributes:
+        past: The past attempts that are learnt from.
+
     Raises:
         BadInputError: If `past` lacks the metric, or it is no number.
     """
@@ -98,7 +105,7 @@ class Surrogate:
         np.fill_diagonal(closeness, 1.0)
         self._chance = chances[names.index(task)]
         past = _draw(past, metric, seed)
-        self.n_past = len(past)
+        self.past = past
         codes = np.array([names.index(str(name)) for name in past["task"]], dtype=np.int64)
         scores = self._sign * _correct(read_scores(past, metric), chances[codes]) if len(past) else np.zeros(0)
         scores[past["status"].isin(FAILED).to_numpy()] = np.nan
@@ -132,23 +139,48 @@ class Surrogate:
             self.mean = across.T @ cho_solve(factor, z)
             explained = solve_triangular(factor[0], across, lower=True)
             self.covariance = self.covariance - explained.T @ explained
+        self._likeness = across
         self._prior_mean = self.mean.copy()
         self._ranked, self._with_level = self.mean.copy(), self.covariance + _LEVEL
 
     def observe(self, row: int, score: float | None) -> None:
         """Take in that a new attempt has reached a score; None for one that failed or diverged."""
+        noise = self._settings.noise
+        own_gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
         if score is None or not np.isfinite(score):
-            known = [value for _, value in self._observed]
-            value = min([*known, self._levels.worst]) - (self._levels.unit if known else 0.0)
+            # It says nothing of the task's level.
+            self._ranked = self._ranked + own_gain * (_FAILED_Z - self._prior_mean[row])
         else:
             value = float(self._sign * _correct(np.array([score]), np.array([self._chance]))[0])
-        self._observed.append((row, value))
-        noise = self._settings.noise
-        gain = self._with_level[:, row] / (self._with_level[row, row] + noise)
-        self._ranked = self._ranked + gain * (value / self._levels.unit - self._ranked[row])
-        self._with_level = self._with_level - np.outer(gain, self._with_level[row])
-        own_gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
+            self._observed.append((row, value))
+            gain = self._with_level[:, row] / (self._with_level[row, row] + noise)
+            self._ranked = self._ranked + gain * (value / self._levels.unit - self._ranked[row])
+            self._with_level = self._with_level - np.outer(gain, self._with_level[row])
         self.covariance = self.covariance - np.outer(own_gain, self.covariance[row])
+
+    def choose(self, n: int, n_candidates: int, *, exploration: float = 0.3) -> list[int]:
+        """Return the first candidates to try together, each chosen as if those before had reached what is expected.
+
+        Args:
+            n: At most so many.
+            n_candidates: Only the first so many of the new attempts are candidates.
+            exploration: How many standard deviations count for a candidate, from the second choice on.
+        """
+        covariance = self.covariance[:n_candidates, :n_candidates]
+        chosen: list[int] = []
+        while len(chosen) < min(n, n_candidates):
+            spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+            value = self._ranked[:n_candidates] + (exploration if chosen else 0.0) * spread
+            value[chosen] = -np.inf
+            row = int(np.argmax(value))
+            chosen.append(row)
+            gain = covariance[:, row] / (covariance[row, row] + self._settings.noise)
+            covariance = covariance - np.outer(gain, covariance[row])
+        return chosen
+
+    def find_evidence(self, row: int, n: int) -> list[int]:
+        """Return the places in `past` of the attempts that say most about a new one, the most telling first."""
+        return [int(place) for place in np.argsort(-self._likeness[:, row], kind="stable")[:n]]
 
     def predict(self) -> Prediction:
         """Return what can be expected of every new attempt."""
@@ -174,7 +206,6 @@ class _Levels:
 
     Attributes:
         unit: The usual ratio of scores to z within a task.
-        worst: The lowest score of all.
     """
 
     def __init__(self, scores: Floats, z: Floats, codes: Ints, closeness: Floats) -> None:
@@ -184,11 +215,9 @@ class _Levels:
             known = (codes == code) & np.isfinite(scores) & np.isfinite(z)
             if np.count_nonzero(known) >= 2:
                 order = np.argsort(z[known])
-                self._curves.append((z[known][order], scores[known][order], closeness[code] ** 2))
+                self._curves.append((z[known][order], scores[known][order], closeness[code] ** _SHARPNESS))
                 ratios.append(np.std(scores[known]) / max(float(np.std(z[known])), 1e-6))
-        finite = scores[np.isfinite(scores)]
         self.unit = max(float(np.median(ratios)), 1e-6) if ratios else 0.16
-        self.worst = float(finite.min()) if finite.size else 0.0
 
     def read(self, z: Floats, spread: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the score over tasks and over z ± spread."""

@@ -21,7 +21,7 @@ LAYERS = [
     {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder", "outbox", "spool"},
     {"picture_files", "picture_cache"},
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
-    {"training_features", "surrogate"},
+    {"training_features", "surrogate", "proposals"},
     {"pictures", "plots", "progress", "store", "curve_plot"},
     {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
     {"history_blocks", "history_readers", "history_sql", "history_api", "history"},
@@ -34,12 +34,12 @@ LAYERS = [
     {"check", "evaluate"},
     {"train"},
     {"attempts"},
-    {"import_tasks", "importing", "import_progress", "meta_query"},
+    {"import_tasks", "importing", "import_progress", "meta_query", "recommend"},
     {"cli_errors"},
-    {"exchange_cli", "query_cli"},
+    {"exchange_cli", "query_cli", "recommend_cli"},
     {"cli"},
 ]
-COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli"}
+COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli"}
 _FIRST_WITH_TORCH = next(index for index, layer in enumerate(LAYERS) if "layers" in layer)
 WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | {"meta_query"}
 KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}

@@ -1,0 +1,149 @@
+"""What might be tried next: past winners, the shipped defaults, and variations of both, as trainings without a task.
+
+A training here is the part of train commands that says how to train: `TRAINING_KEYS`. What it is to be trained on
+(pictures, labels, epochs) stays the new task's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlmeta.attempt_features import FAILED, list_params, score_ranks
+from mlmeta.commands import digest_document
+
+TRAINING_KEYS = ("model", "optimizer", "scheduler", "criterion", "batch_size")
+# Of the best attempts on past tasks this many are proposed, and this many variations of them.
+N_WINNERS = 60
+N_VARIATIONS = 180
+_PER_TASK = 5
+_MOST_BATCH = 1024
+_PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One training.
+
+    Attributes:
+        training: Values of `TRAINING_KEYS`.
+        origin: In words, where it comes from.
+        run_ids: Of the past attempts that it is taken from.
+    """
+
+    training: Mapping[str, Any]
+    origin: str
+    run_ids: tuple[str, ...] = field(default=())
+
+
+def read_training(row: Mapping[str, Any] | pd.Series[Any], params: Iterable[str]) -> dict[str, Any]:
+    """Return the training of a past attempt, from its params as the history has them.
+
+    Args:
+        row: An attempt.
+        params: The columns that hold params.
+    """
+    document: dict[str, Any] = {}
+    for column in params:
+        match = _PART.fullmatch(column)
+        value = row[column]
+        if match and not (value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))):
+            _put(document, match[1].split("."), _read(value))
+    training = {key: _make_lists(document[key]) for key in TRAINING_KEYS if key in document}
+    # Params are complete but for null, and of the keys only the scheduler can be null.
+    return training | {"scheduler": training.get("scheduler")}
+
+
+def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        below = document.setdefault(key, {})
+        document = below if isinstance(below, dict) else {}
+    document[path[-1]] = value
+
+
+def _read(value: Any) -> Any:
+    """Return a param's value: MLflow has texts, JSON but for strings."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(plain, str):
+        return plain
+    try:
+        return json.loads(plain)
+    except (ValueError, RecursionError):
+        return plain
+
+
+def _make_lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value and all(key.isdigit() for key in value):
+        return [_make_lists(value[key]) for key in sorted(value, key=int)]
+    return {key: _make_lists(item) for key, item in value.items()}
+
+
+def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]) -> list[Proposal]:
+    """Return the best attempts of every past task, those of near tasks first, each training once.
+
+    Args:
+        past: Attempts on other tasks, as `mlmeta.history.load_attempts` gives them.
+        metric: The score; its name says whether lower is better.
+        closeness: Of each task, higher is nearer.
+    """
+    params = list_params(past)
+    usable = past.assign(z=score_ranks(past, metric))
+    usable = usable[usable["z"].notna() & ~usable["status"].isin(FAILED)]
+    best = usable.sort_values("z", ascending=False, kind="stable").groupby("task", sort=False).head(_PER_TASK)
+    place = best.groupby("task").cumcount()
+    near = best["task"].map(closeness).fillna(0.0)
+    best = best.assign(place=place, near=near).sort_values(["place", "near"], ascending=[True, False], kind="stable")
+    found: dict[str, Proposal] = {}
+    for _, row in best.iterrows():
+        training = read_training(row, params)
+        origin = f"{row['model_name']} on {row['task']}"
+        found.setdefault(digest_document(training), Proposal(training, origin, (str(row["run_id"]),)))
+        if len(found) == N_WINNERS:
+            break
+    return list(found.values())
+
+
+def read_defaults() -> list[Proposal]:
+    """Return the shipped list, made from 832 real attempts on 13 tasks by benchmarks/make_defaults.py."""
+    text = resources.files("mlmeta").joinpath("default_trainings.json").read_text(encoding="utf-8")
+    return [Proposal(training, "mlmeta's default list") for training in json.loads(text)["trainings"]]
+
+
+def vary(proposals: Sequence[Proposal], rng: np.random.Generator, n: int = N_VARIATIONS) -> Iterator[Proposal]:
+    """Yield variations: another learning rate, batch size or weight decay, or one's optimizer with another's model.
+
+    Factors are log-normal: a learning rate changes by a factor of 2 in two of three cases.
+    """
+    for _ in range(n if proposals else 0):
+        first = proposals[int(rng.integers(len(proposals)))]
+        training = copy.deepcopy(dict(first.training))
+        run_ids, change = first.run_ids, "varied"
+        if len(proposals) > 1 and rng.random() < 0.4:
+            second = proposals[int(rng.integers(len(proposals)))]
+            for key in ("optimizer", "scheduler", "batch_size"):
+                training[key] = copy.deepcopy(second.training.get(key))
+            run_ids, change = tuple(dict.fromkeys(first.run_ids + second.run_ids)), f"trained as {second.origin}"
+        optimizer = dict(training.get("optimizer") or {})
+        for key, spread in (("lr", 0.3), ("weight_decay", 0.5)):
+            if isinstance(optimizer.get(key), int | float) and optimizer[key] > 0:
+                optimizer[key] = _round(float(optimizer[key]) * 10 ** rng.normal(0, spread))
+        training["optimizer"] = optimizer
+        if rng.random() < 0.3:
+            factor = 2.0 ** rng.integers(-1, 2)
+            training["batch_size"] = int(min(max(training.get("batch_size", 32) * factor, 1), _MOST_BATCH))
+        yield Proposal(training, f"{first.origin}, {change}", run_ids)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")

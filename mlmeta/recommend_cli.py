@@ -1,0 +1,148 @@
+"""The command ``recommend``: what to try next on a task, as a table and as files to run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlmeta.cli_errors import reporting_errors
+from mlmeta.errors import BadInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+    from mlmeta.commands import TrainCommands
+    from mlmeta.recommend import Recommendation
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("-n", "--number", type=click.IntRange(1, 100), default=5, show_default=True, help="How many.")
+@click.option(
+    "--candidate", "candidates", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="Choose among these commands files only; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--write", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write the commands files here."
+)
+@click.option("--metric", default="accuracy", show_default=True, help="The metric to go by.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the variations.")
+@click.option("--experiment", "experiments", multiple=True, metavar="NAME", help="Learn from this experiment only.")
+@click.option(
+    "--format", "form", type=click.Choice(("table", "csv", "json", "parquet")), help="By default a table for people."
+)
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the table into this file.")
+@reporting_errors
+def recommend(
+    config: Path,
+    number: int,
+    candidates: tuple[Path, ...],
+    folder: Path | None,
+    metric: str,
+    seed: int,
+    experiments: tuple[str, ...],
+    form: str | None,
+    output: Path | None,
+) -> None:
+    """Say what to try next on the pictures of CONFIG, from all past attempts."""
+    from mlmeta.documents import load_train_commands
+
+    commands = load_train_commands(config)
+    others = [load_train_commands(file) for file in candidates] or None
+    from mlmeta.history import load_attempts
+
+    history = load_attempts(experiments=list(experiments) or None)
+    from mlmeta.recommend import recommend_commands
+
+    found = recommend_commands(
+        commands, base_dir=config.parent, history=history, candidates=others, n=number, metric=metric, seed=seed
+    )
+    from mlmeta.table_output import write_output
+
+    write_output(_make_table(found, commands), output, form=form, important=())
+    if form in (None, "table") and output is None:
+        click.echo("\n".join(f"{rank}. {one.reason}" for rank, one in enumerate(found, start=1)))
+    if folder is not None:
+        for file in _write_commands(found, folder, config.parent):
+            click.echo(f"wrote {file}")
+
+
+def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for rank, one in enumerate(found, start=1):
+        commands = one.commands
+        rows.append(
+            {
+                "rank": rank,
+                "expected": _round(one.score_mean),
+                "std": _round(one.score_std),
+                "seconds": _round(one.seconds),
+                "optimizer": commands.optimizer.get("name"),
+                "lr": commands.optimizer.get("lr"),
+                "batch_size": commands.batch_size,
+                "scheduler": (commands.scheduler or {}).get("name") if isinstance(commands.scheduler, dict) else None,
+                "model": "as given" if commands.model == given.model else _summarise(commands.model),
+                "evidence": ", ".join(evidence.model_name for evidence in one.evidence),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}") if math.isfinite(value) else math.nan
+
+
+def _summarise(model: Mapping[str, Any]) -> str:
+    """Return a network in a few words: its layers with weights, with their widths."""
+    if model.get("name"):
+        return str(model["name"])
+    words = []
+    for layer in model.get("layers", ()):
+        width = layer.get("out_channels", layer.get("out_features"))
+        if width is not None:
+            words.append(f"{layer['name']} {width}")
+        elif "Norm" in layer["name"] or "layers" in layer:
+            words.append(layer["name"])
+    return " · ".join(words)
+
+
+def _write_commands(found: Sequence[Recommendation], folder: Path, base_dir: Path) -> list[Path]:
+    """Write each recommendation as ``<model_name>.json``; its relative paths are made to start from the folder.
+
+    Raises:
+        BadInputError: If a file is there already, or cannot be written.
+    """
+    files = [folder / f"{one.commands.model_name.replace('/', '_')}.json" for one in found]
+    for file in files:
+        if file.exists():
+            raise BadInputError(f"{file}: is there already; give another folder, or move it away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, one in zip(files, found, strict=True):
+            # The data of commands that do not name any is the folder beside them.
+            document = {"data": one.commands.data.model_dump(mode="json"), **one.commands.document()}
+            for part, key in (("data", "path"), ("model", "weights")):
+                if isinstance(document[part].get(key), str):
+                    document[part][key] = _rebase(document[part][key], base_dir, folder)
+            file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    return files
+
+
+def _rebase(path: str, base_dir: Path, folder: Path) -> str:
+    if Path(path).is_absolute():
+        return path
+    return Path(os.path.relpath(base_dir.absolute() / path, folder.absolute())).as_posix()
+
+
+COMMANDS: list[click.Command] = [recommend]

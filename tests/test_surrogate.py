@@ -1,0 +1,146 @@
+"""The surrogate on real attempts: what it learns from other tasks, from this one, and how sure it says to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from attempt_table import make_table
+
+from mlmeta.errors import BadInputError
+from mlmeta.similarity import task_table
+from mlmeta.surrogate import MOST_ATTEMPTS, Surrogate
+from mlmeta.training_features import LENGTHS, describe_trainings, name_features
+
+TASKS = ("cifar-dev-0", "cifar-dev-4", "digits-0", "omniglot-Greek")
+
+
+def split(task: str, n_per_task: int = 64) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return past attempts, those of one task, and the tasks."""
+    table = make_table(n_per_task)
+    is_here = (table["task"] == task).to_numpy()
+    past, here = table[~is_here].reset_index(drop=True), table[is_here].reset_index(drop=True)
+    past.attrs = here.attrs = table.attrs
+    return past, here, task_table(table)
+
+
+def regret(scores: np.ndarray, row: int) -> float:
+    return float((scores.max() - scores[row]) / (scores.max() - scores.min()))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_first_choice_on_a_task_never_seen_is_among_the_best(task: str) -> None:
+    past, here, tasks = split(task)
+    surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, task)
+    assert regret(here["accuracy"].to_numpy(), surrogate.choose(1, len(here))[0]) < 0.2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_of_a_task_never_seen_are_predicted_with_an_honest_spread(task: str) -> None:
+    past, here, tasks = split(task)
+    predicted = Surrogate(past, here.drop(columns="accuracy"), tasks, task).predict()
+    scores = here["accuracy"].to_numpy()
+    assert np.corrcoef(predicted.mean, scores)[0, 1] > 0.4
+    assert np.mean(np.abs(scores - predicted.mean) <= 1.645 * predicted.std) > 0.6
+    assert np.all((predicted.mean >= 0) & (predicted.mean <= 1) & (predicted.std > 0))
+
+
+def test_attempts_on_the_task_itself_make_predictions_better_and_surer() -> None:
+    past, here, tasks = split("cifar-dev-4")
+    scores = here["accuracy"].to_numpy()
+    surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, "cifar-dev-4")
+    before = surrogate.predict()
+    for row in range(0, 64, 2):
+        surrogate.observe(row, float(scores[row]))
+    after = surrogate.predict()
+    others = np.arange(1, 64, 2)
+    assert np.abs(after.mean - scores)[others].mean() < np.abs(before.mean - scores)[others].mean()
+    assert after.std.mean() < before.std.mean()
+
+
+def test_a_failed_attempt_speaks_against_its_like() -> None:
+    past, here, tasks = split("digits-0")
+    surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, "digits-0")
+    first = surrogate.choose(1, 64)[0]
+    before = surrogate.predict().z
+    surrogate.observe(first, None)
+    assert surrogate.predict().z[first] < before[first]
+    assert surrogate.choose(1, 64)[0] != first
+
+
+def test_a_loss_is_better_when_it_is_lower() -> None:
+    past, here, tasks = split("cifar-dev-0")
+    surrogate = Surrogate(past, here, tasks, "cifar-dev-0", metric="train_loss")
+    predicted = surrogate.predict()
+    assert np.corrcoef(predicted.z, predicted.mean)[0, 1] < 0
+    assert predicted.mean[np.argmax(predicted.z)] < predicted.mean[np.argmin(predicted.z)]
+
+
+def test_choices_to_try_together_differ() -> None:
+    past, here, tasks = split("cifar-dev-0")
+    chosen = Surrogate(past, here, tasks, "cifar-dev-0").choose(10, len(here))
+    assert len(set(chosen)) == 10
+    assert Surrogate(past, here, tasks, "cifar-dev-0").choose(100, 64) != []
+
+
+def test_the_evidence_is_the_same_training_on_other_tasks_where_there_is_one() -> None:
+    past, here, tasks = split("omniglot-Greek")
+    surrogate = Surrogate(past, here, tasks, "omniglot-Greek")
+    row = 5
+    evidence = surrogate.past.iloc[surrogate.find_evidence(row, 3)]
+    assert set(evidence["optimizer.lr"]) == {here["optimizer.lr"].iloc[row]}
+
+
+@pytest.mark.parametrize("n_past", [0, 1, 2])
+def test_next_to_no_past_is_enough_to_go_on(n_past: int) -> None:
+    past, here, tasks = split("digits-0")
+    few = past.iloc[:n_past]
+    few.attrs = past.attrs
+    surrogate = Surrogate(few, here, tasks, "digits-0")
+    assert len(surrogate.choose(3, 64)) == 3
+    surrogate.observe(0, 0.5)
+    surrogate.observe(1, 0.9)
+    z = surrogate.predict().z
+    assert z[1] > z[0]
+
+
+def test_attempts_that_all_failed_are_a_past_too() -> None:
+    past, here, tasks = split("digits-0")
+    failed = past.assign(status="Failed", accuracy=np.nan)
+    failed.attrs = past.attrs
+    surrogate = Surrogate(failed, here, tasks, "digits-0")
+    assert np.isfinite(surrogate.predict().z).all()
+
+
+def test_of_a_long_history_every_task_keeps_its_share() -> None:
+    past, here, tasks = split("digits-0")
+    many = pd.concat([past] * 3, ignore_index=True)
+    many.attrs = past.attrs
+    surrogate = Surrogate(many, here, tasks, "digits-0")
+    assert len(surrogate.past) == MOST_ATTEMPTS
+    assert surrogate.past["task"].value_counts().min() >= MOST_ATTEMPTS // 12 - 1
+
+
+def test_a_metric_that_nobody_has_is_refused() -> None:
+    past, here, tasks = split("digits-0")
+    with pytest.raises(BadInputError, match="no attempt has the metric"):
+        Surrogate(past, here, tasks, "digits-0", metric="f2")
+
+
+def test_a_learning_rate_is_told_by_optimizer_and_momentum() -> None:
+    table = make_table(4)
+    tasks = task_table(table)
+    rows = table.iloc[[0, 0, 0]].assign(
+        **{"optimizer.name": ["SGD", "SGD", "Adam"], "optimizer.lr": 0.01, "optimizer.momentum": [0.9, 0.0, None]}
+    )
+    rates = dict(name_features(rows, tasks, shift=2.0))["rate"]
+    np.testing.assert_allclose(rates, [-2 + 1 - 2, -2 - 2, -2], atol=1e-9)
+
+
+def test_features_are_finite_whatever_is_missing_or_odd() -> None:
+    table = make_table(4)
+    tasks = task_table(table)
+    odd = table.assign(**{"batch_size": pd.NA, "optimizer.lr": 0.0, "arch.width": pd.NA, "optimizer.momentum": 1.0})
+    assert np.isfinite(describe_trainings(odd, tasks)).all()
+    assert np.isfinite(describe_trainings(table[["run_id", "task", "status"]], tasks)).all()
+    assert {name.partition("=")[0] for name, _ in name_features(table, tasks)} <= set(LENGTHS)
