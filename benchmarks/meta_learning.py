@@ -29,6 +29,7 @@ Ints = npt.NDArray[np.int64]
 
 SHOWN = (1, 2, 3, 5, 10)
 NEAR = 0.02
+COLD_REPEATS = {"random": 20, "Optuna TPE": 5, "Optuna GP": 2}
 # Past attempts: number of other tasks and of attempts on each; None for all there are.
 LEVELS: Mapping[int, tuple[int | None, int | None]] = {
     10: (2, 5), 25: (5, 5), 75: (5, 15), 240: (None, 20), 768: (None, None),
@@ -140,7 +141,37 @@ class Mlmeta:
         return order
 
 
-class ColdTpe:
+class DefaultList:
+    """The list that mlmeta ships, made again without the held-out task; its candidates are the nearest to it."""
+
+    def __init__(self, documents: Sequence[dict[str, Any]], tasks_of: Mapping[str, str], table: pd.DataFrame) -> None:
+        self.documents = documents
+        self.tasks_of = tasks_of
+        self.table = table
+
+    def __call__(self, past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator) -> list[int]:
+        """Return the order of its choices."""
+        from make_defaults import choose_defaults
+
+        from mlmeta.commands import digest_document
+        from mlmeta.recommend import match_in_turn
+        from mlmeta.training_features import describe_trainings
+
+        others = [one for one in self.documents if self.tasks_of[one["name"]] != trials.task]
+        wanted = [digest_document(one) for one in choose_defaults(others)]
+        by_digest = {}
+        for document in others:
+            (training,) = choose_defaults([document])
+            by_digest.setdefault(digest_document(training), document["name"])
+            if len(by_digest) > len(trials.scores):
+                break
+        named = self.table.set_index("model_name", drop=False)
+        rows = named.loc[[by_digest[digest] for digest in wanted]].assign(task=trials.task)
+        points = describe_trainings(pd.concat([trials.candidates, rows], ignore_index=True), tasks)
+        return match_in_turn(points[: len(trials.scores)], points[len(trials.scores) :])
+
+
+class ColdOptuna:
     """Optuna's samplers over the indices of the candidates, as one sees them without a history."""
 
     def __init__(self, name: str) -> None:
@@ -255,6 +286,39 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         print(f"{row['past_attempts']:>5}  {row['method']:<22}{regret}   {interval}", flush=True)
 
 
+def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw how many attempts each method needs, by how many past attempts it has seen, and its regret by attempt."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    needed, regret = figure.subplots(1, 2)
+    levels = sorted({row["past_attempts"] for row in rows if row["past_attempts"]})
+    middle = levels[len(levels) // 2]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        style: dict[str, Any] = {"lw": 2.5, "color": "#c02020"} if name == "mlmeta" else {"lw": 1.2}
+        if own[0]["past_attempts"] == 0:
+            style |= {"linestyle": "--"}
+            needed.plot(levels, [own[0]["attempts_to_2_points"]] * len(levels), label=name, **style)
+            shown = own[0]
+        else:
+            needed.plot([row["past_attempts"] for row in own], [row["attempts_to_2_points"] for row in own],
+                        marker="o", ms=4, label=name, **style)  # fmt: skip
+            shown = next(row for row in own if row["past_attempts"] == middle)
+        regret.plot(SHOWN, [shown["regret"][str(n)] for n in SHOWN], marker="o", ms=4, label=name, **style)
+    needed.set(
+        xscale="log", xlabel="past attempts on other tasks", ylabel="attempts to come within 2 points of the best"
+    )
+    needed.set_xticks(levels, [str(level) for level in levels])
+    needed.minorticks_off()
+    needed.set_ylim(bottom=0)
+    regret.set(xlabel="attempts on the new task", ylabel=f"normalized regret ({middle} past attempts)")
+    regret.set_xticks(SHOWN)
+    regret.set_ylim(bottom=0)
+    regret.legend(frameon=False, fontsize=8)
+    figure.savefig(file)
+
+
 def main() -> None:
     """Measure all methods at all numbers of past attempts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -264,9 +328,10 @@ def main() -> None:
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)))
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--kernel", choices=("nested", "shipped"), default="nested")
-    parser.add_argument("--optuna", action="store_true", help="Beside Optuna's TPE, which must be installed.")
+    parser.add_argument("--optuna", action="store_true", help="Beside Optuna's samplers; it must be installed.")
     parser.add_argument("--store", help="A tracking URI that keeps the imported attempts for the next time.")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="A PNG file.")
     given = parser.parse_args()
     files = [*given.attempts, *([] if given.held_out == "all" else [Path(given.held_out)])]
     with tempfile.TemporaryDirectory() as folder:
@@ -295,9 +360,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     cold: dict[str, Method] = {"random": choose_at_random}
     if given.optuna:
-        cold |= {"Optuna TPE": ColdTpe("TPE")}
+        cold |= {"Optuna TPE": ColdOptuna("TPE"), "Optuna GP": ColdOptuna("GP")}
+    documents = list(read_documents(files))
+    tasks_of = dict(zip(table["model_name"], table["task"], strict=True))
+    cold["mlmeta's default list"] = DefaultList(documents, tasks_of, table)
     for name, method in cold.items():
-        rows.append({"method": name} | evaluate(method, table, tasks, held_out, 0, max(20, given.repeats)))
+        rows.append({"method": name} | evaluate(method, table, tasks, held_out, 0, COLD_REPEATS.get(name, 1)))
     coverage = {}
     for level in map(int, given.levels.split(",")):
         repeats = 1 if level == max(LEVELS) else given.repeats
@@ -310,6 +378,8 @@ def main() -> None:
                 coverage[level] = round(float(np.mean(inside)), 3)
     print_table(rows)
     print(f"true scores inside the predicted 90 % interval, before any attempt on the task: {coverage}")
+    if given.plot:
+        plot(rows, given.plot)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

@@ -31,6 +31,7 @@ from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, t
 from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
 from mlmeta.status import Status
 from mlmeta.surrogate import Surrogate
+from mlmeta.training_features import describe_trainings
 
 N_EVIDENCE = 3
 _ENDED = (Status.COMPLETE, Status.DIVERGED, Status.FAILED)
@@ -136,7 +137,10 @@ def recommend_commands(
             failed = status in (Status.DIVERGED, Status.FAILED)
             surrogate.observe(place, None if failed else float(score))
     known = len(task.past) or len(own)
-    chosen = surrogate.choose(n, len(new)) if known else list(range(min(n, len(new))))
+    if known:
+        chosen = surrogate.choose(n, len(new))
+    else:
+        chosen = (_order_by_defaults(task, new) if given else list(range(len(new))))[:n]
     predicted = surrogate.predict()
     return [
         _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
@@ -175,6 +179,26 @@ def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[
         if digest not in tried:
             tried.add(digest)
             yield proposal
+
+
+def _order_by_defaults(task: _NewTask, candidates: pd.DataFrame) -> list[int]:
+    """Return candidates in the order of the defaults that they are nearest to: each default takes one in turn."""
+    _, rows = _build(task, read_defaults())
+    if not rows:
+        return list(range(len(candidates)))
+    points = describe_trainings(pd.concat([candidates, pd.DataFrame(rows)], ignore_index=True), task.tasks)
+    return match_in_turn(points[: len(candidates)], points[len(candidates) :])
+
+
+def match_in_turn(points: Floats, wanted: Floats) -> list[int]:
+    """Return all rows of `points`, shape (n, d): in turn the nearest one left to each row of `wanted`, shape (m, d)."""
+    distances = np.linalg.norm(points[:, None] - wanted, axis=2)
+    order: list[int] = []
+    while len(order) < len(points):
+        left = distances[:, len(order) % len(wanted)].copy()
+        left[order] = np.inf
+        order.append(int(np.argmin(left)))
+    return order
 
 
 def _take_training(commands: TrainCommands) -> dict[str, Any]:
@@ -289,15 +313,17 @@ def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], m
 
 
 def _expect_seconds(task: _NewTask, similar: pd.DataFrame) -> float:
-    """Return the seconds that similar attempts took for a pixel and epoch, times those of this task."""
+    """Return the seconds that similar attempts took, in proportion to pixels and epochs."""
     if not len(similar):
         return float("nan")
     seconds = similar["duration_s"].to_numpy(dtype=np.float64, na_value=np.nan)
-    sizes = ("task.n_train", "task.height", "task.width")
-    each = seconds / np.prod([_numbers(similar, name) for name in (*sizes, "n_epoch")], axis=0)
-    each = each[np.isfinite(each) & (each > 0)]
-    n = np.prod([float(task.counts[name.removeprefix("task.")]) for name in sizes]) * task.commands.n_epoch
-    return float(np.median(each) * n) if each.size else float("nan")
+    here = {f"task.{name}": float(task.counts[name]) for name in ("n_train", "height", "width")}
+    here["n_epoch"] = float(task.commands.n_epoch)
+    for name, value in here.items():
+        there = _numbers(similar, name)
+        seconds = seconds * np.where(np.isnan(there), 1.0, value / there)
+    known = seconds[np.isfinite(seconds) & (seconds > 0)]
+    return float(np.median(known)) if known.size else float("nan")
 
 
 def _numbers(table: pd.DataFrame, name: str) -> Floats:

@@ -1,0 +1,253 @@
+"""Recommendations: runnable commands with evidence, whatever the history is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from attempt_table import make_table, read_documents
+from click.testing import CliRunner
+
+from mlmeta.cli import cli
+from mlmeta.documents import parse_train_commands
+from mlmeta.errors import BadInputError
+from mlmeta.proposals import TRAINING_KEYS, find_winners, read_defaults, read_training, vary
+from mlmeta.recommend import Recommendation, recommend_commands
+from mlmeta.train import prepare_training, train_attempt
+
+
+@pytest.fixture(scope="module")
+def history() -> pd.DataFrame:
+    return make_table(64)
+
+
+def recommend(document: dict[str, Any], history: pd.DataFrame, **options: Any) -> list[Recommendation]:
+    return recommend_commands(parse_train_commands(document), history=history, **options)
+
+
+def trainings(found: list[Recommendation]) -> list[str]:
+    whole = [one.commands.model_dump(mode="json", include=set(TRAINING_KEYS)) for one in found]
+    return [json.dumps(one, sort_keys=True) for one in whole]
+
+
+# Proposals.
+
+
+def test_a_training_is_read_back_from_its_params(history: pd.DataFrame) -> None:
+    params = [name for name, kind in history.attrs["kinds"].items() if kind == "param"]
+    documents = {document["name"]: document["training_commands"] for document in read_documents()}
+    for _, row in history.iloc[::29].iterrows():
+        training = read_training(row, params)
+        given = documents[row["model_name"]]
+        assert training["model"]["layers"] == given["model"]["layers"]
+        assert training["optimizer"] == given["optimizer"]
+        assert training["batch_size"] == given["batch_size"]
+
+
+def test_winners_are_the_best_of_each_task_near_tasks_first(history: pd.DataFrame) -> None:
+    winners = find_winners(history, "accuracy", {"digits-1": 1.0})
+    assert winners[0].origin.endswith("on digits-1")
+    row = history[history["run_id"] == winners[0].run_ids[0]].iloc[0]
+    assert row["accuracy"] == history[history["task"] == "digits-1"]["accuracy"].max()
+    assert len({json.dumps(one.training, sort_keys=True) for one in winners}) == len(winners)
+
+
+def test_a_failed_attempt_is_no_winner(history: pd.DataFrame) -> None:
+    failed = history.assign(status="Failed")
+    failed.attrs = history.attrs
+    assert find_winners(failed, "accuracy", {}) == []
+
+
+def test_variations_stay_near_what_they_are_made_of() -> None:
+    defaults = read_defaults()
+    rates = [one.training["optimizer"]["lr"] for one in defaults]
+    for one in vary(defaults, np.random.default_rng(0), 200):
+        assert min(rates) / 30 < one.training["optimizer"]["lr"] < 30 * max(rates)
+        assert 1 <= one.training["batch_size"] <= 1024
+    assert list(vary([], np.random.default_rng(0))) == []
+
+
+def test_variations_leave_their_origin_as_it_was() -> None:
+    defaults = read_defaults()
+    before = json.dumps([one.training for one in defaults])
+    list(vary(defaults, np.random.default_rng(0), 100))
+    assert json.dumps([one.training for one in defaults]) == before
+
+
+# Recommendations.
+
+
+def test_recommended_commands_run_as_they_are(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    # Small pictures, for which some winners have too many pooling layers.
+    found = recommend(toy_document, history, n=4)
+    assert len(found) == 4
+    assert len(set(trainings(found))) == 4
+    for one in found:
+        document = one.commands.document() | {"n_epoch": 1}
+        prepared = prepare_training(parse_train_commands(document), base_dir=Path())
+        trained = train_attempt(prepared, _Silent())
+        assert math.isfinite(trained.train_losses[0])
+
+
+class _Silent:
+    def log_metrics(self, metrics: Any, *, step: int | None = None) -> None:
+        """Forget the metrics."""
+
+
+def test_a_recommendation_says_what_it_expects_and_why(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    for one in recommend(toy_document, history, n=3):
+        assert 1 / 3 < one.score_mean <= 1
+        assert 0 < one.score_std < 0.5
+        assert one.seconds > 0
+        assert len(one.evidence) == 3
+        for evidence in one.evidence:
+            row = history[history["run_id"] == evidence.run_id].iloc[0]
+            assert (row["model_name"], row["accuracy"]) == (evidence.model_name, evidence.score)
+            assert 0 <= evidence.distance <= 1
+        assert "832 attempts on 13 other tasks" in one.reason
+
+
+def test_what_is_not_recommended_stays_as_the_commands_say(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    toy_document |= {"n_epoch": 7, "seed": 5, "validation": 0.2}
+    (one,) = recommend(toy_document, history, n=1)
+    document = one.commands.document()
+    for key in ("data", "label_names", "n_epoch", "seed", "validation", "transform"):
+        assert document.get(key) == toy_document.get(key)
+    assert document["model_name"] == "colours-1"
+
+
+def test_the_same_question_has_the_same_answer(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    assert trainings(recommend(toy_document, history)) == trainings(recommend(toy_document, history))
+
+
+def test_without_a_history_the_default_list_is_named(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    found = recommend(toy_document, history.iloc[:0], n=2)
+    assert [one.reason for one in found] == [
+        "There is no past attempt to learn from: this is mlmeta's default list."
+    ] * 2
+    assert math.isnan(found[0].score_mean)
+    assert math.isnan(found[0].seconds)
+    assert found[0].evidence == ()
+
+
+def test_only_candidates_are_chosen_where_there_are_some(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    rates = (1e-6, 1e-3, 10.0)
+    documents = [toy_document | {"optimizer": {"name": "Adam", "lr": lr}} for lr in rates]
+    found = recommend(toy_document, history, candidates=[parse_train_commands(one) for one in documents])
+    assert sorted(one.commands.optimizer["lr"] for one in found) == list(rates)
+    assert found[0].commands.optimizer["lr"] == 1e-3
+
+
+def test_without_a_history_candidates_are_ordered_by_the_default_list(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    default = read_defaults()[0].training["optimizer"]
+    optimizers = [{"name": "SGD", "lr": 50.0}, {**default, "lr": default["lr"] * 1.2}, {"name": "Adam", "lr": 1e-8}]
+    documents = [parse_train_commands(toy_document | {"optimizer": one, "batch_size": 8}) for one in optimizers]
+    found = recommend(toy_document, history.iloc[:0], candidates=documents)
+    assert found[0].commands.optimizer == optimizers[1]
+    assert len(found) == 3
+
+
+def test_candidates_that_do_not_fit_the_pictures_are_refused(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    layers = [{"name": "Flatten"}, {"name": "Linear", "in_features": 5, "out_features": "n_labels"}]
+    unfit = parse_train_commands(toy_document | {"model": {"layers": layers}})
+    with pytest.raises(BadInputError, match="none of them can be built"):
+        recommend(toy_document, history, candidates=[unfit])
+
+
+def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    first = recommend(toy_document, history, n=3)
+    task_digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
+    rows = []
+    for number, one in enumerate(first):
+        params = {f"optimizer.{key}": value for key, value in one.commands.optimizer.items()}
+        source = history[history["run_id"] == one.evidence[0].run_id].iloc[0].to_dict()
+        rows.append(
+            source
+            | params
+            | {"run_id": f"own-{number}", "task": "colours", "status": "Diverged", "accuracy": np.nan}
+            | {"tags.mlmeta.task_digest": task_digest, "batch_size": one.commands.batch_size}
+        )
+    both = pd.concat([history, pd.DataFrame(rows)], ignore_index=True)
+    both.attrs = history.attrs
+    second = recommend(toy_document, both, n=3)
+    assert "and 3 on this task" in second[0].reason
+    assert trainings(second)[0] != trainings(first)[0]
+
+
+@pytest.mark.parametrize("n_past", [1, 2, 5])
+def test_a_history_of_next_to_nothing_is_enough(
+    toy_document: dict[str, Any], history: pd.DataFrame, n_past: int
+) -> None:
+    few = history.iloc[:n_past]
+    few.attrs = history.attrs
+    assert len(recommend(toy_document, few, n=3)) == 3
+
+
+def test_attempts_of_which_all_failed_leave_the_defaults(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    failed = history.assign(status="Failed", accuracy=np.nan)
+    failed.attrs = history.attrs
+    assert len(recommend(toy_document, failed, n=3)) == 3
+
+
+def test_attempts_without_meta_features_are_a_history_too(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    plain = history.drop(columns=[name for name in history.columns if name.startswith("tags.mlmeta.task")])
+    plain.attrs = history.attrs
+    assert len(recommend(toy_document, plain, n=2)) == 2
+
+
+# The command line.
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def test_the_command_writes_files_that_check_out(
+    store: str, toy_document: dict[str, Any], write_json: Any, tmp_path: Path
+) -> None:
+    toy_document["data"]["path"] = os.path.relpath(toy_document["data"]["path"], tmp_path)
+    config = write_json(toy_document)
+    result = run("recommend", str(config), "-n", "2", "--write", str(tmp_path / "next" / "round"))
+    assert result.exit_code == 0, result.output
+    files = sorted((tmp_path / "next" / "round").iterdir())
+    assert [file.name for file in files] == ["colours-1.json", "colours-2.json"]
+    assert run("check", str(files[0])).exit_code == 0
+    again = run("recommend", str(config), "--write", str(tmp_path / "next" / "round"))
+    assert (again.exit_code, "is there already" in again.output) == (2, True)
+
+
+def test_the_table_can_be_read_by_programs(store: str, toy_document: dict[str, Any], write_json: Any) -> None:
+    result = run("recommend", str(write_json(toy_document)), "--format", "json", "-n", "2")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [row["rank"] for row in rows] == [1, 2]
+    assert {"expected", "std", "seconds", "optimizer", "lr", "batch_size", "model", "evidence"} <= set(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json"], "there is no such file"),
+        (["--candidate", "missing.json"], "there is no such file"),
+        (["-n", "0"], "0 is not in the range"),
+    ],
+)
+def test_bad_input_is_one_message(
+    store: str, toy_document: dict[str, Any], write_json: Any, arguments: list[str], message: str
+) -> None:
+    config = [] if arguments[0] == "missing.json" else [str(write_json(toy_document))]
+    result = run("recommend", *config, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
