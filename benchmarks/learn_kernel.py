@@ -74,11 +74,11 @@ def learn_settings(table: pd.DataFrame, *, metric: str = "accuracy", seed: int =
         climber.step()
     shared, similar, own, commands, noise = torch.exp(parameters["variances"]).tolist()
     lengths = dict(LENGTHS) | {
-        name: float(torch.exp(parameters["lengths"][i])) * _UNITS[name] for i, name in enumerate(names)
+        name: float(torch.exp(parameters["lengths"].detach()[i])) * _UNITS[name] for i, name in enumerate(names)
     }
     return KernelSettings(
-        lengths=lengths, shift=float(parameters["shift"]), shared=shared, similar=similar, own=own,
-        commands=commands, noise=noise, task_length=float(torch.exp(parameters["task_length"])),
+        lengths=lengths, shift=float(parameters["shift"].detach()), shared=shared, similar=similar, own=own,
+        commands=commands, noise=noise, task_length=float(torch.exp(parameters["task_length"].detach())),
     )  # fmt: skip
 
 

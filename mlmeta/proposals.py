@@ -26,6 +26,7 @@ TRAINING_KEYS = ("model", "optimizer", "scheduler", "criterion", "batch_size")
 N_WINNERS = 60
 N_VARIATIONS = 180
 _PER_TASK = 5
+_LOOKED_AT = 4 * N_WINNERS
 _MOST_BATCH = 1024
 _PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
 
@@ -105,7 +106,8 @@ def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]
     near = best["task"].map(closeness).fillna(0.0)
     best = best.assign(place=place, near=near).sort_values(["place", "near"], ascending=[True, False], kind="stable")
     found: dict[str, Proposal] = {}
-    for _, row in best.iterrows():
+    best.attrs = {}
+    for _, row in best.head(_LOOKED_AT).iterrows():
         training = read_training(row, params)
         origin = f"{row['model_name']} on {row['task']}"
         found.setdefault(digest_document(training), Proposal(training, origin, (str(row["run_id"]),)))

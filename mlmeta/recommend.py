@@ -34,6 +34,8 @@ from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
 
 N_EVIDENCE = 3
+# Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
+MOST_TASKS = 60
 _ENDED = (Status.COMPLETE, Status.DIVERGED, Status.FAILED)
 
 
@@ -161,6 +163,10 @@ def _look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame
     new = describe_new_task(features, prepared.pictures.label_names)
     known = task_table(past, metric) if len(past) else new.iloc[:0]
     tasks = pd.concat([known, new], ignore_index=True) if len(known) else new
+    if len(known) > MOST_TASKS:
+        near = set(rank_similar_tasks(tasks, NEW_TASK)["task"].head(MOST_TASKS))
+        past, tasks = past[past["task"].isin(near)], tasks[tasks["task"].isin({*near, NEW_TASK})]
+        tasks = tasks.reset_index(drop=True)
     for table in (past, own):
         table.attrs = dict(history.attrs)
     return _NewTask(commands, counts, prepared.input_shape, tasks, own, past)
@@ -308,7 +314,8 @@ def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], m
     near = ""
     if evidence:
         one = evidence[0]
-        near = f"; {one.model_name} on {one.task} (distance {one.distance:.2f}) reached {metric} {one.score:.3g}"
+        distance = "" if np.isnan(one.distance) else f" (distance {one.distance:.2f})"
+        near = f"; {one.model_name} on {one.task}{distance} reached {metric} {one.score:.3g}"
     return f"From {proposal.origin}: best by {n_past} attempts on {task.past['task'].nunique()} other tasks{own}{near}."
 
 

@@ -57,7 +57,10 @@ def task_table(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """
     if len(table):
         check_column(table, metric, what="metric")
-    groups = table[table["task"].notna()].groupby("task", sort=False)
+    known = table[table["task"].notna()]
+    # pandas would copy them with every column of every task.
+    known.attrs = {}
+    groups = known.groupby("task", sort=False)
     rows = [_describe_task(str(task), attempts, metric) for task, attempts in groups]
     return _make_tasks(rows)
 
@@ -139,6 +142,7 @@ def _describe_task(task: str, attempts: pd.DataFrame, metric: str) -> dict[str, 
     features: dict[str, float] = {}
     for text in _read_texts(attempts, "tags.mlmeta.task"):
         features = _keep_known(_read_json(text)) | features
+    features = _count(attempts) | features
     return {
         "task": task,
         "task_digest": digests[0] if digests else None,
@@ -147,6 +151,21 @@ def _describe_task(task: str, attempts: pd.DataFrame, metric: str) -> dict[str, 
         "label_names": labels[0] if labels else (),
         **features,
     }
+
+
+def _count(attempts: pd.DataFrame) -> dict[str, float]:
+    """Return the meta-features that need no pictures, from the counts among an attempt's params."""
+    n, n_labels = (_read_count(attempts, name) for name in ("task.n_train", "task.n_labels"))
+    counted = {"ln_n": n, "ln_n_labels": n_labels, "ln_n_per_label": n / n_labels}
+    return {name: math.log(value) for name, value in counted.items() if math.isfinite(value)}
+
+
+def _read_count(attempts: pd.DataFrame, name: str) -> float:
+    """Return a param's first value above 0, NaN where there is none."""
+    column = attempts[name] if name in attempts.columns else pd.Series(dtype=float)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    known = values[np.isfinite(values) & (values > 0)]
+    return float(known[0]) if known.size else math.nan
 
 
 def _make_tasks(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -104,12 +104,15 @@ class Surrogate:
         closeness = np.exp(-np.nan_to_num(distances, nan=1.0) / self._settings.task_length)
         np.fill_diagonal(closeness, 1.0)
         self._chance = chances[names.index(task)]
-        past = _draw(past, metric, seed)
+        z = score_ranks(past, metric) if len(past) else np.zeros(0)
+        drawn = _draw(past, z, seed)
+        z, kinds, past = z[drawn], past.attrs.get("kinds"), past.iloc[drawn]
+        past.attrs["kinds"] = kinds
         self.past = past
-        codes = np.array([names.index(str(name)) for name in past["task"]], dtype=np.int64)
+        place = {name: code for code, name in enumerate(names)}
+        codes = np.array([place[str(name)] for name in past["task"]], dtype=np.int64)
         scores = self._sign * _correct(read_scores(past, metric), chances[codes]) if len(past) else np.zeros(0)
         scores[past["status"].isin(FAILED).to_numpy()] = np.nan
-        z = score_ranks(past, metric) if len(past) else np.zeros(0)
         self._levels = _Levels(scores, z, codes, closeness[names.index(task)])
         self._fit(past, new, tasks, codes, names.index(task), z, closeness)
         self._observed: list[tuple[int, float]] = []
@@ -158,7 +161,7 @@ class Surrogate:
             self._with_level = self._with_level - np.outer(gain, self._with_level[row])
         self.covariance = self.covariance - np.outer(own_gain, self.covariance[row])
 
-    def choose(self, n: int, n_candidates: int, *, exploration: float = 0.3) -> list[int]:
+    def choose(self, n: int, n_candidates: int, *, exploration: float = 1.0) -> list[int]:
         """Return the first candidates to try together, each chosen as if those before had reached what is expected.
 
         Args:
@@ -243,16 +246,15 @@ def _make_covariance(points: Floats, codes: Ints, closeness: Floats, settings: K
     return covariance
 
 
-def _draw(past: pd.DataFrame, metric: str, seed: int) -> pd.DataFrame:
-    """Return the attempts to learn from: those that have a rank, and of too many a fair share of each task."""
-    if not len(past):
-        return past
-    known = past[np.isfinite(score_ranks(past, metric))]
-    if len(known) > MOST_ATTEMPTS:
-        order = np.random.default_rng(seed).permutation(len(known))
-        place = known["task"].iloc[order].groupby(known["task"].iloc[order]).cumcount().to_numpy()
-        known = known.iloc[np.sort(order[np.argsort(place, kind="stable")[:MOST_ATTEMPTS]])]
-    return known
+def _draw(past: pd.DataFrame, z: Floats, seed: int) -> Ints:
+    """Return the places of the attempts to learn from: those that have a rank, and of too many a fair share a task."""
+    places = np.flatnonzero(np.isfinite(z))
+    if len(places) <= MOST_ATTEMPTS:
+        return places
+    order = np.random.default_rng(seed).permutation(places)
+    drawn = past["task"].iloc[order]
+    nth = drawn.groupby(drawn.to_numpy()).cumcount().to_numpy()
+    return np.sort(order[np.argsort(nth, kind="stable")[:MOST_ATTEMPTS]])
 
 
 def _read_chances(tasks: pd.DataFrame, metric: str) -> Floats:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from attempt_table import make_table
 from scipy.stats import norm, rankdata
 
 from mlmeta.attempt_features import EncodedAttempts, encode_attempts, list_params, lower_is_better, score_ranks
 from mlmeta.errors import BadInputError
-from tests.attempt_table import make_table
 
 
 @pytest.fixture(scope="module")

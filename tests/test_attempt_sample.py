@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from attempt_table import make_table
 
 from mlmeta.attempt_sample import (
     MOST_ATTEMPTS,
@@ -16,7 +17,6 @@ from mlmeta.attempt_sample import (
     split_folds,
 )
 from mlmeta.errors import BadInputError, NotFoundError
-from tests.attempt_table import make_table
 
 
 @pytest.fixture(scope="module")

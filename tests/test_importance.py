@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from attempt_table import make_table
 
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.importance import COLUMNS, TooFewAttemptsError, marginal_effect, measure_importance, pairwise_effects
-from tests.attempt_table import make_table
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from attempt_table import make_table
 
 from mlmeta.attempt_sample import draw_sample, fit_resampled
 from mlmeta.errors import BadInputError
 from mlmeta.marginal_effects import PAIR_COLUMNS, marginal_effect, pairwise_effects
-from tests.attempt_table import make_table
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from attempt_table import make_table
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
 from mlmeta.attempt_sample import draw_sample, fit_forest, split_folds
 from mlmeta.permutation import measure_held_out, measure_shuffled_squares
-from tests.attempt_table import make_table
 
 PARAMS = ("x", "y", "z")
 

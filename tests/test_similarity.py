@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from attempt_table import make_table, read_tasks
 from scipy.spatial.distance import cityblock
 
 from mlmeta.errors import BadInputError, NotFoundError
@@ -20,7 +21,6 @@ from mlmeta.similarity import (
     task_distances,
     task_table,
 )
-from tests.attempt_table import make_table, read_tasks
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +230,11 @@ def test_few_tasks_can_be_ranked(tasks: pd.DataFrame, n: int) -> None:
 def test_a_task_that_is_not_there_is_named_with_the_nearest(tasks: pd.DataFrame) -> None:
     with pytest.raises(NotFoundError, match=r"no task 'digits0'. Did you mean 'digits-0'\?"):
         rank_similar_tasks(tasks, "digits0")
+
+
+def test_what_can_be_counted_is_known_without_pictures() -> None:
+    table = make_table(2).drop(columns="tags.mlmeta.task")
+    tasks = task_table(table).set_index("task")
+    assert math.exp(tasks.loc["digits-0", "ln_n_labels"]) == pytest.approx(5)
+    assert tasks["ln_n"].notna().all()
+    assert tasks["knn_accuracy"].isna().all()
