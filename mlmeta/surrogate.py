@@ -103,6 +103,7 @@ class Surrogate:
         distances = task_distances(tasks).to_numpy()
         closeness = np.exp(-np.nan_to_num(distances, nan=1.0) / self._settings.task_length)
         np.fill_diagonal(closeness, 1.0)
+        closeness = _make_positive(closeness)
         self._chance = chances[names.index(task)]
         z = score_ranks(past, metric) if len(past) else np.zeros(0)
         drawn = _draw(past, z, seed)
@@ -234,6 +235,13 @@ class _Levels:
         mean = weights @ at
         within = weights @ ((high - low) / 2) ** 2
         return mean, np.sqrt(weights @ (at - mean) ** 2 + within)
+
+
+def _make_positive(matrix: Floats) -> Floats:
+    """Return the nearest symmetric matrix without negative eigenvalues: distances that are not known may give some."""
+    values, vectors = np.linalg.eigh(matrix)
+    nearest: Floats = (vectors * np.maximum(values, 0.0)) @ vectors.T if values.min() < 0 else matrix
+    return nearest
 
 
 def _make_covariance(points: Floats, codes: Ints, closeness: Floats, settings: KernelSettings) -> Floats:

@@ -104,6 +104,18 @@ def test_next_to_no_past_is_enough_to_go_on(n_past: int) -> None:
     assert z[1] > z[0]
 
 
+def test_tasks_that_cannot_all_be_compared_are_a_past_too() -> None:
+    past, here, tasks = split("digits-0")
+    features = [
+        name for name in tasks.columns if name not in ("task", "task_digest", "n_attempts", "best_score", "label_names")
+    ]
+    draw = np.random.default_rng(0)
+    tasks.loc[:, features] = tasks[features].where(draw.random((len(tasks), len(features))) < 0.1)
+    surrogate = Surrogate(past, here, tasks, "digits-0")
+    assert np.isfinite(surrogate.predict().z).all()
+    assert np.linalg.eigvalsh(surrogate.covariance).min() > -1e-6
+
+
 def test_attempts_that_all_failed_are_a_past_too() -> None:
     past, here, tasks = split("digits-0")
     failed = past.assign(status="Failed", accuracy=np.nan)
