@@ -30,8 +30,8 @@ from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
 MOST_ATTEMPTS = 1_200
 # The variance of a new task's level, in units of z: next to nothing is known of it.
 _LEVEL = 3.0
-# For the level of a new task only its nearest tasks count: at 5 the 90 % intervals hold 92 % of the real scores, at 2
-# 87 %, and none of the easiest tasks.
+# For the level of a new task only its nearest tasks count: at 5 the 90 % intervals hold about as many of the real
+# scores, at 2 nearly none of the easiest tasks.
 _SHARPNESS = 5
 # What a failed attempt on the new task counts as: one of the worst hundredth.
 _FAILED_Z = -2.3
@@ -221,6 +221,8 @@ class _Levels:
                 order = np.argsort(z[known])
                 self._curves.append((z[known][order], scores[known][order], closeness[code] ** _SHARPNESS))
                 ratios.append(np.std(scores[known]) / max(float(np.std(z[known])), 1e-6))
+        finite = scores[np.isfinite(scores)]
+        self._spread = float(np.std(finite)) if finite.size else 0.0
         self.unit = max(float(np.median(ratios)), 1e-6) if ratios else 0.16
 
     def read(self, z: Floats, spread: Floats) -> tuple[Floats, Floats]:
@@ -234,7 +236,9 @@ class _Levels:
         high = np.stack([np.interp(z + spread, *curve[:2]) for curve in self._curves])
         mean = weights @ at
         within = weights @ ((high - low) / 2) ** 2
-        return mean, np.sqrt(weights @ (at - mean) ** 2 + within)
+        # From few tasks that count, the mean itself is uncertain, by the spread among tasks; so is that spread.
+        among = (self._spread**2 + np.sum((at - at.mean(axis=0)) ** 2, axis=0)) / len(at)
+        return mean, np.sqrt(weights @ (at - mean) ** 2 + within + among * np.sum(weights**2))
 
 
 def _make_positive(matrix: Floats) -> Floats:
