@@ -137,7 +137,9 @@ def recommend_commands(
         scores = read_scores(own, metric)
         for place, (score, status) in enumerate(zip(scores, own["status"], strict=True), start=len(new)):
             failed = status in (Status.DIVERGED, Status.FAILED)
-            surrogate.observe(place, None if failed else float(score))
+            # One that was not tested is no failure: it says nothing.
+            if failed or np.isfinite(score):
+                surrogate.observe(place, None if failed else float(score))
     known = len(task.past) or len(own)
     if known:
         chosen = surrogate.choose(n, len(new))

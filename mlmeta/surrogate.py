@@ -198,8 +198,9 @@ class Surrogate:
             ranked = self._ranked - np.mean(self._ranked[rows])
             observed = np.mean([value for _, value in self._observed])
             weight = len(rows) / (len(rows) + 1.0)
-            value = weight * (observed + ranked * self._levels.unit) + (1 - weight) * level
-            deviation = np.hypot(spread * self._levels.unit, (1 - weight) * level_deviation)
+            here = observed + ranked * self._levels.unit
+            value = np.where(np.isnan(level), here, weight * here + (1 - weight) * level)
+            deviation = np.hypot(spread * self._levels.unit, (1 - weight) * np.nan_to_num(level_deviation))
         mean = _restore(self._sign * value, self._chance)
         scale = 1.0 if self._chance is None or np.isnan(self._chance) else 1 - self._chance
         return Prediction(mean, deviation * scale, self._ranked.copy())

@@ -195,6 +195,16 @@ def test_of_many_tasks_the_nearest_are_learnt_from(
     assert len({evidence.task for evidence in one.evidence}) <= 3
 
 
+def test_an_attempt_that_was_not_tested_is_no_failure(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
+    best = history[history["accuracy"] == history["accuracy"].max()].head(1)
+    own = best.assign(**{"run_id": "own", "accuracy": np.nan, "tags.mlmeta.task_digest": digest})
+    both = pd.concat([history, own], ignore_index=True)
+    both.attrs = history.attrs
+    before, after = (recommend(toy_document, table, n=1)[0] for table in (history, both))
+    assert after.score_mean == pytest.approx(before.score_mean, abs=0.02)
+
+
 @pytest.mark.parametrize("n_past", [1, 2, 5])
 def test_a_history_of_next_to_nothing_is_enough(
     toy_document: dict[str, Any], history: pd.DataFrame, n_past: int

@@ -100,8 +100,10 @@ def test_next_to_no_past_is_enough_to_go_on(n_past: int) -> None:
     assert len(surrogate.choose(3, 64)) == 3
     surrogate.observe(0, 0.5)
     surrogate.observe(1, 0.9)
-    z = surrogate.predict().z
-    assert z[1] > z[0]
+    predicted = surrogate.predict()
+    assert predicted.z[1] > predicted.z[0]
+    assert np.isfinite(predicted.mean).all()
+    assert np.isfinite(predicted.std).all()
 
 
 def test_tasks_that_cannot_all_be_compared_are_a_past_too() -> None:
