@@ -34,6 +34,12 @@ def add_run(database: sqlite3.Connection, run_id: str) -> None:
         set_tag(database, run_id, key, "x")
 
 
+def add_runs(database: sqlite3.Connection) -> None:
+    """Add the runs "00" to "49"."""
+    for number in range(50):
+        add_run(database, f"{number:02}")
+
+
 def set_tag(database: sqlite3.Connection, run_id: str, key: str, value: str | None) -> None:
     database.execute("DELETE FROM tags WHERE run_uuid = ? AND key = ?", (run_id, key))
     if value is not None:
@@ -56,14 +62,12 @@ def changed_since(database: sqlite3.Connection, before: dict[str, Any]) -> set[s
 
 def test_an_unchanged_store_has_no_changed_run(database: sqlite3.Connection) -> None:
     assert changed_since(database, read_blocks(database, UNREAD)) == set()
-    for number in range(50):
-        add_run(database, f"{number:02}")
+    add_runs(database)
     assert changed_since(database, read_blocks(database, UNREAD)) == set()
 
 
 def test_only_the_blocks_of_new_runs_are_read_again(database: sqlite3.Connection) -> None:
-    for number in range(50):
-        add_run(database, f"{number:02}")
+    add_runs(database)
     before = read_blocks(database, UNREAD)
     add_run(database, "new")
     changed = changed_since(database, before)
@@ -84,8 +88,7 @@ def test_only_the_blocks_of_new_runs_are_read_again(database: sqlite3.Connection
     ],
 )
 def test_a_changed_run_is_among_the_few_that_are_looked_at(database: sqlite3.Connection, statement: str) -> None:
-    for number in range(50):
-        add_run(database, f"{number:02}")
+    add_runs(database)
     before = read_blocks(database, UNREAD)
     database.execute(statement)
     changed = changed_since(database, before)
@@ -109,8 +112,7 @@ def test_a_changed_run_is_among_the_few_that_are_looked_at(database: sqlite3.Con
 def test_what_cannot_be_told_from_the_blocks_asks_for_everything(
     database: sqlite3.Connection, statement: str, then: str
 ) -> None:
-    for number in range(50):
-        add_run(database, f"{number:02}")
+    add_runs(database)
     before = read_blocks(database, UNREAD)
     database.execute(statement)
     if then:
