@@ -181,6 +181,14 @@ def lower_is_better(metric: str) -> bool:
     return _LOWER_IS_BETTER.search(metric.casefold()) is not None
 
 
+def read_numbers(table: pd.DataFrame, name: str) -> Floats:
+    """Return a column's finite numbers, float64, shape (n,); NaN where it has none, or where there is no column."""
+    if name not in table.columns:
+        return np.full(len(table), np.nan)
+    values: Floats = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def read_scores(table: pd.DataFrame, metric: str) -> Floats:
     """Return a metric's values as they are, float64, shape (n,); NaN where there is none.
 

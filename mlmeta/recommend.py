@@ -9,6 +9,7 @@ Parallelizing Exploration-Exploitation Tradeoffs in Gaussian Process Bandit Opti
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.architecture import describe_architecture, walk_layers
-from mlmeta.attempt_features import check_column, list_params, read_scores
+from mlmeta.attempt_features import FAILED, check_column, list_params, read_numbers, read_scores
 from mlmeta.attempts import describe_model, describe_task
 from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.documents import parse_train_commands
@@ -33,6 +34,7 @@ from mlmeta.status import Status
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
 
+_LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
 MOST_TASKS = 60
@@ -44,7 +46,8 @@ class Evidence:
     """A past attempt that a recommendation rests on.
 
     Attributes:
-        distance: Of its task from the new one, 0 to 1; NaN where it is not known, 0 on the task itself.
+        distance: Of its task from the new one, 0 to 1; NaN where it is not known.
+        score: NaN where it failed.
     """
 
     run_id: str
@@ -124,22 +127,19 @@ def recommend_commands(
         history = load_attempts()
     task = _look_at_task(commands, base_dir or Path(), history, metric)
     rng = np.random.default_rng(seed)
-    given = None if candidates is None else [Proposal(_take_training(one), "a candidate") for one in candidates]
+    given = [Proposal(_take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
     proposals, rows = _build(task, given or _propose(task, metric, rng))
     if not proposals:
         raise BadInputError("candidates: none of them can be built for these pictures")
+    for one in given:
+        if one not in proposals:
+            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out", one.origin)
     new = pd.DataFrame(rows)
     own = task.own.reset_index(drop=True)
     table = pd.concat([new, own], ignore_index=True) if len(own) else new
     table.attrs = {"kinds": history.attrs.get("kinds") or {}}
     surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed)
-    if len(own):
-        scores = read_scores(own, metric)
-        for place, (score, status) in enumerate(zip(scores, own["status"], strict=True), start=len(new)):
-            failed = status in (Status.DIVERGED, Status.FAILED)
-            # One that was not tested is no failure: it says nothing.
-            if failed or np.isfinite(score):
-                surrogate.observe(place, None if failed else float(score))
+    _observe(surrogate, own, metric, first=len(new))
     known = len(task.past) or len(own)
     if known:
         chosen = surrogate.choose(n, len(new))
@@ -150,6 +150,16 @@ def recommend_commands(
         _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
         for rank, row in enumerate(chosen, start=1)
     ]
+
+
+def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int) -> None:
+    """Let the surrogate take in the attempts on the task itself; they are its rows from `first` on."""
+    scores = read_scores(own, metric) if len(own) else ()
+    for place, (score, status) in enumerate(zip(scores, own["status"], strict=True), start=first):
+        failed = status in FAILED
+        # One that was not tested is no failure: it says nothing.
+        if failed or np.isfinite(score):
+            surrogate.observe(place, None if failed else float(score))
 
 
 def _look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame, metric: str) -> _NewTask:
@@ -317,7 +327,8 @@ def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], m
     if evidence:
         one = evidence[0]
         distance = "" if np.isnan(one.distance) else f" (distance {one.distance:.2f})"
-        near = f"; {one.model_name} on {one.task}{distance} reached {metric} {one.score:.3g}"
+        result = "failed" if np.isnan(one.score) else f"reached {metric} {one.score:.3g}"
+        near = f"; {one.model_name} on {one.task}{distance} {result}"
     return f"From {proposal.origin}: best by {n_past} attempts on {task.past['task'].nunique()} other tasks{own}{near}."
 
 
@@ -329,13 +340,7 @@ def _expect_seconds(task: _NewTask, similar: pd.DataFrame) -> float:
     here = {f"task.{name}": float(task.counts[name]) for name in ("n_train", "height", "width")}
     here["n_epoch"] = float(task.commands.n_epoch)
     for name, value in here.items():
-        there = _numbers(similar, name)
-        seconds = seconds * np.where(np.isnan(there), 1.0, value / there)
+        there = read_numbers(similar, name)
+        seconds = seconds * np.where(there > 0, value / np.where(there > 0, there, 1.0), 1.0)
     known = seconds[np.isfinite(seconds) & (seconds > 0)]
     return float(np.median(known)) if known.size else float("nan")
-
-
-def _numbers(table: pd.DataFrame, name: str) -> Floats:
-    column = table[name] if name in table.columns else pd.Series(np.nan, index=table.index)
-    values: Floats = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(values > 0, values, np.nan)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.attempt_features import check_column, lower_is_better
+from mlmeta.attempt_features import check_column, lower_is_better, read_numbers
 from mlmeta.errors import NotFoundError, nearest_name, shorten
 from mlmeta.metafeatures import META_FEATURES
 from mlmeta.picture_files import strip_operators
@@ -162,9 +162,8 @@ def _count(attempts: pd.DataFrame) -> dict[str, float]:
 
 def _read_count(attempts: pd.DataFrame, name: str) -> float:
     """Return a param's first value above 0, NaN where there is none."""
-    column = attempts[name] if name in attempts.columns else pd.Series(dtype=float)
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    known = values[np.isfinite(values) & (values > 0)]
+    values = read_numbers(attempts, name)
+    known = values[values > 0]
     return float(known[0]) if known.size else math.nan
 
 

@@ -35,6 +35,8 @@ _LEVEL = 3.0
 _SHARPNESS = 5
 # What a failed attempt on the new task counts as: one of the worst hundredth.
 _FAILED_Z = -2.3
+# Where no past task says it: that of accuracies above chance on the 13 tasks of the examples.
+_USUAL_UNIT = 0.16
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,6 @@ class Surrogate:
             explained = solve_triangular(factor[0], across, lower=True)
             self.covariance = self.covariance - explained.T @ explained
         self._likeness = across
-        self._prior_mean = self.mean.copy()
         self._ranked, self._with_level = self.mean.copy(), self.covariance + _LEVEL
 
     def observe(self, row: int, score: float | None) -> None:
@@ -153,7 +154,7 @@ class Surrogate:
         own_gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
         if score is None or not np.isfinite(score):
             # It says nothing of the task's level.
-            self._ranked = self._ranked + own_gain * (_FAILED_Z - self._prior_mean[row])
+            self._ranked = self._ranked + own_gain * (_FAILED_Z - self.mean[row])
         else:
             value = float(self._sign * _correct(np.array([score]), np.array([self._chance]))[0])
             self._observed.append((row, value))
@@ -190,10 +191,10 @@ class Surrogate:
         """Return what can be expected of every new attempt."""
         spread = np.sqrt(np.maximum(np.diag(self.covariance), 0.0) + self._settings.noise)
         if not self._observed:
-            value, deviation = self._levels.read(self._prior_mean, spread)
+            value, deviation = self._levels.read(self.mean, spread)
         else:
             # Attempts on this task say what its level is; where they are few, the other tasks say so too.
-            level, level_deviation = self._levels.read(self._prior_mean, np.zeros_like(spread))
+            level, level_deviation = self._levels.read(self.mean, np.zeros_like(spread))
             rows = [row for row, _ in self._observed]
             ranked = self._ranked - np.mean(self._ranked[rows])
             observed = np.mean([value for _, value in self._observed])
@@ -202,7 +203,7 @@ class Surrogate:
             value = np.where(np.isnan(level), here, weight * here + (1 - weight) * level)
             deviation = np.hypot(spread * self._levels.unit, (1 - weight) * np.nan_to_num(level_deviation))
         mean = _restore(self._sign * value, self._chance)
-        scale = 1.0 if self._chance is None or np.isnan(self._chance) else 1 - self._chance
+        scale = 1.0 if np.isnan(self._chance) else 1 - self._chance
         return Prediction(mean, deviation * scale, self._ranked.copy())
 
 
@@ -224,7 +225,7 @@ class _Levels:
                 ratios.append(np.std(scores[known]) / max(float(np.std(z[known])), 1e-6))
         finite = scores[np.isfinite(scores)]
         self._spread = float(np.std(finite)) if finite.size else 0.0
-        self.unit = max(float(np.median(ratios)), 1e-6) if ratios else 0.16
+        self.unit = max(float(np.median(ratios)), 1e-6) if ratios else _USUAL_UNIT
 
     def read(self, z: Floats, spread: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the score over tasks and over z ± spread."""

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import encode_attempts
+from mlmeta.attempt_features import encode_attempts, read_numbers
 from mlmeta.param_features import Floats
 
 # In decades: the learning rate of SGD that does about what 1 does for Adam and its like.
@@ -75,17 +75,17 @@ def describe_trainings(
 
 def name_features(table: pd.DataFrame, tasks: pd.DataFrame, *, shift: float = PLAIN_SHIFT) -> list[tuple[str, Floats]]:
     """Return (a name of `LENGTHS`, "=" and a detail after it, and the values, shape (n,)) of all features."""
-    batch = _number(table, "batch_size")
-    epochs = _number(table, "n_epoch")
+    batch = read_numbers(table, "batch_size")
+    epochs = read_numbers(table, "n_epoch")
     described = tasks.drop_duplicates("task").set_index("task")
     of_task = described.reindex(table["task"])
     pictures = np.log2(np.e) * of_task["ln_n"].to_numpy(dtype=np.float64)
     optimizer = _words(table, "optimizer.name")
     plain = np.array([name in _PLAIN for name in optimizer], dtype=np.float64)
-    momentum = np.clip(np.nan_to_num(_number(table, "optimizer.momentum")), 0.0, 0.9999)
-    rate = _log(np.log10, _number(table, "optimizer.lr")) - np.log10(1 - momentum) - shift * plain
+    momentum = np.clip(np.nan_to_num(read_numbers(table, "optimizer.momentum")), 0.0, 0.9999)
+    rate = _log(np.log10, read_numbers(table, "optimizer.lr")) - np.log10(1 - momentum) - shift * plain
     steps = pictures + _log(np.log2, epochs / batch)
-    decay = np.nan_to_num(_number(table, "optimizer.weight_decay"))
+    decay = np.nan_to_num(read_numbers(table, "optimizer.weight_decay"))
     features = {
         "rate": rate,
         "travel": rate + steps * np.log10(2),
@@ -95,12 +95,12 @@ def name_features(table: pd.DataFrame, tasks: pd.DataFrame, *, shift: float = PL
         "pictures": pictures,
         "labels": np.log2(np.e) * of_task["ln_n_labels"].to_numpy(dtype=np.float64),
         "plain": plain,
-        "batch_norm": _number(table, "arch.batch_norm"),
-        "depth": _number(table, "arch.depth"),
-        "width": _log(np.log2, _number(table, "arch.width")),
-        "parameters": _log(np.log2, _number(table, "arch.n_parameters")),
-        "dropout": _number(table, "arch.dropout"),
-        "hidden": np.log2(1 + np.maximum(_number(table, "arch.hidden"), 0)),
+        "batch_norm": read_numbers(table, "arch.batch_norm"),
+        "depth": read_numbers(table, "arch.depth"),
+        "width": _log(np.log2, read_numbers(table, "arch.width")),
+        "parameters": _log(np.log2, read_numbers(table, "arch.n_parameters")),
+        "dropout": read_numbers(table, "arch.dropout"),
+        "hidden": np.log2(1 + np.maximum(read_numbers(table, "arch.hidden"), 0)),
     }
     named = [(name, _fill(values)) for name, values in features.items()]
     named += [(f"optimizer={word}", (optimizer == word).astype(np.float64)) for word in _kinds(optimizer, _PLAIN)]
@@ -118,13 +118,6 @@ def _name_others(table: pd.DataFrame) -> list[tuple[str, Floats]]:
         if param.removeprefix("params.") not in _KNOWN and np.ptp(values) > 0:
             others.append((f"other={name}", (values - values.min()) / np.ptp(values)))
     return others
-
-
-def _number(table: pd.DataFrame, name: str) -> Floats:
-    if name not in table.columns:
-        return np.full(len(table), np.nan)
-    values: Floats = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _words(table: pd.DataFrame, name: str) -> np.ndarray:

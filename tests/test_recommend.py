@@ -156,12 +156,15 @@ def test_without_a_history_candidates_are_ordered_by_the_default_list(
 
 
 def test_candidates_that_do_not_fit_the_pictures_are_refused(
-    toy_document: dict[str, Any], history: pd.DataFrame
+    toy_document: dict[str, Any], history: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     layers = [{"name": "Flatten"}, {"name": "Linear", "in_features": 5, "out_features": "n_labels"}]
     unfit = parse_train_commands(toy_document | {"model": {"layers": layers}})
     with pytest.raises(BadInputError, match="none of them can be built"):
         recommend(toy_document, history, candidates=[unfit])
+    found = recommend(toy_document, history, candidates=[unfit, parse_train_commands(toy_document)])
+    assert len(found) == 1
+    assert "the candidate colours cannot be built for these pictures and is left out" in caplog.text
 
 
 def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
