@@ -18,7 +18,7 @@ from meta_learning import read_documents
 
 from mlmeta.commands import digest_document
 from mlmeta.documents import parse_train_commands
-from mlmeta.proposals import TRAINING_KEYS
+from mlmeta.search_space import TRAINING_KEYS
 
 ROOT = Path(__file__).parent.parent
 N = 10

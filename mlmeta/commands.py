@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -27,9 +27,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from mlmeta import specs
+from mlmeta import search_space, specs
 from mlmeta.errors import Fault, shorten
-from mlmeta.schema import named_schema
+from mlmeta.schema import SPACE_SCHEMA, named_schema
 from mlmeta.status import Status
 
 _NAME = re.compile(r"[^\W_][\w .,+=@()-]*")
@@ -53,13 +53,17 @@ def _checked(rule: Callable[[Any], Iterator[specs.Located]]) -> BeforeValidator:
     """Make a validator that raises every fault that a rule finds; the rule sees plain JSON only."""
 
     def validate(value: Any) -> Any:
-        located = list(specs.check_plain(value)) or list(islice(rule(value), MAX_FAULTS))
-        if located:
-            errors = [_line_error(location, fault, value) for location, fault in located]
-            raise ValidationError.from_exception_data("commands", errors)
+        _raise_located(list(specs.check_plain(value)) or list(islice(rule(value), MAX_FAULTS)), value)
         return value
 
     return BeforeValidator(validate)
+
+
+def _raise_located(located: Sequence[specs.Located], came: Any) -> None:
+    """Raise the faults, if there are any, in the way in which pydantic joins them to those of other fields."""
+    if located:
+        errors = [_line_error(location, fault, came) for location, fault in located]
+        raise ValidationError.from_exception_data("commands", errors)
 
 
 def _check_strings(strings: object) -> Iterator[specs.Located]:
@@ -130,6 +134,7 @@ Optimizer: TypeAlias = Annotated[Named, _checked(specs.check_optimizer), named_s
 Scheduler: TypeAlias = Annotated[Named, _checked(specs.check_role("scheduler")), named_schema("scheduler")]
 ImageOps: TypeAlias = Annotated[list[Named], _checked(specs.check_image_ops), named_schema("image_op")]
 Transform: TypeAlias = Annotated[Any, _checked(specs.check_transform), named_schema("transform")]
+Space: TypeAlias = Annotated[Named, _checked(search_space.check_space), SPACE_SCHEMA]
 Labels: TypeAlias = Annotated[
     list[str], _checked(_check_labels), Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS})
 ]
@@ -219,6 +224,13 @@ def _check_count(n_labels: int, info: ValidationInfo) -> int:
     return n_labels
 
 
+def _check_space_fits(space: Named | None, info: ValidationInfo) -> Named | None:
+    if space:
+        training = {key: info.data[key] for key in search_space.TRAINING_KEYS if key in info.data}
+        _raise_located(list(islice(search_space.check_space_fits(space, training), MAX_FAULTS)), space)
+    return space
+
+
 class TrainCommands(_Commands):
     """How to train one attempt, and on what.
 
@@ -261,9 +273,13 @@ class TrainCommands(_Commands):
     )
     initial_weights: None = Field(None, description="only null in this version: every attempt starts from scratch")
     stop: None = Field(None, description="only null in this version: every attempt runs all its epochs")
+    space: Space | None = Field(
+        None, description="what recommend and tune may try: a range or choices for the path of a value"
+    )
     test: TestSection = Field(default_factory=lambda: TestSection(), description="the test that follows the training")
 
     _count = field_validator("n_labels")(_check_count)
+    _space = field_validator("space")(_check_space_fits)
 
     def document(self) -> dict[str, Any]:
         """Return the document that these commands were read from."""

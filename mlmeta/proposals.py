@@ -1,4 +1,4 @@
-"""What might be tried next: past winners, the shipped defaults, and variations of both, as trainings without a task.
+"""What might be tried next: past winners, the shipped defaults, variations of both, and draws of a search space.
 
 A training here is the part of train commands that says how to train: `TRAINING_KEYS`. What it is to be trained on
 (pictures, labels, epochs) stays the new task's own.
@@ -18,16 +18,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import FAILED, list_params, score_ranks
+from mlmeta.attempt_features import FAILED, RATE, list_params, read_numbers, score_ranks
 from mlmeta.commands import digest_document
+from mlmeta.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
 
-TRAINING_KEYS = ("model", "optimizer", "scheduler", "criterion", "batch_size")
 # Of the best attempts on past tasks this many are proposed, and this many variations of them.
 N_WINNERS = 60
 N_VARIATIONS = 180
+N_DRAWS = 60
 _PER_TASK = 5
 _LOOKED_AT = 4 * N_WINNERS
 _MOST_BATCH = 1024
+# Where no space is given, the commands' own values are drawn within a factor of this.
+_RATE_FACTOR, _BATCH_FACTOR, _DECAY_FACTOR = 10.0, 4, 100.0
 _PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
 
 
@@ -145,6 +148,63 @@ def vary(proposals: Sequence[Proposal], rng: np.random.Generator, n: int = N_VAR
             factor = 2.0 ** rng.integers(-1, 2)
             training["batch_size"] = int(min(max(training.get("batch_size", 32) * factor, 1), _MOST_BATCH))
         yield Proposal(training, f"{first.origin}, {change}", run_ids)
+
+
+def derive_space(training: Mapping[str, Any], past: pd.DataFrame) -> Space:
+    """Return the space about a training that its own values and those of past attempts suggest.
+
+    The learning rate ranges over a decade either way, or over what nine in ten past attempts with that optimizer had
+    where that is more; the batch size over a factor of 4, weight decay, where there is one, over two decades.
+    """
+    space: dict[str, Range] = {}
+    if rate := _read_positive(training, RATE):
+        same = past
+        if "optimizer.name" in past.columns:
+            same = past[(past["optimizer.name"] == training["optimizer"]["name"]).fillna(False).to_numpy(dtype=bool)]
+        seen = read_numbers(same, RATE)
+        seen = seen[seen > 0]
+        usual = np.quantile(seen, [0.05, 0.95]) if len(seen) else (rate, rate)
+        low, high = min(rate / _RATE_FACTOR, usual[0]), max(rate * _RATE_FACTOR, usual[1])
+        space[RATE] = Range(_round(float(low)), _round(float(high)), log=True)
+    if decay := _read_positive(training, "optimizer.weight_decay"):
+        space["optimizer.weight_decay"] = Range(_round(decay / _DECAY_FACTOR), _round(decay * _DECAY_FACTOR), log=True)
+    if batch := _read_positive(training, "batch_size"):
+        space["batch_size"] = Range(max(1, int(batch) // _BATCH_FACTOR), int(batch) * _BATCH_FACTOR, log=True)
+    return space
+
+
+def _read_positive(training: Mapping[str, Any], path: str) -> float:
+    """Return the number at a path; 0 where there is none above 0."""
+    value = get_value(training, path)[1]
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else 0
+
+
+def draw_proposals(
+    training: Mapping[str, Any], space: Space, rng: np.random.Generator, n: int = N_DRAWS
+) -> Iterator[Proposal]:
+    """Yield a training with its values drawn from a space."""
+    for _ in range(n):
+        yield Proposal(draw_training(space, training, rng), "the commands with values drawn from the search space")
+
+
+def keep_in_space(
+    proposals: Iterable[Proposal], training: Mapping[str, Any], space: Space, rng: np.random.Generator
+) -> Iterator[Proposal]:
+    """Yield proposals with values outside a space drawn anew; those with other names than it allows are left out.
+
+    Args:
+        proposals: Of other tasks.
+        training: Whose model is kept where the space names values of it: in another they would mean something else.
+        space: As the commands give it.
+        rng: Decides what is drawn.
+    """
+    own_model = any(path.startswith("model.") for path in space)
+    for proposal in proposals:
+        given = {**proposal.training, "model": training["model"]} if own_model else proposal.training
+        fitted = fit_training(space, given, rng)
+        if fitted is not None:
+            changed = "" if fitted == proposal.training else ", within the search space"
+            yield Proposal(fitted, proposal.origin + changed, proposal.run_ids)
 
 
 def _round(value: float) -> float:

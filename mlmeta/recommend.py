@@ -1,9 +1,9 @@
 """What to try next on a task, why, and how good it should be.
 
-Past winners on other tasks, variations of them, the shipped defaults and the commands as given are fitted to the new
-task's pictures; those that fit are ranked by `mlmeta.surrogate`, which has seen all past attempts and those on this
-task. Several at once are chosen one after the other, each as if the ones before had been tried (Desautels et al.,
-Parallelizing Exploration-Exploitation Tradeoffs in Gaussian Process Bandit Optimization, 2014).
+Past winners on other tasks, variations of them, the shipped defaults, the commands as given and draws of their search
+space are fitted to the new task's pictures; those that fit are ranked by `mlmeta.surrogate`, which has seen all past
+attempts and those on this task. Several at once are chosen one after the other, each as if the ones before had been
+tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP Bandit Optimization, 2014).
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.param_features import Floats
 from mlmeta.params import flatten_params
 from mlmeta.preparation import prepare_task
-from mlmeta.proposals import TRAINING_KEYS, Proposal, find_winners, read_defaults, read_training, vary
+from mlmeta.proposals import (
+    Proposal,
+    derive_space,
+    draw_proposals,
+    find_winners,
+    keep_in_space,
+    read_defaults,
+    read_training,
+    vary,
+)
+from mlmeta.search_space import TRAINING_KEYS, read_space
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
 from mlmeta.status import Status
@@ -190,9 +200,17 @@ def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[
     winners = find_winners(task.past, metric, closeness) if len(task.past) else []
     best_here = find_winners(task.own.assign(task=NEW_TASK), metric, {}) if len(task.own) > 1 else []
     known = [*best_here, *winners]
-    as_given = Proposal(_take_training(task.commands), "the commands as they are")
+    given = _take_training(task.commands)
+    as_given = Proposal(given, "the commands as they are")
+    found = [*known, *read_defaults(), as_given, *vary(known or read_defaults(), rng)]
+    if task.commands.space:
+        space = read_space(task.commands.space)
+        found = list(keep_in_space(found, given, space, rng))
+    else:
+        space = derive_space(given, task.past)
+    found += draw_proposals(given, space, rng)
     tried = {digest_document(_take_training_of_row(task.own, i)) for i in range(len(task.own))}
-    for proposal in [*known, *read_defaults(), as_given, *vary(known or read_defaults(), rng)]:
+    for proposal in found:
         digest = digest_document({key: proposal.training.get(key) for key in TRAINING_KEYS})
         if digest not in tried:
             tried.add(digest)
@@ -283,7 +301,7 @@ def _read_number(text: str) -> str | float:
 
 def _make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -> TrainCommands:
     """Return the commands of the new task with another training."""
-    document = {key: value for key, value in base.document().items() if key not in TRAINING_KEYS}
+    document = {key: value for key, value in base.document().items() if key not in (*TRAINING_KEYS, "space")}
     document |= {key: copy.deepcopy(training[key]) for key in TRAINING_KEYS if key in training}
     document["model_name"] = name
     layers = document["model"].get("layers")

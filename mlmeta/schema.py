@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import WithJsonSchema
 
 from mlmeta import catalog
+from mlmeta.search_space import MAX_CHOICES, MAX_PATHS, TRAINING_KEYS
 
 # Documents of the older tool write values as strings: "'RGB'", "(0.9, 0.999)", "True"; see `mlmeta.values`.
 _OLDER_VALUE = {"type": "string", "pattern": r"^\s*(['\"(\[]|(True|False|None)\s*$)"}
@@ -28,6 +29,31 @@ _TYPES: dict[str, dict[str, Any]] = {
 }
 _MARK = "x-mlmeta-role"
 _ONE_KEY = {"minProperties": 1, "maxProperties": 1}
+_RANGE = {
+    "type": "object",
+    "properties": {
+        "low": {"type": "number"},
+        "high": {"type": "number"},
+        "log": {"type": "boolean", "default": False},
+    },
+    "required": ["low", "high"],
+    "additionalProperties": False,
+}
+_CHOICES = {
+    "type": "object",
+    "properties": {"choices": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES}},
+    "required": ["choices"],
+    "additionalProperties": False,
+}
+SPACE_SCHEMA = WithJsonSchema(
+    {
+        "type": "object",
+        "patternProperties": {rf"^({'|'.join(TRAINING_KEYS)})(\.|$)": {"anyOf": [_RANGE, _CHOICES]}},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": MAX_PATHS,
+    }
+)
 # Roles whose definition is an object with a name; the others' keys are names.
 _NAMED_ROLES = ("layer", "criterion", "optimizer", "scheduler")
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "status"},
     {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file", "store_uri"},
     {"json_stream", "loss_curve", "text_table", "report_html", "filter_tree", "functional_anova"},
-    {"specs", "schema", "commands", "documents"},
+    {"specs", "search_space", "schema", "commands", "documents"},
     {"history_rows", "history_table", "history_cache"},
     {"filter_syntax", "column_values", "table_output", "filters", "selection"},
     {"param_features", "attempt_features", "attempt_tables", "exchange_documents", "attempt_files"},

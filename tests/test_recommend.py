@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from mlmeta.cli import cli
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError
-from mlmeta.proposals import TRAINING_KEYS, find_winners, read_defaults, read_training, vary
+from mlmeta.proposals import find_winners, read_defaults, read_training, vary
 from mlmeta.recommend import Recommendation, recommend_commands
+from mlmeta.search_space import TRAINING_KEYS
 from mlmeta.train import prepare_training, train_attempt
 
 
@@ -273,3 +274,24 @@ def test_bad_input_is_one_message(
     result = run("recommend", *config, *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_recommendations_stay_in_the_space_of_the_commands(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    rates = {"optimizer.lr": {"low": 0.02, "high": 0.05}, "optimizer.name": {"choices": ["AdamW"]}}
+    for past in (history, history.iloc[:0]):
+        given = toy_document | {"optimizer": {"name": "AdamW", "lr": 0.02}, "space": rates}
+        found = recommend(given, past, n=4)
+        assert len(found) == 4
+        assert len(set(trainings(found))) == 4
+        for one in found:
+            assert one.commands.optimizer["name"] == "AdamW"
+            assert 0.02 <= one.commands.optimizer["lr"] <= 0.05
+            assert one.commands.space is None
+
+
+def test_the_commands_own_model_is_varied_too(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    space = {"model.layers.1.out_features": {"low": 4, "high": 64}}
+    found = recommend(toy_document | {"space": space}, history, n=5)
+    widths = [one.commands.model["layers"][1]["out_features"] for one in found]
+    assert len(set(widths)) > 1
+    assert all(4 <= width <= 64 for width in widths)
