@@ -11,13 +11,14 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlmeta import catalog, specs
 from mlmeta.errors import Fault, shorten
 from mlmeta.values import read_value
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TRAINING_KEYS = ("model", "optimizer", "scheduler", "criterion", "batch_size")
 MAX_PATHS = 100
