@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.architecture import describe_architecture, walk_layers
-from mlmeta.attempt_features import FAILED, check_column, list_params, read_numbers, read_scores
+from mlmeta.attempt_features import FAILED, list_params, read_numbers
 from mlmeta.attempts import describe_model, describe_task
 from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.lessons import STD_COLUMN, TAUGHT, add_lessons
 from mlmeta.param_features import Floats
 from mlmeta.params import flatten_params
 from mlmeta.preparation import prepare_task
@@ -40,7 +41,6 @@ from mlmeta.proposals import (
 from mlmeta.search_space import TRAINING_KEYS, read_space
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
-from mlmeta.status import Status
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
 
@@ -48,7 +48,6 @@ _LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
 MOST_TASKS = 60
-_ENDED = (Status.COMPLETE, Status.DIVERGED, Status.FAILED)
 
 
 @dataclass(frozen=True)
@@ -164,22 +163,24 @@ def recommend_commands(
 
 def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int) -> None:
     """Let the surrogate take in the attempts on the task itself; they are its rows from `first` on."""
-    scores = read_scores(own, metric) if len(own) else ()
-    for place, (score, status) in enumerate(zip(scores, own["status"], strict=True), start=first):
+    if not len(own):
+        return
+    lessons = zip(own[metric], own[STD_COLUMN], own["status"], strict=True)
+    for place, (score, std, status) in enumerate(lessons, start=first):
         failed = status in FAILED
-        # One that was not tested is no failure: it says nothing.
+        # One that nobody knows a score of is no failure: it says nothing.
         if failed or np.isfinite(score):
-            surrogate.observe(place, None if failed else float(score))
+            surrogate.observe(place, None if failed else float(score), std=float(std))
 
 
 def _look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame, metric: str) -> _NewTask:
     if len(history):
-        check_column(history, metric, what="metric")
+        history = add_lessons(history, metric)
     prepared = prepare_task(commands, base_dir=base_dir)
     counts, features = describe_task(prepared)
     digests = history.get("tags.mlmeta.task_digest", pd.Series(None, index=history.index, dtype=object))
     same = (digests == prepared.pictures.task_digest).fillna(False).to_numpy(dtype=bool)
-    ended = history["status"].isin(_ENDED).to_numpy(dtype=bool) if len(history) else same
+    ended = history["status"].isin(TAUGHT).to_numpy(dtype=bool) if len(history) else same
     past = history[~same & ended & history["task"].notna().to_numpy()] if len(history) else history
     own = history[same & ended]
     new = describe_new_task(features, prepared.pictures.label_names)

@@ -17,7 +17,7 @@ LAYERS = [
     {"history_rows", "history_table", "history_cache"},
     {"filter_syntax", "column_values", "table_output", "filters", "selection"},
     {"param_features", "attempt_features", "attempt_tables", "exchange_documents", "attempt_files"},
-    {"attempt_sample", "permutation", "marginal_effects", "importance", "rankings", "comparison"},
+    {"lessons", "attempt_sample", "permutation", "marginal_effects", "importance", "rankings", "comparison"},
     {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder", "outbox", "spool"},
     {"picture_files", "picture_cache"},
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
