@@ -31,6 +31,7 @@ from mlmeta import specs
 from mlmeta.errors import Fault, shorten
 from mlmeta.schema import named_schema
 from mlmeta.status import Status
+from mlmeta.stop_rules import StopRule
 
 _NAME = re.compile(r"[^\W_][\w .,+=@()-]*")
 MAX_EPOCHS = 1_000_000
@@ -198,7 +199,7 @@ Data: TypeAlias = Annotated[
     Field(discriminator="source"),
     _checked(lambda _: iter(())),
 ]
-SOURCES = ("folder", "manifest", "torchvision", "sample")
+Stop: TypeAlias = Annotated[StopRule, Field(discriminator="rule"), _checked(lambda _: iter(()))]
 
 
 class TestSection(_Commands):
@@ -217,6 +218,12 @@ def _check_count(n_labels: int, info: ValidationInfo) -> int:
     if n_labels and labels and n_labels != len(labels):
         raise ValueError(f"label_names has {len(labels)} labels: make the two equal, or n_labels 0")
     return n_labels
+
+
+def _check_stop(stop: StopRule | None, info: ValidationInfo) -> StopRule | None:
+    if stop is not None and info.data.get("validation") == 0:
+        raise ValueError("goes by validation pictures: make validation more than 0, or stop null")
+    return stop
 
 
 class TrainCommands(_Commands):
@@ -260,10 +267,13 @@ class TrainCommands(_Commands):
         "best", description="the epoch whose weights are kept: least val_loss, or last"
     )
     initial_weights: None = Field(None, description="only null in this version: every attempt starts from scratch")
-    stop: None = Field(None, description="only null in this version: every attempt runs all its epochs")
+    stop: Stop | None = Field(
+        None, description="a rule that may end the training early, by past attempts; null: all epochs"
+    )
     test: TestSection = Field(default_factory=lambda: TestSection(), description="the test that follows the training")
 
     _count = field_validator("n_labels")(_check_count)
+    _validated = field_validator("stop")(_check_stop)
 
     def document(self) -> dict[str, Any]:
         """Return the document that these commands were read from."""
