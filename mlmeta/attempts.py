@@ -44,6 +44,7 @@ from mlmeta.train import (
     restore_state,
     train_attempt,
 )
+from mlmeta.watching import EpochWatch, read_past
 from mlmeta.weights import save_weights
 
 
@@ -86,7 +87,8 @@ def run_attempt(
         resume_run_id: The run of an attempt with these commands that was stopped, to go on with.
 
     Returns:
-        The run id, what the training gave, and the test's metrics (empty without a test).
+        The run id, what the training gave, and the test's metrics (empty without a test, and where the commands'
+        rule `stop` ended the training: the attempt is Pruned, and can be resumed).
 
     Raises:
         BadInputError: If anything cannot be used, before a run is started.
@@ -110,8 +112,8 @@ def run_attempt(
         checkpoint = Checkpoint(recorder.run_id)
         recorded = recorder.recorded_steps("train_loss") if resumed else set()
         trained = _go_on(prepared, checkpoint, recorded) if resumed else Trained()
-        _train_recorded(prepared, recorder, trained, checkpoint, recorded)
-        if test:
+        _train_recorded(prepared, recorder, trained, checkpoint, recorded, run_id=recorder.run_id)
+        if test and not trained.stopped:
             recorder.log_document("test_commands.json", make_test_commands(commands).document())
             prepared.model.load_state_dict(trained.state)
             plan = TestPlan(section.limit, tuple(section.ids), commands.seed, commands.batch_size)
@@ -119,7 +121,8 @@ def run_attempt(
                 prepared.model, prepared.criterion, prepared.task, plan,
                 form=output_form(commands.model), recorder=recorder, name=commands.model_name,
             )  # fmt: skip
-    checkpoint.remove()
+    if not trained.stopped:
+        checkpoint.remove()
     return recorder.run_id, trained, metrics
 
 
@@ -182,17 +185,18 @@ class _NewEpochs:
 
 
 def _train_recorded(
-    prepared: Prepared, recorder: Recorder, trained: Trained, checkpoint: Checkpoint, recorded: set[int]
+    prepared: Prepared, recorder: Recorder, trained: Trained, checkpoint: Checkpoint, recorded: set[int], *, run_id: str
 ) -> None:
     commands = prepared.commands
     _record_task(prepared, recorder)
     recorder.set_status(Status.TRAINING)
     epochs = _NewEpochs(recorder, recorded)
+    watch = _watch_training(prepared, trained, run_id)
     for epoch, metrics in enumerate(trained.curve, start=1):
         epochs.log_metrics(metrics, step=epoch)
     try:
         with EpochProgress(commands.model_name, commands.n_epoch) as progress:
-            _train_guarded(prepared, epochs, trained, progress, checkpoint)
+            _train_guarded(prepared, epochs, trained, progress, checkpoint, watch)
     finally:
         log_training(prepared, trained, recorder)
     if has_diverged(trained.curve[-1]):
@@ -202,7 +206,23 @@ def _train_recorded(
             f"{commands.model_name}: the loss is no longer a finite number in epoch {len(trained.curve)}; a smaller "
             f"optimizer.lr usually helps (it was {trained.curve[-1]['learning_rate']:g}). The run keeps the curve."
         )
+    if trained.stopped:
+        save_checkpoint(prepared, trained, checkpoint)
+        checkpoint.put_aside()
+        recorder.set_tags({"mlmeta.stop_reason": trained.stopped})
+        recorder.set_status(Status.PRUNED)
+        return
     recorder.set_status(Status.TRAINED)
+
+
+def _watch_training(prepared: Prepared, trained: Trained, run_id: str) -> EpochWatch:
+    commands, task = prepared.commands, prepared.task
+    rule = None if trained.ignores_stop else commands.stop
+    digest = task.pictures.task_digest
+    return EpochWatch(
+        commands, read_past(commands, task=digest, run_id=run_id, rule=rule),
+        task=digest, n_labels=task.n_labels, chance_loss=chance_loss(prepared), rule=rule,
+    )  # fmt: skip
 
 
 def _record_task(prepared: Prepared, recorder: Recorder) -> None:
@@ -241,18 +261,27 @@ def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
 
 
 def _train_guarded(
-    prepared: Prepared, recorder: EpochRecorder, trained: Trained, progress: Progress, checkpoint: Checkpoint
+    prepared: Prepared,
+    recorder: EpochRecorder,
+    trained: Trained,
+    progress: Progress,
+    checkpoint: Checkpoint,
+    watch: EpochWatch,
 ) -> None:
-    """Train with a checkpoint after the epochs; make one message of whatever torch raises."""
+    """Train, watched, with a checkpoint after the epochs; make one message of whatever torch raises."""
     name = prepared.commands.model_name
 
-    def save(trained: Trained) -> None:
+    def look_and_save(trained: Trained) -> None:
+        watch.look(trained.curve)
         last = len(trained.curve) == prepared.commands.n_epoch
         if checkpoint.is_due() or last:
             save_checkpoint(prepared, trained, checkpoint)
 
     try:
-        train_attempt(prepared, recorder, trained=trained, progress=progress, after_epoch=save)
+        train_attempt(
+            prepared, recorder, trained=trained, progress=progress, after_epoch=look_and_save,
+            stop=lambda trained: watch.decide(trained.curve),
+        )  # fmt: skip
     except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise AttemptFailedError(f"{name}: {_explain_memory(prepared)}") from error

@@ -1,12 +1,13 @@
 """Checkpoints: what a training needs to go on after its last finished epoch, kept on this machine.
 
-A checkpoint is written whole or not at all (temporary file, fsync, rename), and removed when the attempt is
-complete. Short epochs are not all written: at most one a second, so that an attempt that is killed loses one
-epoch, or a second of shorter ones.
+A checkpoint is written whole or not at all (temporary file, fsync, rename), and removed when the attempt is complete;
+of attempts that a rule stopped early, the newest few are put aside. Short epochs are not all written: at most one a
+second, so that an attempt that is killed loses one epoch, or a second of shorter ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import time
@@ -19,6 +20,8 @@ from mlmeta.errors import BadInputError
 from mlmeta.state_folder import state_folder
 
 EVERY_S = 1.0
+# Of attempts that were stopped early so many can be gone on with.
+MOST_ASIDE = 20
 
 
 class Checkpoint:
@@ -33,6 +36,7 @@ class Checkpoint:
         self.file = state_folder() / "checkpoints" / f"{run_id}.pt"
         # One name, so that what a killed process left is written over: whoever writes holds the run's lock.
         self._temporary = self.file.with_suffix(".tmp")
+        self._aside = self.file.parent / "pruned" / self.file.name
         self.every_s = EVERY_S if every_s is None else every_s
         self._written_at = -float("inf")
 
@@ -63,20 +67,30 @@ class Checkpoint:
         Raises:
             BadInputError: If the file is damaged.
         """
-        if not self.file.is_file():
+        file = self.file if self.file.is_file() else self._aside
+        if not file.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-            raise BadInputError(f"the checkpoint {self.file} is damaged; start a new attempt") from error
+            raise BadInputError(f"the checkpoint {file} is damaged; start a new attempt") from error
         return state
+
+    def put_aside(self) -> None:
+        """Keep it apart, as one of a few: the attempt was stopped early and will hardly be gone on with."""
+        with contextlib.suppress(OSError):
+            self._aside.parent.mkdir(parents=True, exist_ok=True)
+            self.file.replace(self._aside)
+            kept = sorted(self._aside.parent.glob("*.pt"), key=lambda file: file.stat().st_mtime, reverse=True)
+            for file in kept[MOST_ASIDE:]:
+                file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove it, where there is one, and what a process that was killed while writing left of it."""
-        self.file.unlink(missing_ok=True)
-        self._temporary.unlink(missing_ok=True)
+        for file in (self.file, self._temporary, self._aside):
+            file.unlink(missing_ok=True)
 
 
 def list_checkpoints() -> list[str]:
-    """Return the run ids that have a checkpoint on this machine."""
+    """Return the run ids that have a checkpoint on this machine, but for those put aside."""
     return sorted(file.stem for file in (state_folder() / "checkpoints").glob("*.pt"))

@@ -58,6 +58,8 @@ def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> No
     from mlmeta.evaluate import format_metrics
 
     click.echo(format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}")
+    if trained.stopped:
+        click.echo(f"stopped early, not tested: {trained.stopped}; for all epochs: mlmeta train --resume {run_id}")
     click.echo(f"run {run_id} in {_tracking_uri()}")
 
 

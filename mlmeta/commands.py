@@ -31,6 +31,7 @@ from mlmeta import search_space, specs
 from mlmeta.errors import Fault, shorten
 from mlmeta.schema import SPACE_SCHEMA, named_schema
 from mlmeta.status import Status
+from mlmeta.stop_rules import StopRule
 
 _NAME = re.compile(r"[^\W_][\w .,+=@()-]*")
 MAX_EPOCHS = 1_000_000
@@ -203,7 +204,7 @@ Data: TypeAlias = Annotated[
     Field(discriminator="source"),
     _checked(lambda _: iter(())),
 ]
-SOURCES = ("folder", "manifest", "torchvision", "sample")
+Stop: TypeAlias = Annotated[StopRule, Field(discriminator="rule"), _checked(lambda _: iter(()))]
 
 
 class TestSection(_Commands):
@@ -229,6 +230,12 @@ def _check_space_fits(space: Named | None, info: ValidationInfo) -> Named | None
         training = {key: info.data[key] for key in search_space.TRAINING_KEYS if key in info.data}
         _raise_located(list(islice(search_space.check_space_fits(space, training), MAX_FAULTS)), space)
     return space
+
+
+def _check_stop(stop: StopRule | None, info: ValidationInfo) -> StopRule | None:
+    if stop is not None and info.data.get("validation") == 0:
+        raise ValueError("goes by validation pictures: make validation more than 0, or stop null")
+    return stop
 
 
 class TrainCommands(_Commands):
@@ -272,7 +279,9 @@ class TrainCommands(_Commands):
         "best", description="the epoch whose weights are kept: least val_loss, or last"
     )
     initial_weights: None = Field(None, description="only null in this version: every attempt starts from scratch")
-    stop: None = Field(None, description="only null in this version: every attempt runs all its epochs")
+    stop: Stop | None = Field(
+        None, description="a rule that may end the training early, by past attempts; null: all epochs"
+    )
     space: Space | None = Field(
         None, description="what recommend and tune may try: a range or choices for the path of a value"
     )
@@ -280,6 +289,7 @@ class TrainCommands(_Commands):
 
     _count = field_validator("n_labels")(_check_count)
     _space = field_validator("space")(_check_space_fits)
+    _validated = field_validator("stop")(_check_stop)
 
     def document(self) -> dict[str, Any]:
         """Return the document that these commands were read from."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mlmeta.commands import SOURCES, Attempt, TestCommands, TrainCommands
+from mlmeta.commands import Attempt, TestCommands, TrainCommands
 from mlmeta.errors import BadInputError, CommandsError, Fault, NotFoundError, nearest_name, shorten
 
 MAX_FILE_BYTES = 10_000_000
@@ -232,14 +232,24 @@ def _to_fault(details: ErrorDetails, kind: type[BaseModel], at: tuple[str, ...])
     if details["type"] == "value_error":
         # A default that breaks a rule (no run_id beside no model_name) is nothing that came.
         return Fault(path, str(context["error"]), "" if details["input"] is None else came)
-    if details["type"] == "union_tag_not_found":
-        return Fault(f"{path}.source", f"is required and missing; must be one of {', '.join(SOURCES)}")
-    if details["type"] == "union_tag_invalid":
-        return _explain_choice(f"{path}.source", SOURCES, details["input"]["source"])
+    if details["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return _explain_tag(path, kind, location, details)
     if details["type"] in ("literal_error", "enum"):
         return _explain_choice(path, re.findall(r"'([^']*)'", context["expected"]), details["input"])
     words = _WORDS.get(details["type"], "cannot be used")
     return Fault(path, words.format(**{key: _show_limit(value) for key, value in context.items()}), came)
+
+
+def _explain_tag(path: str, kind: type[BaseModel], location: tuple[int | str, ...], details: ErrorDetails) -> Fault:
+    """Explain what names a union's member: it is missing, or names none."""
+    here = [kind]
+    for part in location:
+        here = [inner for model in here for inner in _models(_fields_of(model).get(part))]
+    choices = [tag for model in here if (tag := _tag_of(model)) is not None]
+    key = details["ctx"]["discriminator"].strip("'")
+    if details["type"] == "union_tag_not_found":
+        return Fault(f"{path}.{key}", f"is required and missing; must be one of {', '.join(choices)}")
+    return _explain_choice(f"{path}.{key}", choices, details["input"][key])
 
 
 def _explain_choice(path: str, choices: Sequence[str], given: Any) -> Fault:
@@ -275,7 +285,7 @@ def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> tuple[
     here = [kind]
     tags: set[int] = set()
     for index, part in enumerate(location):
-        chosen = [model for model in here if len(here) > 1 and _source_of(model) == part]
+        chosen = [model for model in here if len(here) > 1 and _tag_of(model) == part]
         if chosen:
             tags.add(index)
             here = chosen
@@ -295,6 +305,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
-def _source_of(model: type[BaseModel]) -> str | None:
-    """Return which source a model of the union `Data` is for."""
-    return next(iter(get_args(_fields_of(model).get("source"))), None)
+def _tag_of(model: type[BaseModel]) -> str | None:
+    """Return by which name a model of the unions `Data` and `Stop` is chosen."""
+    fields = _fields_of(model)
+    return next((tag for key in ("source", "rule") for tag in get_args(fields.get(key))), None)

@@ -18,6 +18,8 @@ def write_note(client: MlflowClient, run_id: str) -> str:
     status = tags.get("mlmeta.status", "")
     if "accuracy" in metrics:
         result = f"**{status}: accuracy {metrics['accuracy']:.1%}**, test loss {metrics.get('test_loss', math.nan):.4g}"
+    elif "mlmeta.stop_reason" in tags:
+        result = f"**{status}**: {tags['mlmeta.stop_reason']}"
     elif "train_loss" in metrics:
         result = f"**{status}**, training loss {metrics['train_loss']:.4g}"
     else:

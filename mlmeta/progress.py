@@ -9,6 +9,8 @@ from typing import Protocol, Self
 
 import click
 
+from mlmeta.curves import Z_90
+
 
 class Progress(Protocol):
     """Is told of every epoch that ends."""
@@ -79,4 +81,13 @@ def describe_epoch(metrics: Mapping[str, float]) -> str:
     words = [f"train_loss {metrics['train_loss']:.4f}"]
     if "val_loss" in metrics:
         words += [f"val_loss {metrics['val_loss']:.4f}", f"val_accuracy {metrics['val_accuracy']:.1%}"]
+    if "expected_accuracy" in metrics:
+        words.append(f"expected {_describe_expected(metrics)}")
     return "  ".join([*words, f"{metrics['epoch_seconds']:.1f} s"])
+
+
+def _describe_expected(metrics: Mapping[str, float]) -> str:
+    """Return the predicted end with its 90 % interval, which cannot lie below what is reached."""
+    mean, spread = metrics["expected_accuracy"], Z_90 * metrics["expected_accuracy_std"]
+    low = max(mean - spread, metrics.get("val_accuracy", 0.0))
+    return f"{mean:.1%} ({low:.1%} to {min(mean + spread, 1.0):.1%})"

@@ -135,8 +135,8 @@ def _take_up(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> bool:
     kept = {key: value for key, value in tags.items() if key != "mlmeta.commands_dir"}
     client.update_run(run.info.run_id, status="RUNNING")
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in kept.items()])
-    if "mlmeta.error" in run.data.tags:
-        client.delete_tag(run.info.run_id, "mlmeta.error")
+    for key in {"mlmeta.error", "mlmeta.stop_reason"} & run.data.tags.keys():
+        client.delete_tag(run.info.run_id, key)
     return COMMANDS_TAG not in run.data.tags and bool(run.data.params)
 
 

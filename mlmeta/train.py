@@ -56,11 +56,15 @@ class Trained:
         curve: The metrics of every epoch, the first first.
         kept_epoch: The epoch (from 1) whose weights are kept; 0 before any.
         state: Those weights, on the CPU.
+        stopped: Why the training was stopped before its last epoch; empty where it was not.
+        ignores_stop: Whether nothing stops it any more: it was stopped once, and somebody wants the rest.
     """
 
     curve: list[Metrics] = field(default_factory=list)
     kept_epoch: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
+    stopped: str = ""
+    ignores_stop: bool = False
 
     @property
     def train_losses(self) -> list[float]:
@@ -108,6 +112,8 @@ def train_attempt(
     trained: Trained | None = None,
     progress: Progress | None = None,
     after_epoch: Callable[[Trained], None] | None = None,
+    stop: Callable[[Trained], str | None] | None = None,
+    until_epoch: int | None = None,
 ) -> Trained:
     """Train for all epochs, recording each, and keep the weights of the best epoch or the last.
 
@@ -118,7 +124,10 @@ def train_attempt(
         trained: What is filled in and returned; whoever holds it has the epochs so far after an exception too. With
             a curve in it (see `restore_state`) the training goes on after its last epoch.
         progress: Is told of every epoch.
-        after_epoch: Called when an epoch is finished, before it is recorded; a place to save a checkpoint.
+        after_epoch: Called when an epoch is finished, before it is recorded: to add to its metrics, the last of the
+            curve, or to save a checkpoint.
+        stop: Asked after each recorded epoch but the last; a sentence ends the training, and is kept in `stopped`.
+        until_epoch: Train up to this epoch only; None for all that are commanded.
 
     Returns:
         The curve and the kept weights. Where the loss stopped being finite, the curve ends with that epoch and
@@ -127,7 +136,8 @@ def train_attempt(
     trained = Trained() if trained is None else trained
     if not trained.curve:
         seed_everything(prepared.commands.seed)
-    for epoch in range(len(trained.curve) + 1, prepared.commands.n_epoch + 1):
+    n_epoch = prepared.commands.n_epoch
+    for epoch in range(len(trained.curve) + 1, min(until_epoch or n_epoch, n_epoch) + 1):
         metrics = run_epoch(prepared, epoch)
         finish_epoch(prepared, trained, metrics)
         if after_epoch:
@@ -136,6 +146,9 @@ def train_attempt(
         if progress:
             progress.epoch(epoch, metrics)
         if has_diverged(metrics):
+            break
+        if stop and epoch < n_epoch and not trained.ignores_stop and (reason := stop(trained)):
+            trained.stopped = reason
             break
     return trained
 
@@ -244,6 +257,7 @@ def capture_state(prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "curve": trained.curve,
         "kept_epoch": trained.kept_epoch,
         "kept": trained.state,
+        "ignores_stop": trained.ignores_stop or bool(trained.stopped),
         "model": prepared.model.state_dict(),
         "optimizer": prepared.optimizer.state_dict(),
         "scheduler": prepared.scheduler.state_dict() if prepared.scheduler else None,
@@ -272,7 +286,12 @@ def restore_state(prepared: Prepared, state: Mapping[str, Any]) -> Trained:
     if state["cuda_random"]:
         torch.cuda.set_rng_state_all(state["cuda_random"])
     random.setstate(state["python_random"])
-    return Trained(curve=list(state["curve"]), kept_epoch=state["kept_epoch"], state=dict(state["kept"]))
+    return Trained(
+        curve=list(state["curve"]),
+        kept_epoch=state["kept_epoch"],
+        state=dict(state["kept"]),
+        ignores_stop=state.get("ignores_stop", False),
+    )
 
 
 def main() -> None:

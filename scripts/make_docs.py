@@ -32,6 +32,9 @@ def make_reference() -> str:
     definitions = TrainCommands.model_json_schema()["$defs"]
     for name in ("FolderData", "ManifestData", "TorchvisionData", "SampleData"):
         parts += [f"\n`{definitions[name]['properties']['source']['const']}`\n", make_table(definitions[name])]
+    parts.append("\n### `stop`, by `rule`\n")
+    for name in ("MedianRule", "TopFractionRule", "CurveRule"):
+        parts += [f"\n`{definitions[name]['properties']['rule']['const']}`\n", make_table(definitions[name])]
     return "\n".join(parts)
 
 

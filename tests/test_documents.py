@@ -247,7 +247,7 @@ class TestFaults:
             ({"validation": -0.5}, "validation: must be 0 or above; got -0.5"),
             ({"validation": float("nan")}, "validation: must be a finite number; got nan"),
             ({"keep": "bset"}, "keep: must be one of best, last; got 'bset'. Did you mean 'best'?"),
-            ({"stop": 5}, "stop: must be null in this version; got 5"),
+            ({"stop": 5}, "stop: must be an object; got 5"),
             ({"initial_weights": "a.pt"}, "initial_weights: must be null in this version; got 'a.pt'"),
             ({"test": []}, "test: must be an object; got []"),
             (
