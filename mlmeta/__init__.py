@@ -44,7 +44,10 @@ _EXPORTS = {
     "Recommendation": "mlmeta.recommend",
     "recommend_commands": "mlmeta.recommend",
     "resume_attempt": "mlmeta.attempts",
+    "resume_tuning": "mlmeta.tune",
     "run_attempt": "mlmeta.attempts",
+    "tune_task": "mlmeta.tune",
+    "TuningSettings": "mlmeta.tune",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]  # the names are those of _EXPORTS

@@ -86,3 +86,17 @@ def _read_dropout(name: str, arguments: Mapping[str, Any]) -> float:
 def _most_frequent(names: Iterable[str]) -> str:
     counted = Counter(names).most_common(1)
     return counted[0][0] if counted else "none"
+
+
+def summarise_model(model: Mapping[str, Any]) -> str:
+    """Return a network in a few words: its layers with weights, with their widths."""
+    if model.get("name"):
+        return str(model["name"])
+    words = []
+    for layer in model.get("layers", ()):
+        width = layer.get("out_channels", layer.get("out_features"))
+        if width is not None:
+            words.append(f"{layer['name']} {width}")
+        elif "Norm" in layer["name"] or "layers" in layer:
+            words.append(layer["name"])
+    return " · ".join(words)

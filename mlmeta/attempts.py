@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,12 +23,13 @@ from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
+from mlmeta.feature_cache import remember_features
 from mlmeta.loss_curve import CURVE_TAG, write_curve
 from mlmeta.metafeatures import describe_pictures
 from mlmeta.pictures import choose_pictures, find_conflicts
 from mlmeta.plots import plot_loss_curve
 from mlmeta.preparation import Task
-from mlmeta.progress import EpochProgress, Progress
+from mlmeta.progress import EpochProgress, Progress, TrainingProgress
 from mlmeta.recorder import EpochRecorder, Recorder
 from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
 from mlmeta.spec_builder import output_form
@@ -63,7 +65,10 @@ def describe_task(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
         "channels": channels,
     }
     labels = [picture.label for picture in training.pictures]
-    return params, describe_pictures(training.arrays, labels, n_labels=task.n_labels)
+    described = [task.image_ops, task.n_labels, [[picture.digest, picture.label] for picture in training.pictures]]
+    return params, remember_features(
+        described, lambda: describe_pictures(training.arrays, labels, n_labels=task.n_labels)
+    )
 
 
 def describe_model(commands: TrainCommands, model: nn.Module) -> dict[str, Any]:
@@ -76,7 +81,14 @@ def describe_model(commands: TrainCommands, model: nn.Module) -> dict[str, Any]:
 
 
 def run_attempt(
-    commands: TrainCommands, *, base_dir: Path, test: bool = True, resume_run_id: str | None = None
+    commands: TrainCommands,
+    *,
+    base_dir: Path,
+    test: bool = True,
+    resume_run_id: str | None = None,
+    until_epoch: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    progress: TrainingProgress | None = None,
 ) -> tuple[str, Trained, Metrics]:
     """Train an attempt and, if wanted, test it, recorded as one MLflow run.
 
@@ -85,10 +97,13 @@ def run_attempt(
         base_dir: What relative paths are relative to.
         test: Whether to test right after the training.
         resume_run_id: The run of an attempt with these commands that was stopped, to go on with.
+        until_epoch: Train up to this epoch only, and leave the attempt Interrupted, to be resumed; None for all.
+        tags: More tags for the run.
+        progress: Is told of every epoch; None shows them on standard error.
 
     Returns:
-        The run id, what the training gave, and the test's metrics (empty without a test, and where the commands'
-        rule `stop` ended the training: the attempt is Pruned, and can be resumed).
+        The run id, what the training gave, and the test's metrics (empty without a test, and where the training did
+        not come to its end: the attempt is Pruned by the commands' rule `stop`, or Interrupted, and can be resumed).
 
     Raises:
         BadInputError: If anything cannot be used, before a run is started.
@@ -107,13 +122,16 @@ def run_attempt(
     metrics: Metrics = {}
     with (
         terminating_gently(),
-        tracking.record_attempt(commands, base_dir=base_dir, resume_run_id=resumed) as recorder,
+        tracking.record_attempt(commands, base_dir=base_dir, resume_run_id=resumed, tags=tags) as recorder,
     ):
         checkpoint = Checkpoint(recorder.run_id)
         recorded = recorder.recorded_steps("train_loss") if resumed else set()
         trained = _go_on(prepared, checkpoint, recorded) if resumed else Trained()
-        _train_recorded(prepared, recorder, trained, checkpoint, recorded, run_id=recorder.run_id)
-        if test and not trained.stopped:
+        with EpochProgress(commands.model_name, commands.n_epoch) if progress is None else progress as shown:
+            job = _Job(prepared, trained, checkpoint, shown, until_epoch or commands.n_epoch)
+            _train_recorded(job, recorder, recorded, run_id=recorder.run_id)
+        finished = len(trained.curve) == commands.n_epoch and not trained.stopped
+        if test and finished:
             recorder.log_document("test_commands.json", make_test_commands(commands).document())
             prepared.model.load_state_dict(trained.state)
             plan = TestPlan(section.limit, tuple(section.ids), commands.seed, commands.batch_size)
@@ -121,7 +139,7 @@ def run_attempt(
                 prepared.model, prepared.criterion, prepared.task, plan,
                 form=output_form(commands.model), recorder=recorder, name=commands.model_name,
             )  # fmt: skip
-    if not trained.stopped:
+    if finished:
         checkpoint.remove()
     return recorder.run_id, trained, metrics
 
@@ -184,9 +202,19 @@ class _NewEpochs:
             self._recorder.log_metrics(metrics, step=step)
 
 
-def _train_recorded(
-    prepared: Prepared, recorder: Recorder, trained: Trained, checkpoint: Checkpoint, recorded: set[int], *, run_id: str
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """One training, and what it has to do with."""
+
+    prepared: Prepared
+    trained: Trained
+    checkpoint: Checkpoint
+    progress: Progress
+    until_epoch: int
+
+
+def _train_recorded(job: _Job, recorder: Recorder, recorded: set[int], *, run_id: str) -> None:
+    prepared, trained, checkpoint = job.prepared, job.trained, job.checkpoint
     commands = prepared.commands
     _record_task(prepared, recorder)
     recorder.set_status(Status.TRAINING)
@@ -195,8 +223,7 @@ def _train_recorded(
     for epoch, metrics in enumerate(trained.curve, start=1):
         epochs.log_metrics(metrics, step=epoch)
     try:
-        with EpochProgress(commands.model_name, commands.n_epoch) as progress:
-            _train_guarded(prepared, epochs, trained, progress, checkpoint, watch)
+        _train_guarded(job, epochs, watch)
     finally:
         log_training(prepared, trained, recorder)
     if has_diverged(trained.curve[-1]):
@@ -211,8 +238,10 @@ def _train_recorded(
         checkpoint.put_aside()
         recorder.set_tags({"mlmeta.stop_reason": trained.stopped})
         recorder.set_status(Status.PRUNED)
-        return
-    recorder.set_status(Status.TRAINED)
+    elif len(trained.curve) < commands.n_epoch:
+        recorder.set_status(Status.INTERRUPTED)
+    else:
+        recorder.set_status(Status.TRAINED)
 
 
 def _watch_training(prepared: Prepared, trained: Trained, run_id: str) -> EpochWatch:
@@ -260,27 +289,21 @@ def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
             recorder.log_files(folder)
 
 
-def _train_guarded(
-    prepared: Prepared,
-    recorder: EpochRecorder,
-    trained: Trained,
-    progress: Progress,
-    checkpoint: Checkpoint,
-    watch: EpochWatch,
-) -> None:
+def _train_guarded(job: _Job, recorder: EpochRecorder, watch: EpochWatch) -> None:
     """Train, watched, with a checkpoint after the epochs; make one message of whatever torch raises."""
+    prepared, checkpoint = job.prepared, job.checkpoint
     name = prepared.commands.model_name
 
     def look_and_save(trained: Trained) -> None:
         watch.look(trained.curve)
-        last = len(trained.curve) == prepared.commands.n_epoch
+        last = len(trained.curve) in (job.until_epoch, prepared.commands.n_epoch)
         if checkpoint.is_due() or last:
             save_checkpoint(prepared, trained, checkpoint)
 
     try:
         train_attempt(
-            prepared, recorder, trained=trained, progress=progress, after_epoch=look_and_save,
-            stop=lambda trained: watch.decide(trained.curve),
+            prepared, recorder, trained=job.trained, progress=job.progress, after_epoch=look_and_save,
+            stop=lambda trained: watch.decide(trained.curve), until_epoch=job.until_epoch,
         )  # fmt: skip
     except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
@@ -322,6 +345,9 @@ def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> No
         if trained.state:
             sha256 = save_weights(trained.state, folder / "models", prepared.commands.model_name)
             recorder.set_tags({"mlmeta.weights_sha256": sha256, "mlmeta.kept_epoch": str(trained.kept_epoch)})
+            kept = trained.curve[trained.kept_epoch - 1]
+            if "val_accuracy" in kept:
+                recorder.log_metrics({"kept_val_accuracy": kept["val_accuracy"]})
         recorder.log_files(folder)
 
 

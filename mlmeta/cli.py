@@ -17,6 +17,7 @@ from mlmeta.errors import BadInputError
 from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.query_cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS
+from mlmeta.tune_cli import COMMANDS as TUNE_COMMANDS
 
 if TYPE_CHECKING:
     from mlmeta.train import Trained
@@ -152,7 +153,7 @@ def cache(clear: bool) -> None:
         click.echo(format_entries(kept))
 
 
-for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS, *RECOMMEND_COMMANDS):
+for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS, *RECOMMEND_COMMANDS, *TUNE_COMMANDS):
     cli.add_command(_command)
 
 

@@ -14,7 +14,7 @@ from mlmeta.param_features import Floats
 from mlmeta.status import Status
 
 STD_COLUMN = "lesson_std"
-TAUGHT = (Status.COMPLETE, Status.TRAINED, Status.PRUNED, Status.INTERRUPTED, Status.DIVERGED, Status.FAILED)
+_TAUGHT = (Status.COMPLETE, Status.TRAINED, Status.PRUNED, Status.INTERRUPTED, Status.DIVERGED, Status.FAILED)
 _FINISHED = (Status.COMPLETE, Status.TRAINED, Status.TESTING)
 _STOPPED = (Status.PRUNED, Status.INTERRUPTED)
 # Of the score in which a training that was stopped would have ended, where no past curve tells.
@@ -49,6 +49,24 @@ def add_lessons(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     taught = table.assign(**{metric: scores, STD_COLUMN: stds})
     taught.attrs = dict(table.attrs)
     return taught
+
+
+def split_lessons(history: pd.DataFrame, task_digest: str, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the attempts on other tasks, and those on the task of a digest, that teach anything; see `add_lessons`.
+
+    Raises:
+        BadInputError: If there are attempts, and none has the metric.
+    """
+    if not len(history):
+        return history, history
+    taught = add_lessons(history, metric)
+    digests = history.get("tags.mlmeta.task_digest", pd.Series(None, index=history.index, dtype=object))
+    same = (digests == task_digest).fillna(False).to_numpy(dtype=bool)
+    ended = history["status"].isin(_TAUGHT).to_numpy(dtype=bool)
+    past, own = taught[~same & ended & history["task"].notna().to_numpy()], taught[same & ended]
+    for table in (past, own):
+        table.attrs = dict(history.attrs)
+    return past, own
 
 
 def _fill(table: pd.DataFrame, scores: Floats) -> tuple[Floats, Floats]:

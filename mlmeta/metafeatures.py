@@ -28,6 +28,8 @@ _N_FOLDS = 5
 _MIN_PER_LABEL = 5
 _N_NEIGHBOURS = 3
 _N_COMPONENTS = 32
+# Of what is computed below: whoever changes it makes this another number, so that nothing kept is taken for it.
+VERSION = 1
 _THUMBNAIL_SIZE = (16, 16)
 
 META_FEATURES: Mapping[str, tuple[Range, str]] = MappingProxyType(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +38,7 @@ class Task:
 
     Attributes:
         input_shape: (channels, height, width) of a picture as the model gets it.
+        image_ops: What was done to the pictures when they were decoded, and by which reader, plain JSON.
     """
 
     pictures: PictureSet
@@ -43,6 +46,7 @@ class Task:
     transform: Transform
     train_transform: Transform
     input_shape: tuple[int, int, int]
+    image_ops: Sequence[Any]
 
     @property
     def n_labels(self) -> int:
@@ -104,7 +108,8 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
         check_training_pictures(decoded.pictures, found.label_names)
     if training:
         _check_training_shape(decoded, train_transform, input_shape)
-    return Task(found, decoded, transform, train_transform, input_shape)
+    described = [_name_reader(commands.data), *commands.image_ops]
+    return Task(found, decoded, transform, train_transform, input_shape, described)
 
 
 def _name_reader(data: Data) -> str:

@@ -19,6 +19,18 @@ class Progress(Protocol):
         """Take the number of the epoch (from 1) and its metrics."""
 
 
+class TrainingProgress(Progress, Protocol):
+    """Shows one training, from before its first epoch till after its last."""
+
+    def __enter__(self) -> Self:
+        """Begin to show it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End, in whatever way the training did."""
+
+
 class EpochProgress:
     """Shows the epochs of one training on standard error."""
 

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_features import FAILED, RATE, list_params, read_numbers, score_ranks
-from mlmeta.commands import digest_document
+from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.documents import parse_train_commands
 from mlmeta.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
 
 # Of the best attempts on past tasks this many are proposed, and this many variations of them.
@@ -47,6 +48,30 @@ class Proposal:
     training: Mapping[str, Any]
     origin: str
     run_ids: tuple[str, ...] = field(default=())
+
+
+def take_training(commands: TrainCommands) -> dict[str, Any]:
+    """Return how the commands train: values of `TRAINING_KEYS`."""
+    whole = commands.model_dump(mode="json", include=set(TRAINING_KEYS))
+    return {key: whole[key] for key in TRAINING_KEYS}
+
+
+def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -> TrainCommands:
+    """Return the commands of a task with another training, under another name.
+
+    Raises:
+        CommandsError: If the two do not go together.
+    """
+    document = {key: value for key, value in base.document().items() if key not in (*TRAINING_KEYS, "space")}
+    document |= {key: copy.deepcopy(training[key]) for key in TRAINING_KEYS if key in training}
+    document["model_name"] = name
+    layers = document["model"].get("layers")
+    if layers and "in_channels" in layers[0]:
+        # The winner's pictures may have had other channels.
+        layers[0]["in_channels"] = "auto"
+    if layers:
+        document["model"] = {key: value for key, value in document["model"].items() if key == "layers"}
+    return parse_train_commands(document, source="a proposal")
 
 
 def read_training(row: Mapping[str, Any] | pd.Series[Any], params: Iterable[str]) -> dict[str, Any]:

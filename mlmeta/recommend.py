@@ -8,7 +8,6 @@ tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.attempt_features import FAILED, list_params, read_numbers
 from mlmeta.attempts import describe_model, describe_task
 from mlmeta.commands import TrainCommands, digest_document
-from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.lessons import STD_COLUMN, TAUGHT, add_lessons
+from mlmeta.lessons import STD_COLUMN, split_lessons
 from mlmeta.param_features import Floats
 from mlmeta.params import flatten_params
 from mlmeta.preparation import prepare_task
@@ -34,8 +32,10 @@ from mlmeta.proposals import (
     draw_proposals,
     find_winners,
     keep_in_space,
+    make_commands,
     read_defaults,
     read_training,
+    take_training,
     vary,
 )
 from mlmeta.search_space import TRAINING_KEYS, read_space
@@ -46,6 +46,9 @@ from mlmeta.training_features import describe_trainings
 
 _LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3
+# Trainings nearer to each other than this would hardly differ in what they reach: it is a factor of 1.45 in the
+# learning rate alone, at which the surrogate sees a correlation of 0.99.
+SAME = 0.1
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
 MOST_TASKS = 60
 
@@ -136,7 +139,7 @@ def recommend_commands(
         history = load_attempts()
     task = _look_at_task(commands, base_dir or Path(), history, metric)
     rng = np.random.default_rng(seed)
-    given = [Proposal(_take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
+    given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
     proposals, rows = _build(task, given or _propose(task, metric, rng))
     if not proposals:
         raise BadInputError("candidates: none of them can be built for these pictures")
@@ -145,6 +148,9 @@ def recommend_commands(
             _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out", one.origin)
     new = pd.DataFrame(rows)
     own = task.own.reset_index(drop=True)
+    if not given and len(own):
+        fresh = _find_fresh(new, own, task.tasks)
+        new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
     table = pd.concat([new, own], ignore_index=True) if len(own) else new
     table.attrs = {"kinds": history.attrs.get("kinds") or {}}
     surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed)
@@ -161,6 +167,13 @@ def recommend_commands(
     ]
 
 
+def _find_fresh(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> list[int]:
+    """Return the rows that are more than a repetition of an attempt on the task; all where none is."""
+    points = describe_trainings(pd.concat([new, own.assign(task=NEW_TASK)], ignore_index=True), tasks)
+    distances = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2).min(axis=1)
+    return [int(row) for row in np.flatnonzero(distances > SAME)] or list(range(len(new)))
+
+
 def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int) -> None:
     """Let the surrogate take in the attempts on the task itself; they are its rows from `first` on."""
     if not len(own):
@@ -174,15 +187,9 @@ def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int
 
 
 def _look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame, metric: str) -> _NewTask:
-    if len(history):
-        history = add_lessons(history, metric)
     prepared = prepare_task(commands, base_dir=base_dir)
     counts, features = describe_task(prepared)
-    digests = history.get("tags.mlmeta.task_digest", pd.Series(None, index=history.index, dtype=object))
-    same = (digests == prepared.pictures.task_digest).fillna(False).to_numpy(dtype=bool)
-    ended = history["status"].isin(TAUGHT).to_numpy(dtype=bool) if len(history) else same
-    past = history[~same & ended & history["task"].notna().to_numpy()] if len(history) else history
-    own = history[same & ended]
+    past, own = split_lessons(history, prepared.pictures.task_digest, metric)
     new = describe_new_task(features, prepared.pictures.label_names)
     known = task_table(past, metric) if len(past) else new.iloc[:0]
     tasks = pd.concat([known, new], ignore_index=True) if len(known) else new
@@ -201,7 +208,7 @@ def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[
     winners = find_winners(task.past, metric, closeness) if len(task.past) else []
     best_here = find_winners(task.own.assign(task=NEW_TASK), metric, {}) if len(task.own) > 1 else []
     known = [*best_here, *winners]
-    given = _take_training(task.commands)
+    given = take_training(task.commands)
     as_given = Proposal(given, "the commands as they are")
     found = [*known, *read_defaults(), as_given, *vary(known or read_defaults(), rng)]
     if task.commands.space:
@@ -238,11 +245,6 @@ def match_in_turn(points: Floats, wanted: Floats) -> list[int]:
     return order
 
 
-def _take_training(commands: TrainCommands) -> dict[str, Any]:
-    whole = commands.model_dump(mode="json", include=set(TRAINING_KEYS))
-    return {key: whole[key] for key in TRAINING_KEYS}
-
-
 def _take_training_of_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
     training = read_training(table.iloc[place], list_params(table))
     return {key: training.get(key) for key in TRAINING_KEYS}
@@ -255,7 +257,7 @@ def _build(task: _NewTask, proposals: Iterable[Proposal]) -> tuple[list[Proposal
     networks: dict[str, dict[str, Any]] = {}
     for proposal in proposals:
         try:
-            commands = _make_commands(task.commands, proposal.training, task.commands.model_name)
+            commands = make_commands(task.commands, proposal.training, task.commands.model_name)
             key = digest_document({"model": commands.model})
             if key not in networks:
                 networks[key] = _describe_network(commands, task)
@@ -300,20 +302,6 @@ def _read_number(text: str) -> str | float:
         return text
 
 
-def _make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -> TrainCommands:
-    """Return the commands of the new task with another training."""
-    document = {key: value for key, value in base.document().items() if key not in (*TRAINING_KEYS, "space")}
-    document |= {key: copy.deepcopy(training[key]) for key in TRAINING_KEYS if key in training}
-    document["model_name"] = name
-    layers = document["model"].get("layers")
-    if layers and "in_channels" in layers[0]:
-        # The winner's pictures may have had other channels.
-        layers[0]["in_channels"] = "auto"
-    if layers:
-        document["model"] = {key: value for key, value in document["model"].items() if key == "layers"}
-    return parse_train_commands(document, source="a proposal")
-
-
 def _explain(
     task: _NewTask,
     proposal: Proposal,
@@ -323,7 +311,7 @@ def _explain(
     metric: str,
     rank: int,
 ) -> Recommendation:
-    commands = _make_commands(task.commands, proposal.training, f"{task.commands.model_name}-{rank}")
+    commands = make_commands(task.commands, proposal.training, f"{task.commands.model_name}-{rank}")
     distances = task.distances
     places = surrogate.find_evidence(row, N_EVIDENCE)
     rows = [surrogate.past.iloc[place] for place in places]

@@ -6,15 +6,16 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from mlmeta.architecture import summarise_model
 from mlmeta.cli_errors import reporting_errors
 from mlmeta.errors import BadInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
 
@@ -90,7 +91,7 @@ def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.Dat
                 "lr": commands.optimizer.get("lr"),
                 "batch_size": commands.batch_size,
                 "scheduler": (commands.scheduler or {}).get("name") if isinstance(commands.scheduler, dict) else None,
-                "model": "as given" if commands.model == given.model else _summarise(commands.model),
+                "model": "as given" if commands.model == given.model else summarise_model(commands.model),
                 "evidence": ", ".join(evidence.model_name for evidence in one.evidence),
             }
         )
@@ -99,20 +100,6 @@ def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.Dat
 
 def _round(value: float) -> float:
     return float(f"{value:.3g}") if math.isfinite(value) else math.nan
-
-
-def _summarise(model: Mapping[str, Any]) -> str:
-    """Return a network in a few words: its layers with weights, with their widths."""
-    if model.get("name"):
-        return str(model["name"])
-    words = []
-    for layer in model.get("layers", ()):
-        width = layer.get("out_channels", layer.get("out_features"))
-        if width is not None:
-            words.append(f"{layer['name']} {width}")
-        elif "Norm" in layer["name"] or "layers" in layer:
-            words.append(layer["name"])
-    return " · ".join(words)
 
 
 def _write_commands(found: Sequence[Recommendation], folder: Path, base_dir: Path) -> list[Path]:

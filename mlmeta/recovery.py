@@ -120,15 +120,36 @@ def mark_interrupted(run_id: str) -> Status:
         if run.info.status != "RUNNING" or status not in MLFLOW_STATUS:
             raise BadInputError(f"the run {run_id} is not at work; its status is {status or 'not of mlmeta'}")
         ended = Status.INTERRUPTED if status in _UNFINISHED else Status(status)
-        client.set_tag(run_id, "mlmeta.status", ended)
-        if run.data.tags.get("mlmeta.kind") == "attempt":
-            # A run that was killed before its commands were written has no document.
-            with contextlib.suppress(NotFoundError):
-                document = make_document(run_id, client=client)
-                client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
-        client.set_tag(run_id, "mlflow.note.content", write_note(client, run_id))
-        client.set_terminated(run_id, MLFLOW_STATUS[ended])
+        _close(client, run, ended)
     return ended
+
+
+def _close(client: MlflowClient, run: Run, status: Status) -> None:
+    """Give a run its last status, its note and, for an attempt, its document."""
+    run_id = run.info.run_id
+    client.set_tag(run_id, "mlmeta.status", status)
+    kind = run.data.tags.get("mlmeta.kind")
+    if kind == "attempt":
+        # A run that was killed before its commands were written has no document.
+        with contextlib.suppress(NotFoundError):
+            document = make_document(run_id, client=client)
+            client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
+    if kind in ("attempt", "test"):
+        client.set_tag(run_id, "mlflow.note.content", write_note(client, run_id))
+    client.set_terminated(run_id, MLFLOW_STATUS[status])
+
+
+def prune_attempt(run_id: str, reason: str) -> None:
+    """Make an interrupted attempt a pruned one: others are gone on with, and it teaches what it has learnt.
+
+    Raises:
+        BadInputError: If a living process of this machine works on it.
+        MlmetaError: If MLflow cannot take it.
+    """
+    client = open_client()
+    with hold_run(run_id), _telling(f"the run {run_id} cannot be marked"):
+        client.set_tag(run_id, "mlmeta.stop_reason", reason)
+        _close(client, client.get_run(run_id), Status.PRUNED)
 
 
 @contextlib.contextmanager

@@ -68,7 +68,11 @@ class Choices:
 
     def holds(self, value: Any) -> bool:
         """Return whether a value is one of them."""
-        return any(read_value(value) == read_value(one) for one in self.values)
+        return self.find(value) is not None
+
+    def find(self, value: Any) -> int | None:
+        """Return the place of a value; None where it is none of them."""
+        return next((i for i, one in enumerate(self.values) if read_value(value) == read_value(one)), None)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Return one of them, each as likely as any other."""
@@ -243,12 +247,17 @@ def _in_order(space: Space) -> list[str]:
     return sorted(space, key=lambda path: (path.count("."), not path.endswith(".name")))
 
 
-def draw_training(space: Space, training: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Return a training with every value of the space drawn; what it cannot have (Adam a momentum) is left out."""
-    drawn = copy.deepcopy(dict(training))
+def fill_training(space: Space, training: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a training with a value for every path of the space; what it cannot have (Adam a momentum) is left out."""
+    filled = copy.deepcopy(dict(training))
     for path in _in_order(space):
-        drawn = set_value(drawn, path, space[path].draw(rng))
-    return drawn
+        filled = set_value(filled, path, values[path])
+    return filled
+
+
+def draw_training(space: Space, training: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Return a training with every value of the space drawn; see `fill_training`."""
+    return fill_training(space, training, {path: one.draw(rng) for path, one in space.items()})
 
 
 def set_value(training: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

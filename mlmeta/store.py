@@ -21,6 +21,8 @@ from mlmeta.store_uri import sqlite_file
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "urllib3.connectionpool")
 # MLflow would try a request 8 times in 4 minutes; what is written is tried again by `mlmeta.outbox`.
 _HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# A bar for each small file would bury what an attempt says.
+_QUIET_DEFAULTS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 # Several hosts cannot share the memory that write-ahead logging needs.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "gpfs", "glusterfs", "afs"}
 
@@ -37,7 +39,7 @@ def open_client(uri: str | None = None) -> MlflowClient:
     uri = uri or mlflow.get_tracking_uri()
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for key, value in _HTTP_DEFAULTS.items():
+    for key, value in (_HTTP_DEFAULTS | _QUIET_DEFAULTS).items():
         os.environ.setdefault(key, value)
     try:
         with _sqlite_lock(uri):

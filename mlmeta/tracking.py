@@ -33,6 +33,7 @@ from mlmeta.recovery import (
     find_stopped_attempt,
     mark_interrupted,
     missing_run,
+    prune_attempt,
     send_kept,
     send_spool,
 )
@@ -49,13 +50,17 @@ __all__ = [
     "find_resumable",
     "find_stale_attempts",
     "find_stopped_attempt",
+    "first_tags",
     "make_document",
     "mark_interrupted",
     "package_version",
+    "prune_attempt",
     "read_text",
     "record_attempt",
     "record_test",
     "send_spool",
+    "start_run",
+    "telling",
 ]
 
 _MAX_TAG = 8000
@@ -68,7 +73,11 @@ def package_version() -> str:
 
 @contextlib.contextmanager
 def record_attempt(
-    commands: TrainCommands, *, base_dir: Path, resume_run_id: str | None = None
+    commands: TrainCommands,
+    *,
+    base_dir: Path,
+    resume_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[MlflowRecorder]:
     """Start the run of an attempt, adopt the one that ``mlflow run`` started, or go on in one; end it in every case.
 
@@ -81,6 +90,7 @@ def record_attempt(
         base_dir: What relative paths in them are relative to.
         resume_run_id: The run of an attempt to go on with. Where it is not given, MLFLOW_RUN_ID may name one, see
             `mlmeta.recovery.find_resumable`.
+        tags: More tags for the run.
 
     Raises:
         NotFoundError: If there is no such run.
@@ -90,7 +100,8 @@ def record_attempt(
     flush_s = read_flush_s()
     client = open_client()
     resumed = resume_run_id or find_resumable(commands)
-    tags = _first_tags("attempt") | {
+    all_tags = first_tags("attempt") | {
+        **(tags or {}),
         "mlmeta.status": Status.INCOMPLETE,
         "mlmeta.commands_digest": commands.digest(),
         "mlmeta.commands_dir": str(base_dir.resolve()),
@@ -100,12 +111,12 @@ def record_attempt(
             if resumed:
                 send_kept(client, resumed)
                 held.enter_context(hold_run(resumed))
-                has_commands = _take_up(client, check_resumable(client, resumed, commands), tags)
+                has_commands = _take_up(client, check_resumable(client, resumed, commands), all_tags)
                 recorder = MlflowRecorder(client, resumed, flush_s=flush_s)
             else:
                 has_commands = False
-                tags |= _commands_tag(commands)
-                run_id = _start_run(client, commands.model_name, tags, experiment_id=_experiment_id(client), held=held)
+                all_tags |= _commands_tag(commands)
+                run_id = start_run(client, commands.model_name, all_tags, held=held)
                 recorder = MlflowRecorder(client, run_id, flush_s=flush_s)
         with _ending(recorder):
             if not has_commands:
@@ -114,8 +125,8 @@ def record_attempt(
             yield recorder
 
 
-def _first_tags(kind: str) -> dict[str, str]:
-    """Return the tags that a run has from its first moment, so that it is found whenever its process dies."""
+def first_tags(kind: str) -> dict[str, str]:
+    """Return the tags that a run of a kind has from its first moment, so that it is found if its process dies."""
     return {
         "mlmeta.kind": kind,
         "mlmeta.version": package_version(),
@@ -140,10 +151,23 @@ def _take_up(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> bool:
     return COMMANDS_TAG not in run.data.tags and bool(run.data.params)
 
 
-def _start_run(
-    client: MlflowClient, name: str, tags: Mapping[str, str], *, experiment_id: str, held: contextlib.ExitStack
+def start_run(
+    client: MlflowClient,
+    name: str,
+    tags: Mapping[str, str],
+    *,
+    held: contextlib.ExitStack,
+    experiment_id: str | None = None,
 ) -> str:
-    """Return the id of the run to record in, named, running and locked: the one of MLFLOW_RUN_ID, or a new one."""
+    """Return the id of the run to record in, named, running and locked: the one of MLFLOW_RUN_ID, or a new one.
+
+    Args:
+        client: Of the tracking store.
+        name: Of the run.
+        tags: From `first_tags`, and more.
+        held: Keeps the lock.
+        experiment_id: Where a new run is made; None for where MLflow's settings say.
+    """
     tags = {key: value[:_MAX_TAG] for key, value in tags.items()}
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id and _is_free(client, run_id):
@@ -151,7 +175,7 @@ def _start_run(
         client.update_run(run_id, status="RUNNING", name=name)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
-    run: Run = client.create_run(experiment_id, run_name=name, tags=resolve_tags() | tags)
+    run: Run = client.create_run(experiment_id or _experiment_id(client), run_name=name, tags=resolve_tags() | tags)
     held.enter_context(hold_run(run.info.run_id))
     return str(run.info.run_id)
 
@@ -209,7 +233,7 @@ def record_test(attempt: AttemptRecord, document: Mapping[str, Any]) -> Iterator
     """
     flush_s = read_flush_s()
     client = open_client()
-    tags = _first_tags("test") | {
+    tags = first_tags("test") | {
         "mlmeta.status": Status.INCOMPLETE,
         "mlmeta.attempt": attempt.run_id,
         "mlflow.parentRunId": attempt.run_id,
@@ -217,7 +241,7 @@ def record_test(attempt: AttemptRecord, document: Mapping[str, Any]) -> Iterator
     name = f"test of {attempt.name}"
     with contextlib.ExitStack() as held:
         with telling("the test cannot be started"):
-            run_id = _start_run(client, name, tags, experiment_id=attempt.experiment_id, held=held)
+            run_id = start_run(client, name, tags, experiment_id=attempt.experiment_id, held=held)
             recorder = MlflowRecorder(client, run_id, mirror=attempt.run_id, flush_s=flush_s)
         with _ending(recorder):
             recorder.log_params(flatten_params(document))

@@ -19,12 +19,12 @@ LAYERS = [
     {"param_features", "attempt_features", "attempt_tables", "exchange_documents", "attempt_files"},
     {"lessons", "attempt_sample", "permutation", "marginal_effects", "importance", "rankings", "comparison"},
     {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder", "outbox", "spool"},
-    {"picture_files", "picture_cache"},
+    {"picture_files", "picture_cache", "feature_cache"},
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
     {"training_features", "surrogate", "proposals"},
     {"pictures", "plots", "curves", "stopping", "progress", "store", "curve_plot"},
     {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
-    {"history_blocks", "history_readers", "history_sql", "history_api", "history"},
+    {"tuning_runs", "history_blocks", "history_readers", "history_sql", "history_api", "history"},
     {"imported_runs", "exporting", "query_recording", "past_curves", "watching"},
     {"report_data", "report_figures", "report_curves", "report_effects", "report_tables", "task_map"},
     {"report_sections", "report", "paper_figures"},
@@ -35,15 +35,17 @@ LAYERS = [
     {"train"},
     {"attempts"},
     {"import_tasks", "importing", "import_progress", "meta_query", "recommend"},
+    {"samplers"},
+    {"tuning_progress", "tune"},
     {"cli_errors"},
-    {"exchange_cli", "query_cli", "recommend_cli"},
+    {"exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
     {"cli"},
 ]
-COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli"}
+COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli", "tune_cli"}
 _FIRST_WITH_TORCH = next(index for index, layer in enumerate(LAYERS) if "layers" in layer)
 WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | {"meta_query"}
 KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
-KNOW_MLFLOW |= {"store_uri", "history_api", "imported_runs", "importing", "exporting", "query_recording"}
+KNOW_MLFLOW |= {"store_uri", "history_api", "imported_runs", "importing", "exporting", "query_recording", "tuning_runs"}
 
 
 def modules() -> list[str]:

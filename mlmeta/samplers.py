@@ -1,0 +1,152 @@
+"""Where a tuning's proposals come from: mlmeta's own recommendations, or Optuna's samplers, by ask and tell.
+
+Optuna's samplers draw from the commands' search space, or from one about their own values. They are told every attempt
+on the task that lies in it, and look first at what won on other tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from mlmeta.attempt_features import FAILED, list_params
+from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.errors import BadInputError
+from mlmeta.history import load_attempts
+from mlmeta.lessons import split_lessons
+from mlmeta.preparation import prepare_task
+from mlmeta.proposals import derive_space, find_winners, make_commands, read_training, take_training
+from mlmeta.recommend import Recommendation, recommend_commands
+from mlmeta.search_space import TRAINING_KEYS, Range, Space, fill_training, get_value, read_space
+
+OPTUNA_SAMPLERS = ("tpe", "gp", "random")
+SAMPLERS = ("mlmeta", *OPTUNA_SAMPLERS)
+# Of the winners on other tasks this many are looked at first.
+_N_WINNERS = 3
+_MOST_ASKED = 20
+
+
+class Sampler(Protocol):
+    """Proposes what to try."""
+
+    def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
+        """Return at most n proposals, the best first, by all that the history has by now."""
+
+
+def make_sampler(name: str, commands: TrainCommands, *, base_dir: Path) -> Sampler:
+    """Return the sampler of a name.
+
+    Raises:
+        BadInputError: If the commands or their pictures cannot be used, or Optuna is needed and not installed.
+    """
+    if name == "mlmeta":
+        return _Recommender(commands, base_dir)
+    return _OptunaSampler(name, commands, base_dir)
+
+
+class _Recommender:
+    def __init__(self, commands: TrainCommands, base_dir: Path) -> None:
+        self._commands = commands
+        self._base_dir = base_dir
+
+    def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
+        return recommend_commands(self._commands, base_dir=self._base_dir, n=n, seed=seed) if n else []
+
+
+class _OptunaSampler:
+    def __init__(self, name: str, commands: TrainCommands, base_dir: Path) -> None:
+        self._name = name
+        self._commands = commands
+        self._training = take_training(commands)
+        self._optuna = _import_optuna(name)
+        self._digest = prepare_task(commands, base_dir=base_dir).pictures.task_digest
+
+    def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
+        past, own = split_lessons(load_attempts(), self._digest, "accuracy")
+        space = read_space(self._commands.space) if self._commands.space else derive_space(self._training, past)
+        study = self._optuna.create_study(direction="maximize", sampler=self._make_sampler(seed))
+        distributions = self._describe(space)
+        for row, score in _read_scores(own):
+            if (values := _locate(space, row)) is not None:
+                study.add_trial(
+                    self._optuna.trial.create_trial(params=values, distributions=distributions, value=score)
+                )
+        tried = {digest_document(row) for row, _ in _read_scores(own)}
+        if len(own) < _N_WINNERS:
+            for winner in find_winners(past, "accuracy", {})[:_N_WINNERS] if len(past) else []:
+                study.enqueue_trial(_locate(space, winner.training, partly=True) or {})
+        return self._ask(study, distributions, space, n, tried)
+
+    def _ask(
+        self, study: Any, distributions: Mapping[str, Any], space: Space, n: int, tried: set[str]
+    ) -> list[Recommendation]:
+        """Return what a study asks for, each once; a small space may not have that many."""
+        found: list[Recommendation] = []
+        for _ in range(_MOST_ASKED * n):
+            if len(found) == n:
+                break
+            values = study.ask(dict(distributions)).params
+            chosen = {path: values[path] if isinstance(one, Range) else one.values[values[path]]
+                      for path, one in space.items()}  # fmt: skip
+            training = fill_training(space, self._training, chosen)
+            digest = digest_document({key: training.get(key) for key in TRAINING_KEYS})
+            if digest in tried:
+                continue
+            tried.add(digest)
+            commands = make_commands(self._commands, training, f"{self._commands.model_name}-{len(found) + 1}")
+            reason = f"Drawn from the search space by Optuna's {self._name} sampler."
+            found.append(Recommendation(commands, math.nan, math.nan, math.nan, (), reason))
+        return found
+
+    def _make_sampler(self, seed: int) -> Any:
+        samplers = self._optuna.samplers
+        if self._name == "tpe":
+            return samplers.TPESampler(seed=seed, constant_liar=True)
+        return samplers.GPSampler(seed=seed) if self._name == "gp" else samplers.RandomSampler(seed=seed)
+
+    def _describe(self, space: Space) -> dict[str, Any]:
+        """Return Optuna's distributions; choices, which may be any JSON, are drawn by their number."""
+        known = self._optuna.distributions
+        return {
+            path: known.CategoricalDistribution(list(range(len(one.values)))) if not isinstance(one, Range)
+            else known.IntDistribution(one.low, one.high, log=one.log) if one.whole
+            else known.FloatDistribution(one.low, one.high, log=one.log)
+            for path, one in space.items()
+        }  # fmt: skip
+
+
+def _import_optuna(name: str) -> Any:
+    try:
+        import optuna
+    except ImportError:
+        message = f"tune: the sampler {name!r} is Optuna's, which is not installed: pip install 'mlmeta[optuna]'"
+        raise BadInputError(message) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _read_scores(own: pd.DataFrame) -> list[tuple[dict[str, Any], float]]:
+    """Return (training, score) of the attempts on this task; a failed one has the worst score of all."""
+    if not len(own):
+        return []
+    scores = own["accuracy"].to_numpy(dtype=np.float64, na_value=np.nan)
+    failed = own["status"].isin(FAILED).to_numpy(dtype=bool)
+    worst = np.nanmin(scores, initial=1.0)
+    params = list_params(own)
+    values = np.where(failed, worst, scores)
+    return [(read_training(own.iloc[i], params), float(values[i])) for i in np.flatnonzero(np.isfinite(values))]
+
+
+def _locate(space: Space, training: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any] | None:
+    """Return a training's values on the paths of a space; None where some lie outside, unless `partly` is enough."""
+    values: dict[str, Any] = {}
+    for path, one in space.items():
+        found, value = get_value(training, path)
+        if found and one.holds(value):
+            values[path] = value if isinstance(one, Range) else one.find(value)
+    return values if partly or len(values) == len(space) else None

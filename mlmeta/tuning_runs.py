@@ -1,0 +1,204 @@
+"""The run of a tuning in MLflow: the parent of its attempts, which says what was asked and what came of it.
+
+The state of a tuning lies nowhere else: its attempts are child runs, each with the round that it belongs to, so that
+whoever goes on with it reads there how far it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from mlmeta.commands import TrainCommands
+from mlmeta.errors import NotFoundError, nearest_name
+from mlmeta.finding import read_commands, search_all_runs
+from mlmeta.params import flatten_params
+from mlmeta.state_folder import hold_run
+from mlmeta.status import MLFLOW_STATUS, Status
+from mlmeta.store import open_client
+from mlmeta.tracking import first_tags, start_run, telling
+
+KIND = "tuning"
+PARENT_TAG, ROUND_TAG = "mlflow.parentRunId", "mlmeta.tuning_round"
+_SETTINGS_TAG = "mlmeta.tuning"
+_MAX_TAG = 8000
+
+
+@dataclass(frozen=True)
+class TunedAttempt:
+    """An attempt of a tuning as it stands in MLflow.
+
+    Attributes:
+        round: From 1.
+        n_epochs: How many epochs were trained.
+        val_accuracy: Of the weights that it keeps; NaN where it has none.
+        val_loss: Of its last epoch; NaN where it has none.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    round: int
+    n_epochs: int
+    val_accuracy: float
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class StoppedTuning:
+    """A tuning to go on with."""
+
+    run_id: str
+    commands: TrainCommands
+    commands_dir: Path
+    settings: Mapping[str, Any]
+
+
+class TuningRecorder:
+    """Writes into the run of a tuning; a store that is away for a while costs a line on standard error, no attempt."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+
+    def log_progress(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record how far it is: numbers, with the number of attempts made as the step."""
+        now = int(time.time() * 1000)
+        with _warning(f"the progress of the tuning {self.run_id} is not recorded"):
+            self._client.log_batch(
+                self.run_id,
+                metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()],
+                tags=[RunTag("mlmeta.heartbeat", str(now // 1000))],
+            )
+
+    def log_result(self, note: str, files: Mapping[str, str]) -> None:
+        """Record the note that people read first, and text files."""
+        with _warning(f"the result of the tuning {self.run_id} is not recorded"):
+            for name, text in files.items():
+                self._client.log_text(self.run_id, text, name)
+            self._client.set_tag(self.run_id, "mlflow.note.content", note[:_MAX_TAG])
+
+    def end(self, status: Status, *, error: str = "") -> None:
+        """Record the state that it ends in."""
+        with _warning(f"the end of the tuning {self.run_id} is not recorded"):
+            tags = [RunTag("mlmeta.status", status)] + ([RunTag("mlmeta.error", error[:_MAX_TAG])] if error else [])
+            self._client.log_batch(self.run_id, tags=tags)
+            self._client.set_terminated(self.run_id, MLFLOW_STATUS[status])
+
+
+@contextlib.contextmanager
+def record_tuning(
+    commands: TrainCommands, *, base_dir: Path, settings: Mapping[str, Any], resume_run_id: str | None = None
+) -> Iterator[TuningRecorder]:
+    """Start the run of a tuning, adopt the one that ``mlflow run`` started, or go on in one; end it in every case.
+
+    Args:
+        commands: What is tuned.
+        base_dir: What relative paths in them are relative to.
+        settings: How it is tuned, plain JSON.
+        resume_run_id: The run to go on in.
+
+    Raises:
+        BadInputError: If another process of this machine works on it.
+        MlmetaError: If the tracking store cannot be used.
+    """
+    client = open_client()
+    tags = first_tags(KIND) | {
+        "mlmeta.status": Status.TRAINING,
+        "mlmeta.commands_dir": str(base_dir.resolve()),
+        _SETTINGS_TAG: json.dumps(settings),
+    }
+    with contextlib.ExitStack() as held:
+        with telling("the tuning cannot be started"):
+            if resume_run_id:
+                held.enter_context(hold_run(resume_run_id))
+                run_id = resume_run_id
+                client.update_run(run_id, status="RUNNING")
+                client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+            else:
+                run_id = start_run(client, f"tuning of {commands.model_name}", tags, held=held)
+                _describe(client, run_id, commands, settings)
+        recorder = TuningRecorder(client, run_id)
+        try:
+            yield recorder
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            recorder.end(Status.INTERRUPTED if stopped else Status.FAILED, error="" if stopped else str(error))
+            raise
+        recorder.end(Status.COMPLETE)
+
+
+def _describe(client: MlflowClient, run_id: str, commands: TrainCommands, settings: Mapping[str, Any]) -> None:
+    client.log_text(run_id, json.dumps(commands.document(), indent=2, ensure_ascii=False), "train_commands.json")
+    params = flatten_params({"tuning": dict(settings), "model_name": commands.model_name, "n_epoch": commands.n_epoch})
+    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+
+
+def find_tuning(name_or_run_id: str) -> StoppedTuning:
+    """Return a tuning to go on with: by its run id, or the newest one of commands of that name.
+
+    Raises:
+        NotFoundError: If there is none; names the nearest.
+        MlmetaError: If the tracking store cannot be read.
+    """
+    client = open_client()
+    with telling("the tracking store cannot be read"):
+        runs = list(search_all_runs(client, f"tags.`mlmeta.kind` = '{KIND}'"))
+    named = [run for run in runs if name_or_run_id in (run.info.run_id, run.data.params.get("model_name"))]
+    if not named:
+        near = nearest_name(name_or_run_id, {run.data.params.get("model_name", "") for run in runs})
+        hint = f". Did you mean {near!r}?" if near else f"; there are {len(runs)} others"
+        raise NotFoundError(f"resume: there is no tuning of {name_or_run_id!r}{hint}")
+    run = max(named, key=lambda run: run.info.start_time)
+    return StoppedTuning(
+        run.info.run_id,
+        read_commands(client, run),
+        Path(run.data.tags["mlmeta.commands_dir"]),
+        json.loads(run.data.tags[_SETTINGS_TAG]),
+    )
+
+
+def list_attempts(run_id: str) -> list[TunedAttempt]:
+    """Return the attempts of a tuning in the order in which they were begun.
+
+    Raises:
+        MlmetaError: If the tracking store cannot be read.
+    """
+    client = open_client()
+    with telling("the attempts of the tuning cannot be read"):
+        found = search_all_runs(client, f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`mlmeta.kind` = 'attempt'")
+        runs = sorted(found, key=lambda run: run.info.start_time)
+        return [_read_attempt(client, run) for run in runs]
+
+
+def _read_attempt(client: MlflowClient, run: Run) -> TunedAttempt:
+    metrics, tags = run.data.metrics, run.data.tags
+    steps = client.get_metric_history(run.info.run_id, "train_loss") if "train_loss" in metrics else []
+    nothing = float("nan")
+    return TunedAttempt(
+        run.info.run_id,
+        run.info.run_name,
+        tags.get("mlmeta.status", ""),
+        int(tags.get(ROUND_TAG, "1")),
+        len({metric.step for metric in steps}),
+        metrics.get("kept_val_accuracy", metrics.get("val_accuracy", nothing)),
+        metrics.get("val_loss", nothing),
+    )
+
+
+@contextlib.contextmanager
+def _warning(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        sys.stderr.write(f"mlmeta: {what}: {' '.join(str(error).split())[:300]}\n")

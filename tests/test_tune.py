@@ -1,0 +1,214 @@
+"""Tuning: rounds that are cut, a state that lies in MLflow alone, an incumbent by validation, and what it cost."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from mlmeta.cli import cli
+from mlmeta.documents import parse_train_commands
+from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.tune import Tuned, TuningSettings, choose_incumbent, rank_attempts, resume_tuning, tune_task
+from mlmeta.tune_cli import parse_duration
+from mlmeta.tuning_progress import TuningProgress
+from mlmeta.tuning_runs import TunedAttempt, list_attempts
+
+
+def tune(document: dict[str, Any], **settings: Any) -> Tuned:
+    commands = parse_train_commands(document | {"n_epoch": 3})
+    return tune_task(commands, base_dir=Path(), settings=TuningSettings(**settings))
+
+
+def made(name: str, accuracy: float, loss: float = 1.0, status: str = "Trained", number: int = 1) -> TunedAttempt:
+    return TunedAttempt(f"id-{name}", name, status, number, 1, accuracy, loss)
+
+
+def test_attempts_are_ranked_by_validation_and_ties_by_loss() -> None:
+    attempts = [made("a", 0.5), made("b", math.nan), made("c", 0.7, 0.9), made("d", 0.7, 0.8)]
+    assert [one.name for one in rank_attempts(attempts)] == ["d", "c", "a", "b"]
+
+
+def test_the_incumbent_is_finished_if_any_is() -> None:
+    pruned = made("pruned", 0.9, status="Pruned")
+    assert choose_incumbent([pruned, made("done", 0.8, status="Complete")]) == made("done", 0.8, status="Complete")
+    assert choose_incumbent([pruned]) == pruned
+    assert choose_incumbent([made("failed", math.nan, status="Failed")]) is None
+
+
+def test_rounds_are_cut_and_the_best_is_finished_and_tested(toy_document: dict[str, Any], store: str) -> None:
+    tuned = tune(toy_document, attempts=5, round_size=3, keep=0.3)
+    rounds = [attempt.round for attempt in tuned.attempts]
+    assert rounds == [1, 1, 1, 2, 2]
+    for number in (1, 2):
+        members = [attempt for attempt in tuned.attempts if attempt.round == number]
+        finished = [attempt for attempt in members if attempt.status == "Trained" or attempt.status == "Complete"]
+        assert len(finished) == 1
+        assert finished[0].n_epochs == 3
+        assert all(one.n_epochs == 1 and one.status == "Pruned" for one in members if one not in finished)
+    assert tuned.n_epochs == 3 * 1 + 2 * 3
+    best = tuned.incumbent
+    assert best is not None
+    assert best.val_accuracy == max(one.val_accuracy for one in tuned.attempts if one.n_epochs == 3)
+    assert tuned.metrics["accuracy"] == MlflowClient().get_run(best.run_id).data.metrics["accuracy"]
+    others = [one for one in tuned.attempts if one.run_id != best.run_id]
+    assert not any("accuracy" in MlflowClient().get_run(one.run_id).data.metrics for one in others)
+
+
+def test_what_stands_in_mlflow(toy_document: dict[str, Any], store: str) -> None:
+    tuned = tune(toy_document, attempts=2, round_size=2, seed=3)
+    client = MlflowClient()
+    parent = client.get_run(tuned.run_id)
+    assert (parent.info.run_name, parent.info.status) == ("tuning of colours", "FINISHED")
+    assert parent.data.tags["mlmeta.kind"] == "tuning"
+    assert parent.data.params["tuning.seed"] == "3"
+    assert "Best: colours-" in parent.data.tags["mlflow.note.content"]
+    assert [metric.step for metric in client.get_metric_history(tuned.run_id, "incumbent_val_accuracy")] == [2]
+    pruned = next(one for one in tuned.attempts if one.status == "Pruned")
+    child = client.get_run(pruned.run_id)
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == tuned.run_id
+    assert child.data.tags["mlmeta.stop_reason"].startswith("place 2 of 2 in round 1 after 1 epoch")
+    document = json.loads(Path(client.download_artifacts(pruned.run_id, "attempt.json")).read_text(encoding="utf-8"))
+    assert (document["status"], document["n_epoch"]) == ("Pruned", 1)
+
+
+def test_a_tuning_that_was_stopped_goes_on_where_it_was(
+    toy_document: dict[str, Any], store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlmeta.train
+
+    run_epoch, n_calls = mlmeta.train.run_epoch, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 4:
+            raise KeyboardInterrupt
+        return run_epoch(*arguments)
+
+    monkeypatch.setattr(mlmeta.train, "run_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(toy_document, attempts=4, round_size=2, keep=0.5)
+    parent = MlflowClient().search_runs(["0"], "tags.`mlmeta.kind` = 'tuning'")[0]
+    assert parent.data.tags["mlmeta.status"] == "Interrupted"
+    assert len(list_attempts(parent.info.run_id)) == 2
+    tuned = resume_tuning("colours")
+    assert tuned.run_id == parent.info.run_id
+    assert [one.round for one in tuned.attempts] == [1, 1, 2, 2]
+    assert sorted(one.n_epochs for one in tuned.attempts) == [1, 1, 3, 3]
+    more = resume_tuning(tuned.run_id, changes={"attempts": 6})
+    assert len(more.attempts) == 6
+    assert MlflowClient().get_run(tuned.run_id).info.status == "FINISHED"
+
+
+def test_a_killed_attempt_of_a_tuning_is_taken_up(toy_document: dict[str, Any], store: str) -> None:
+    tuned = tune(toy_document, attempts=2, round_size=2)
+    pruned = next(one for one in tuned.attempts if one.status == "Pruned")
+    client = MlflowClient()
+    # As a process that was killed in the middle of a training leaves it.
+    client.set_tag(pruned.run_id, "mlmeta.status", "Training")
+    client.update_run(pruned.run_id, status="RUNNING")
+    again = resume_tuning(tuned.run_id)
+    assert {one.status for one in again.attempts} <= {"Complete", "Pruned", "Trained"}
+
+
+def test_an_attempt_that_diverges_is_a_lesson(toy_document: dict[str, Any], store: str) -> None:
+    rates = {"optimizer": {"choices": [{"name": "SGD", "lr": 1e30}]}, "batch_size": {"low": 4, "high": 9}}
+    document = toy_document | {
+        "optimizer": {"name": "SGD", "lr": 1e30},
+        "space": rates,
+    }
+    tuned = tune(document, attempts=2, round_size=2)
+    assert {one.status for one in tuned.attempts} == {"Diverged"}
+    assert tuned.incumbent is None
+
+
+def test_a_time_limit_ends_it(toy_document: dict[str, Any], store: str) -> None:
+    tuned = tune(toy_document, attempts=None, seconds=1e-9)
+    assert tuned.attempts == []
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
+def test_optuna_proposes_from_the_space_and_is_told(toy_document: dict[str, Any], store: str, sampler: str) -> None:
+    space = {"optimizer.lr": {"low": 0.005, "high": 0.05, "log": True}, "batch_size": {"choices": [8, 16]}}
+    tuned = tune(toy_document | {"space": space}, attempts=3, round_size=2, sampler=sampler)
+    assert len(tuned.attempts) == 3
+    for one in tuned.attempts:
+        params = MlflowClient().get_run(one.run_id).data.params
+        assert 0.005 <= float(params["optimizer.lr"]) <= 0.05
+        assert params["batch_size"] in ("8", "16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"attempts": None}, "a number of attempts, or a time limit"),
+        ({"attempts": 0}, "attempts must be above 0; got 0"),
+        ({"round_size": 0}, "round_size must be 1 or above"),
+        ({"keep": 0.0}, "keep must be a share above 0"),
+        ({"sampler": "tpee"}, "sampler must be one of mlmeta, tpe, gp, random; got 'tpee'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        TuningSettings(**settings).check()
+
+
+def test_nothing_is_recorded_of_a_tuning_that_cannot_begin(toy_document: dict[str, Any], store: str) -> None:
+    with pytest.raises(BadInputError, match="validation"):
+        tune(toy_document | {"validation": 0.0})
+    with pytest.raises(BadInputError):
+        tune(toy_document | {"data": {"source": "folder", "path": "nowhere"}})
+    with pytest.raises(NotFoundError, match="there is no tuning of 'colours'"):
+        resume_tuning("colours")
+    assert MlflowClient().search_runs(["0"]) == []
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), (" 2 m ", 120), ("1d", 86400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "h", "-3s", "3 weeks", "1e9", "9" * 30])
+def test_durations_that_are_none(text: str) -> None:
+    with pytest.raises(BadInputError, match="time-limit: must be a time above 0"):
+        parse_duration(text)
+
+
+def test_the_command(toy_document: dict[str, Any], store: str, tmp_path: Path) -> None:
+    config, best = tmp_path / "colours.json", tmp_path / "best.json"
+    config.write_text(json.dumps(toy_document | {"n_epoch": 2}), encoding="utf-8")
+    arguments = ["tune", str(config), "--attempts", "2", "--round", "2", "--write", str(best)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Best: colours-" in result.output
+    assert "2 attempts, 3 epochs" in result.output
+    assert parse_train_commands(json.loads(best.read_text(encoding="utf-8"))).n_epoch == 2
+    again = CliRunner().invoke(cli, arguments)
+    assert (again.exit_code, "is there already" in again.output) == (2, True)
+    assert CliRunner().invoke(cli, ["tune"]).exit_code == 2
+
+
+def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "160")
+    commands = parse_train_commands(toy_document)
+    with TuningProgress(commands) as shown, shown.attempt(commands, 1, None) as attempt:
+        attempt.epoch(1, {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "epoch_seconds": 0.1})
+        attempt.end("1 of 4 epochs")
+    text = terminal.getvalue()
+    assert "tuning of colours" in text
+    assert "50.0%" in text
+    assert "1/4" in text
