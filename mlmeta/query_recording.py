@@ -1,10 +1,10 @@
-"""Writes the result of a query into the run that ``mlflow run -e query`` started; that run is no attempt."""
+"""Writes an answer into the run that ``mlflow run -e query`` or ``-e recommend`` started; that run is no attempt."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -58,6 +58,36 @@ def record_query(
         note = write_query_note(table, filter=filter, n_attempts=n_attempts, shown=shown)
         client.update_run(run_id, name="query")
         client.log_batch(run_id, tags=[RunTag("mlmeta.kind", "query"), RunTag("mlflow.note.content", note)])
+
+
+def record_recommendations(table: pd.DataFrame, files: Mapping[str, str], *, reasons: Sequence[str]) -> None:
+    """Log recommendations.csv and .json, the commands under ``next/``, and a note.
+
+    Nothing is done where MLFLOW_RUN_ID names no run.
+
+    Args:
+        table: One row a recommendation.
+        files: The text of the commands by the name of their file.
+        reasons: Of each recommendation, a sentence.
+
+    Raises:
+        MlmetaError: If the tracking store does not take it.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    client = open_client()
+    with tempfile.TemporaryDirectory() as name, telling(f"the result cannot be written into run {run_id}"):
+        folder = Path(name)
+        for form in ("csv", "json"):
+            write_output(table, folder / f"recommendations.{form}", form=form)
+        (folder / "next").mkdir()
+        for file, text in files.items():
+            (folder / "next" / file).write_text(text, encoding="utf-8")
+        client.log_artifacts(run_id, str(folder))
+        note = "\n".join(f"{rank}. {_escape(reason)}" for rank, reason in enumerate(reasons, start=1))[:_MAX_NOTE]
+        client.update_run(run_id, name="recommend")
+        client.log_batch(run_id, tags=[RunTag("mlmeta.kind", "recommendation"), RunTag("mlflow.note.content", note)])
 
 
 def write_query_note(table: pd.DataFrame, *, filter: str, n_attempts: int, shown: Sequence[str]) -> str:

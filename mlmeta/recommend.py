@@ -9,6 +9,7 @@ tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -351,3 +352,14 @@ def _expect_seconds(task: _NewTask, similar: pd.DataFrame) -> float:
         seconds = seconds * np.where(there > 0, value / np.where(there > 0, there, 1.0), 1.0)
     known = seconds[np.isfinite(seconds) & (seconds > 0)]
     return float(np.median(known)) if known.size else float("nan")
+
+
+def main() -> None:
+    """Run ``mlmeta recommend`` with the arguments of this process; the result also goes to the run of MLFLOW_RUN_ID."""
+    from mlmeta.cli import cli
+
+    cli(args=["recommend", "--to-run", *sys.argv[1:]], prog_name="mlmeta")
+
+
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     "--format", "form", type=click.Choice(("table", "csv", "json", "parquet")), help="By default a table for people."
 )
 @click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the table into this file.")
+@click.option("--to-run", is_flag=True, hidden=True, help="Write the result also into the run of MLFLOW_RUN_ID.")
 @reporting_errors
 def recommend(
     config: Path,
@@ -51,6 +52,7 @@ def recommend(
     experiments: tuple[str, ...],
     form: str | None,
     output: Path | None,
+    to_run: bool,
 ) -> None:
     """Say what to try next on the pictures of CONFIG, from all past attempts."""
     from mlmeta.documents import load_train_commands
@@ -67,12 +69,18 @@ def recommend(
     )
     from mlmeta.table_output import write_output
 
-    write_output(_make_table(found, commands), output, form=form, important=())
+    table = _make_table(found, commands)
+    write_output(table, output, form=form, important=())
     if form in (None, "table") and output is None:
         click.echo("\n".join(f"{rank}. {one.reason}" for rank, one in enumerate(found, start=1)))
     if folder is not None:
         for file in _write_commands(found, folder, config.parent):
             click.echo(f"wrote {file}")
+    if to_run:
+        from mlmeta.query_recording import record_recommendations
+
+        files = {_file_name(one): _format_commands(one, config.parent, None) for one in found}
+        record_recommendations(table, files, reasons=[one.reason for one in found])
 
 
 def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.DataFrame:
@@ -108,27 +116,41 @@ def _write_commands(found: Sequence[Recommendation], folder: Path, base_dir: Pat
     Raises:
         BadInputError: If a file is there already, or cannot be written.
     """
-    files = [folder / f"{one.commands.model_name.replace('/', '_')}.json" for one in found]
+    files = [folder / _file_name(one) for one in found]
     for file in files:
         if file.exists():
             raise BadInputError(f"{file}: is there already; give another folder, or move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, one in zip(files, found, strict=True):
-            # The data of commands that do not name any is the folder beside them.
-            document = {"data": one.commands.data.model_dump(mode="json"), **one.commands.document()}
-            for part, key in (("data", "path"), ("model", "weights")):
-                if isinstance(document[part].get(key), str):
-                    document[part][key] = _rebase(document[part][key], base_dir, folder)
-            file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            file.write_text(_format_commands(one, base_dir, folder), encoding="utf-8")
     except OSError as error:
         raise BadInputError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return files
 
 
-def _rebase(path: str, base_dir: Path, folder: Path) -> str:
+def _file_name(recommendation: Recommendation) -> str:
+    return f"{recommendation.commands.model_name}.json"
+
+
+def _format_commands(recommendation: Recommendation, base_dir: Path, folder: Path | None) -> str:
+    """Return commands as the text of a file in a folder; without one, their paths are made absolute."""
+    # The data of commands that do not name any is the folder beside them.
+    document = {
+        "data": recommendation.commands.data.model_dump(mode="json"),
+        **recommendation.commands.document(),
+    }
+    for part, key in (("data", "path"), ("model", "weights")):
+        if isinstance(document[part].get(key), str):
+            document[part][key] = _rebase(document[part][key], base_dir, folder)
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _rebase(path: str, base_dir: Path, folder: Path | None) -> str:
     if Path(path).is_absolute():
         return path
+    if folder is None:
+        return str(base_dir.absolute() / path)
     return Path(os.path.relpath(base_dir.absolute() / path, folder.absolute())).as_posix()
 
 

@@ -119,6 +119,33 @@ def test_mlflow_run_answers_a_query(store: str, tmp_path: Path) -> None:
     assert "mlmeta.status" not in run.data.tags
 
 
+@pytest.mark.slow
+def test_mlflow_run_recommends(store: str, tmp_path: Path) -> None:
+    import_attempts([write_documents(tmp_path)])
+    done = mlflow_run("-e", "recommend", "-P", "config=digits.json", "-P", "number=2", uri=store)
+    assert done.returncode == 0, done.stderr
+    (run,) = MlflowClient(store).search_runs(["0"], "tags.`mlmeta.kind` = 'recommendation'")
+    folder = Path(MlflowClient(store).download_artifacts(run.info.run_id, "", str(tmp_path)))
+    assert len((folder / "recommendations.csv").read_text(encoding="utf-8").splitlines()) == 3
+    for name in ("digits-1", "digits-2"):
+        assert load_train_commands(folder / "next" / f"{name}.json").model_name == name
+    assert run.data.tags["mlflow.note.content"].startswith("1. ")
+
+
+@pytest.mark.slow
+def test_mlflow_run_tunes(toy_document: dict[str, Any], store: str, tmp_path: Path) -> None:
+    config = tmp_path / "colours.json"
+    config.write_text(json.dumps(toy_document | {"n_epoch": 2}), encoding="utf-8")
+    done = mlflow_run("-e", "tune", "-P", f"config={config}", "-P", "attempts=2", uri=store)
+    assert done.returncode == 0, done.stderr
+    (run,) = MlflowClient(store).search_runs(["0"], "tags.`mlmeta.kind` = 'tuning'")
+    assert (run.info.status, run.data.tags["mlmeta.status"]) == ("FINISHED", "Complete")
+    assert run.data.params["config"] == str(config)
+    children = MlflowClient(store).search_runs(["0"], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert len(children) == 2
+    assert {child.info.status for child in children} == {"FINISHED"}
+
+
 @pytest.mark.parametrize("command", ["", *sorted(cli.commands)])
 def test_every_command_explains_itself_and_stands_in_the_readme(command: str, tmp_path: Path) -> None:
     done = run_cli(*command.split(), "--help", folder=tmp_path)
