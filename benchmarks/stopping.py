@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from mlmeta.curves import CurvePredictor, PastCurve, share_fairly
+from mlmeta.curves import MOST_CURVES, CurvePredictor, PastCurve, share_fairly
 from mlmeta.stop_rules import CurveRule, MedianRule, StopRule, TopFractionRule
 from mlmeta.stopping import Watch
 
@@ -39,6 +39,7 @@ RULES: dict[str, StopRule | None] = {
     "top_fraction 0.5": TopFractionRule(rule="top_fraction", fraction=0.5),
     "top_fraction 0.2": TopFractionRule(rule="top_fraction"),
     "curve 0.05": CurveRule(rule="curve"),
+    "curve 0.05 alone": CurveRule(rule="curve"),
     "curve 0.2": CurveRule(rule="curve", probability=0.2),
 }
 
@@ -145,15 +146,18 @@ def _measure(predict: Predictor, asked: Sequence[PastCurve], epoch: int) -> Floa
     return np.array([np.sqrt(np.mean((mean - truth) ** 2)), rank, inside, np.mean(high - low)])
 
 
-def simulate(tasks: Tasks, task: str, order: Sequence[int], rule: StopRule | None) -> tuple[float, float]:
+def simulate(
+    tasks: Tasks, task: str, order: Sequence[int], rule: StopRule | None, *, knows_others: bool = True
+) -> tuple[float, float]:
     """Make attempts on a task one after another under a rule; return the share of epochs used and the score lost."""
     others = [curve for name in tasks if name != task for curve in tasks[name]]
-    others = [others[i] for i in share_fairly([curve.task for curve in others], task)]
+    most = MOST_CURVES - len(order) if knows_others else 0
+    others = [others[i] for i in share_fairly([curve.task for curve in others], task, most=most)]
     done: list[PastCurve] = []
     used = 0
     for index in order:
         curve = tasks[task][index]
-        n_seen = _train(curve, others[: 240 - len(done)] + done, rule)
+        n_seen = _train(curve, others + done, rule)
         used += n_seen
         stopped = n_seen < curve.n_epoch
         done.append(replace(curve, values=curve.values[:n_seen], end="stopped") if stopped else curve)
@@ -182,8 +186,12 @@ def order_by_others(tasks: Tasks, task: str) -> list[int]:
 
 
 def compare_rules(tasks: Tasks, *, repeats: int) -> Iterator[Row]:
-    """Yield, by rule and order of attempts: share of epochs saved and score lost, with intervals over tasks."""
+    """Yield, by rule and order of attempts: share of epochs saved and score lost, with intervals over tasks.
+
+    Alone: nothing is known of other tasks.
+    """
     for name, rule in RULES.items():
+        knows_others = not name.endswith("alone")
         for kind in ("random", "good first"):
             results = []
             for number, task in enumerate(tasks):
@@ -191,7 +199,10 @@ def compare_rules(tasks: Tasks, *, repeats: int) -> Iterator[Row]:
                     np.random.default_rng([number, repeat]).permutation(len(tasks[task])).tolist()
                     for repeat in range(repeats)
                 ]  # fmt: skip
-                results.append(np.mean([simulate(tasks, task, order[:N_TUNED], rule) for order in orders], axis=0))
+                simulated = [
+                    simulate(tasks, task, order[:N_TUNED], rule, knows_others=knows_others) for order in orders
+                ]
+                results.append(np.mean(simulated, axis=0))
             used, lost = np.array(results).T
             yield {"rule": name, "order": kind, "attempts": N_TUNED} | _describe(1 - used, lost)
 

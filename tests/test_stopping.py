@@ -144,7 +144,7 @@ class TestTrainings:
         error = capsys.readouterr().err
         assert len(trained.curve) == N_EPOCH
         assert "expected_accuracy" not in trained.curve[0]
-        assert error.count("needs 5 past attempts on this task with val_accuracy by epoch; there are none") == 1
+        assert error.count("val_accuracy by epoch; there are none: nothing stops") == 1
 
     def test_of_fewer_attempts_than_asked_for_nothing_stops(self, history: str, colours: Path) -> None:
         from mlmeta.attempts import run_attempt
@@ -242,10 +242,31 @@ class TestImportedCurves:
         past = load_past_curves("a")
         assert [(curve.task, curve.values.tolist(), curve.n_epoch) for curve in past] == [("b", [0.2, 0.4, 0.6], 3)]
 
-    def test_a_store_that_cannot_be_read_has_no_past(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_no_accuracy_or_no_epoch_is_left_out(self, store: str) -> None:
+        from mlflow import MlflowClient
+
         from mlmeta.past_curves import load_past_curves
 
-        assert load_past_curves("a", tracking_uri="postgresql://nobody@127.0.0.1:1/none") == []
+        client = MlflowClient()
+        for points in ({1: 0.5, 2: 1e308, 10**12: 0.9}, {1: 85.0, 2: 90.0}, {0: 0.5}):
+            tags = {"mlmeta.kind": "attempt", "mlmeta.status": "Complete", "mlmeta.task_digest": "b"}
+            run_id = client.create_run("0", tags=tags).info.run_id
+            for step, value in points.items():
+                client.log_metric(run_id, "val_accuracy", value, step=step)
+        assert [curve.values.tolist() for curve in load_past_curves("a")] == [[0.5]]
+
+    def test_a_store_that_cannot_be_read_stops_nothing_and_says_so(
+        self, store: str, colours: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import mlflow
+
+        from mlmeta.watching import read_past
+
+        mlflow.set_tracking_uri("postgresql://nobody@127.0.0.1:1/none")
+        commands = make_commands(colours, "a", stop={"rule": "median"})
+        assert read_past(commands, task="a", run_id="", rule=commands.stop) == []
+        assert read_past(commands, task="a", run_id="", rule=None) == []
+        assert capsys.readouterr().err.count("past attempts cannot be read, so nothing stops") == 1
 
 
 def watch(rule: StopRule | None, bests: list[float], *, n_epoch: int = 8) -> Watch:
@@ -279,6 +300,26 @@ class TestRules:
             reasons.append(watched.decide(values, watched.forecast(values)))
         assert reasons[0] == ""
         assert "the chance to exceed 75.0%, the best of 6 past attempts, is" in reasons[1]
+
+    @pytest.mark.parametrize(
+        ("rule", "n", "words"),
+        [
+            (
+                MedianRule(rule="median"),
+                4,
+                "needs 5 past attempts on this task with val_accuracy by epoch; there are 4",
+            ),
+            (
+                CurveRule(rule="curve"),
+                0,
+                "needs 1 past attempt on this task with val_accuracy by epoch; there are ",
+            ),
+            (CurveRule(rule="curve"), 1, "needs 5 past learning curves on any tasks; there is 1:"),
+        ],
+    )
+    def test_a_rule_says_what_it_lacks(self, rule: StopRule, n: int, words: str) -> None:
+        assert words in watch(rule, [0.5] * n).explain_lack()
+        assert watch(rule, [0.5] * 5).explain_lack() == ""
 
     @pytest.mark.parametrize("rule", [MedianRule(rule="median"), TopFractionRule(rule="top_fraction")])
     def test_nothing_stops_at_the_last_epoch_or_before_the_first_quarter(self, rule: StopRule) -> None:
