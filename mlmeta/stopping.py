@@ -86,7 +86,7 @@ class Watch:
             return ""
         low, high = forecast.interval
         return (
-            f"should end at {forecast.mean:.1%} ({low:.1%} to {high:.1%}): the chance to exceed {best_known:.1%}, the "
+            f"leads to {forecast.mean:.1%} ({low:.1%} to {high:.1%}); the chance to exceed {best_known:.1%}, the "
             f"best of {len(self._own)} past attempts, is {chance:.1%}"
         )
 
