@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from mlmeta.curves import MOST_CURVES, PastCurve, share_fairly
-from mlmeta.errors import MlmetaError
+from mlmeta.commands import MAX_EPOCHS
+from mlmeta.curves import MOST_CURVES, Floats, PastCurve, share_fairly
 from mlmeta.history import load_attempts, load_curves
 from mlmeta.history_sql import open_sql_reader
 from mlmeta.status import Status
@@ -21,6 +21,8 @@ MOST_TASKS = 60
 # attempts have none but those of the test.
 _METRICS = ("val_accuracy", "test_accuracy")
 _DIGEST = "tags.mlmeta.task_digest"
+# Of a curve whose epochs are not known.
+_LONGEST = 10_000
 _STOPPED = {Status.PRUNED}
 _FINISHED = {Status.TRAINED, Status.TESTING, Status.COMPLETE, Status.DIVERGED}
 
@@ -43,13 +45,13 @@ def load_past_curves(task: str, *, without: str = "", tracking_uri: str | None =
         tracking_uri: The store; None for the one that MLflow's own settings name.
 
     Returns:
-        At most `mlmeta.curves.MOST_CURVES`, `task` being the digest; none where the store cannot be read.
+        At most `mlmeta.curves.MOST_CURVES`, `task` being the digest. What is no accuracy between 0 and 1 is not known.
+
+    Raises:
+        MlmetaError: If the store cannot be read.
     """
-    try:
-        chosen = _choose(load_attempts(tracking_uri), task, without)
-        curves = {metric: _load(chosen, metric, tracking_uri) for metric in _METRICS}
-    except MlmetaError:
-        return []
+    chosen = _choose(load_attempts(tracking_uri), task, without)
+    curves = {metric: _load(chosen, metric, tracking_uri) for metric in _METRICS}
     return list(_make_curves(chosen, curves))
 
 
@@ -78,26 +80,33 @@ def _load(chosen: pd.DataFrame, metric: str, tracking_uri: str | None) -> dict[s
 
 
 def _make_curves(chosen: pd.DataFrame, curves: dict[str, dict[str, pd.DataFrame]]) -> Iterator[PastCurve]:
-    for row in chosen.to_dict("records"):
-        points = curves[row["metric"]].get(row["run_id"])
-        if points is None:
-            continue
-        steps = points["step"].to_numpy(dtype=np.int64)
-        values = np.full(steps.max(), np.nan)
-        values[steps - 1] = points["value"].to_numpy(dtype=np.float64)
-        yield PastCurve(
-            values=values,
-            n_epoch=_read_count(row.get("n_epoch"), len(values)),
-            task=row["digest"],
-            n_labels=_read_count(row.get("task.n_labels"), 2),
-            end=_end(row["status"]),
-        )
+    counts = (_read_counts(chosen, column) for column in ("n_epoch", "task.n_labels"))
+    facts = (chosen[column].tolist() for column in ("run_id", "metric", "digest", "status"))
+    for run_id, metric, digest, status, n_epoch, n_labels in zip(*facts, *counts, strict=True):
+        points = curves[metric].get(run_id)
+        values = None if points is None else _arrange(points, n_epoch or _LONGEST)
+        if values is not None:
+            yield PastCurve(values, n_epoch or len(values), digest, n_labels or 2, _end(status))
+
+
+def _arrange(points: pd.DataFrame, longest: int) -> Floats | None:
+    """Return the values by epoch; None where none is an accuracy. Tools that count batches have steps beyond."""
+    steps, values = points["step"].to_numpy(dtype=np.int64), points["value"].to_numpy(dtype=np.float64)
+    known = (steps <= longest) & (values >= 0) & (values <= 1)
+    if not known.any():
+        return None
+    arranged = np.full(steps[known].max(), np.nan)
+    arranged[steps[known] - 1] = values[known]
+    return arranged
 
 
 def _end(status: str) -> Literal["finished", "stopped", "open"]:
     return "stopped" if status in _STOPPED else "finished" if status in _FINISHED else "open"
 
 
-def _read_count(value: object, default: int) -> int:
-    number = pd.to_numeric(pd.Series([value]), errors="coerce").iloc[0]
-    return int(number) if pd.notna(number) and number >= 1 else default
+def _read_counts(attempts: pd.DataFrame, column: str) -> list[int]:
+    """Return a column's whole numbers, 0 where there is none."""
+    if column not in attempts:
+        return [0] * len(attempts)
+    numbers = pd.to_numeric(attempts[column], errors="coerce").astype("float64")
+    return [int(number) for number in numbers.where(numbers.between(1, MAX_EPOCHS), 0)]

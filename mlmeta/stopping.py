@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlmeta.curves import CurvePredictor, Forecast, PastCurve, bests_at
+from mlmeta.curves import FEWEST_CURVES, CurvePredictor, Forecast, PastCurve, bests_at
 from mlmeta.stop_rules import CurveRule, MedianRule, StopRule, TopFractionRule
 
 # A forecast takes milliseconds, which for long trainings of short epochs would add up.
@@ -30,6 +30,7 @@ class Watch:
     ) -> None:
         self.rule = rule
         self._own = [curve for curve in past if curve.task == task]
+        self._n_past = len(past)
         self._task = task
         self._n_epoch = n_epoch
         self._predictor = CurvePredictor(past, task=task, n_labels=n_labels)
@@ -85,7 +86,7 @@ class Watch:
             return ""
         low, high = forecast.interval
         return (
-            f"should end at {forecast.mean:.1%} ({low:.1%} to {high:.1%}): the chance to exceed {best_known:.1%}, the "
+            f"leads to {forecast.mean:.1%} ({low:.1%} to {high:.1%}); the chance to exceed {best_known:.1%}, the "
             f"best of {len(self._own)} past attempts, is {chance:.1%}"
         )
 
@@ -96,13 +97,13 @@ class Watch:
 
     def explain_lack(self) -> str:
         """Return why the rule cannot stop anything; empty where it can, or there is none."""
-        n = len(self._own)
         if self.rule is None:
             return ""
-        least = 1 if isinstance(self.rule, CurveRule) else self.rule.min_attempts
+        name, least = self.rule.rule, 1 if isinstance(self.rule, CurveRule) else self.rule.min_attempts
+        needed = f"{least} past attempt{'' if least == 1 else 's'} on this task with val_accuracy by epoch"
+        n = len(self._own)
+        if isinstance(self.rule, CurveRule) and n and self._n_past < FEWEST_CURVES:
+            least, n, needed = FEWEST_CURVES, self._n_past, f"{FEWEST_CURVES} past learning curves on any tasks"
         if n >= least:
             return ""
-        return (
-            f"stop: the rule {self.rule.rule!r} needs {least} past attempts on this task with val_accuracy by epoch; "
-            f"there {'is' if n == 1 else 'are'} {n or 'none'}, so it stops nothing"
-        )
+        return f"stop: the rule {name!r} needs {needed}; there {'is' if n == 1 else 'are'} {n or 'none'}: nothing stops"

@@ -9,7 +9,6 @@ import click
 
 from mlmeta.commands import TrainCommands
 from mlmeta.curves import Forecast, PastCurve
-from mlmeta.errors import MlmetaError
 from mlmeta.past_curves import can_read_quickly, load_past_curves
 from mlmeta.stop_rules import StopRule
 from mlmeta.stopping import Watch
@@ -95,5 +94,8 @@ def read_past(commands: TrainCommands, *, task: str, run_id: str, rule: StopRule
         return []
     try:
         return load_past_curves(task, without=run_id) if rule or can_read_quickly() else []
-    except MlmetaError:
+    except Exception as error:  # noqa: BLE001 - whatever a store's library raises, the training goes on
+        if rule:
+            reason = " ".join(str(error).split())[:300]
+            click.echo(f"mlmeta: stop: past attempts cannot be read, so nothing stops: {reason}", err=True)
         return []

@@ -98,6 +98,17 @@ LABELS = st.lists(LINES, min_size=2, max_size=5, unique=True)
 OPTIMIZERS = named("optimizer").filter(lambda spec: spec.get("lr", 1) > 0)
 
 
+def stop_rules() -> st.SearchStrategy[dict[str, Any]]:
+    """Draw rules by which a training stops."""
+    after = {"after": st.floats(0, 1)}
+    counted = after | {"min_attempts": st.integers(1, 100)}
+    return st.one_of(
+        st.fixed_dictionaries({"rule": st.just("median")}, optional=counted),
+        st.fixed_dictionaries({"rule": st.just("top_fraction")}, optional=counted | {"fraction": st.floats(0.01, 1)}),
+        st.fixed_dictionaries({"rule": st.just("curve")}, optional=after | {"probability": st.floats(0, 1)}),
+    )
+
+
 def train_documents() -> st.SearchStrategy[dict[str, Any]]:
     """Draw train commands."""
     return st.fixed_dictionaries(
@@ -116,10 +127,10 @@ def train_documents() -> st.SearchStrategy[dict[str, Any]]:
             "n_epoch": st.integers(1, 1000),
             "n_labels": st.just(0),
             "seed": st.integers(0, 2**63 - 1),
-            "validation": st.floats(0, 0.9),
+            "validation": st.floats(0.01, 0.9),
             "keep": st.sampled_from(["best", "last"]),
             "initial_weights": st.none(),
-            "stop": st.none(),
+            "stop": st.one_of(st.none(), stop_rules()),
             "test": st.fixed_dictionaries({}, optional={"limit": st.integers(0, 99), "ids": st.lists(LINES)}),
         },
     )
