@@ -47,7 +47,7 @@ _EXPORTS = {
     "resume_tuning": "mlmeta.tune",
     "run_attempt": "mlmeta.attempts",
     "tune_task": "mlmeta.tune",
-    "TuningSettings": "mlmeta.tune",
+    "TuningSettings": "mlmeta.tuning_rounds",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]  # the names are those of _EXPORTS

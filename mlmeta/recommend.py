@@ -126,7 +126,7 @@ def recommend_commands(
         base_dir: What relative paths of the commands are relative to; None for the working folder.
         history: The table of `mlmeta.history.load_attempts`; None to read it.
         candidates: Choose among these only; each is trained as it says, on the task of `commands`.
-        n: At most so many.
+        n: At most so many; fewer where everything in the search space was tried.
         metric: The score; its name says whether lower is better.
         seed: Decides the variations.
 
@@ -142,8 +142,10 @@ def recommend_commands(
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
     proposals, rows = _build(task, given or _propose(task, metric, rng))
-    if not proposals:
+    if given and not proposals:
         raise BadInputError("candidates: none of them can be built for these pictures")
+    if not proposals:
+        return []
     for one in given:
         if one not in proposals:
             _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out", one.origin)

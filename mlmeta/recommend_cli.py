@@ -69,6 +69,8 @@ def recommend(
     )
     from mlmeta.table_output import write_output
 
+    if not found:
+        raise BadInputError("nothing is left to try: every training in the space of the commands was tried")
     table = _make_table(found, commands)
     write_output(table, output, form=form, important=())
     if form in (None, "table") and output is None:

@@ -52,7 +52,8 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
         from mlmeta.documents import load_train_commands
 
         commands = load_train_commands(config)
-    from mlmeta.tune import TuningSettings, describe_result, resume_tuning, tune_task
+    from mlmeta.tune import describe_result, resume_tuning, tune_task
+    from mlmeta.tuning_rounds import TuningSettings
 
     if commands is not None and config is not None:
         settings = TuningSettings(**wanted)  # type: ignore[arg-type]  # click has checked the kinds

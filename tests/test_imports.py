@@ -36,7 +36,7 @@ LAYERS = [
     {"attempts"},
     {"import_tasks", "importing", "import_progress", "meta_query", "recommend"},
     {"samplers"},
-    {"tuning_progress", "tune"},
+    {"tuning_progress", "tuning_rounds", "tune"},
     {"cli_errors"},
     {"exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
     {"cli"},

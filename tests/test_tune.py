@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from mlmeta.cli import cli
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.tune import Tuned, TuningSettings, choose_incumbent, rank_attempts, resume_tuning, tune_task
+from mlmeta.tune import Tuned, resume_tuning, tune_task
 from mlmeta.tune_cli import parse_duration
 from mlmeta.tuning_progress import TuningProgress
+from mlmeta.tuning_rounds import TuningSettings, choose_incumbent, rank_attempts
 from mlmeta.tuning_runs import TunedAttempt, list_attempts
 
 
@@ -212,3 +213,11 @@ def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytes
     assert "tuning of colours" in text
     assert "50.0%" in text
     assert "1/4" in text
+
+
+@pytest.mark.parametrize("sampler", ["mlmeta", "random"])
+def test_a_small_space_is_used_up(toy_document: dict[str, Any], store: str, sampler: str) -> None:
+    whole = {"optimizer": {"choices": [{"name": "Adam", "lr": 0.02}]}, "batch_size": {"choices": [8, 30]}}
+    models = {"model": {"choices": [toy_document["model"]]}, "scheduler": {"choices": [None]}}
+    tuned = tune(toy_document | {"scheduler": None, "space": whole | models}, attempts=5, round_size=5, sampler=sampler)
+    assert len(tuned.attempts) == 2

@@ -1,0 +1,234 @@
+"""The rounds of a tuning: begin what is proposed, cut after the first epochs, train the best to their end.
+
+That is successive halving with one cut (Jamieson and Talwalkar, Non-stochastic Best Arm Identification and
+Hyperparameter Optimization, 2016). How far a tuning is stands in MLflow alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlmeta.attempts import run_attempt
+from mlmeta.checkpoints import Checkpoint
+from mlmeta.commands import TrainCommands
+from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
+from mlmeta.recommend import Recommendation
+from mlmeta.samplers import SAMPLERS
+from mlmeta.status import Status
+from mlmeta.tracking import find_stopped_attempt, mark_interrupted, prune_attempt
+from mlmeta.tuning_progress import TuningProgress
+from mlmeta.tuning_runs import PARENT_TAG, ROUND_TAG, TunedAttempt, TuningRecorder, list_attempts
+
+FINISHED = (Status.TRAINED, Status.COMPLETE)
+_AT_WORK = (Status.INCOMPLETE, Status.TRAINING, Status.TESTING)
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """How to tune.
+
+    Attributes:
+        attempts: At most so many; None for as many as the time allows.
+        seconds: No training is begun, and none goes on, that would end later; None for no limit.
+        round_size: Attempts begun together.
+        keep: The share of a round that is trained to its end, at least one attempt.
+        first_epochs: Epochs after which a round is cut.
+        sampler: One of `mlmeta.samplers.SAMPLERS`.
+        seed: Of the proposals.
+    """
+
+    attempts: int | None = 10
+    seconds: float | None = None
+    round_size: int = 5
+    keep: float = 0.2
+    first_epochs: int = 1
+    sampler: str = "mlmeta"
+    seed: int = 0
+
+    def round_left(self, n_made: int) -> int:
+        """Return how many attempts the next round may begin where so many are made."""
+        left = self.round_size if self.attempts is None else self.attempts - n_made
+        return max(0, min(self.round_size, left))
+
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            BadInputError: With what is allowed.
+        """
+        if self.attempts is None and self.seconds is None:
+            raise BadInputError("tune needs a number of attempts, or a time limit, or both")
+        for name, value in (("attempts", self.attempts), ("seconds", self.seconds)):
+            if value is not None and not value > 0:
+                raise BadInputError(f"tune: {name} must be above 0; got {value}")
+        for name, value in (("round_size", self.round_size), ("first_epochs", self.first_epochs)):
+            if value < 1:
+                raise BadInputError(f"tune: {name} must be 1 or above; got {value}")
+        if not 0 < self.keep <= 1:
+            raise BadInputError(f"tune: keep must be a share above 0 and at most 1; got {self.keep}")
+        if self.sampler not in SAMPLERS:
+            raise BadInputError(f"tune: sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler!r}")
+
+
+def choose_incumbent(attempts: Sequence[TunedAttempt]) -> TunedAttempt | None:
+    """Return the best attempt by validation accuracy, of those that were finished, else of all."""
+    measured = [attempt for attempt in rank_attempts(attempts) if not math.isnan(attempt.val_accuracy)]
+    return next((one for one in measured if one.status in FINISHED), measured[0] if measured else None)
+
+
+def rank_attempts(attempts: Sequence[TunedAttempt]) -> list[TunedAttempt]:
+    """Return attempts by validation accuracy, the best first; equal ones by their loss."""
+
+    def worth(attempt: TunedAttempt) -> tuple[float, float]:
+        accuracy = -math.inf if math.isnan(attempt.val_accuracy) else attempt.val_accuracy
+        return accuracy, -math.inf if math.isnan(attempt.val_loss) else -attempt.val_loss
+
+    return sorted(attempts, key=worth, reverse=True)
+
+
+@dataclass
+class Tuning:
+    """One tuning at work; what is not in MLflow is lost without harm."""
+
+    name: str
+    settings: TuningSettings
+    base_dir: Path
+    recorder: TuningRecorder
+    shown: TuningProgress
+    n_epoch: int
+    started: float
+    epoch_s: float = 0.0
+    n_refused: int = 0
+
+    def attempts(self) -> list[TunedAttempt]:
+        """Return its attempts as they are now; one whose process died is marked Interrupted first."""
+        found = list_attempts(self.recorder.run_id)
+        dead = [attempt for attempt in found if attempt.status in _AT_WORK]
+        for attempt in dead:
+            mark_interrupted(attempt.run_id)
+        return list_attempts(self.recorder.run_id) if dead else found
+
+    def n_wanted(self) -> int:
+        """Return how many attempts are to be begun in the present round."""
+        attempts = self.attempts()
+        current = self._current_round(attempts)
+        n_before = len([attempt for attempt in attempts if attempt.round < current])
+        n_begun = len(attempts) - n_before
+        return max(0, self.settings.round_left(n_before + self.n_refused) - n_begun)
+
+    def go_on(self) -> bool:
+        """Return whether there is anything to do: attempts to begin, or to finish."""
+        attempts = self.attempts()
+        current = self._current_round(attempts)
+        if any(attempt.round == current for attempt in attempts) and not self._is_over(final=True):
+            return True
+        return self.n_wanted() > 0 and not self._is_over()
+
+    def _current_round(self, attempts: Sequence[TunedAttempt]) -> int:
+        """Return the number of the round at work: the last, or the one after it if that has been cut and finished."""
+        last = max((attempt.round for attempt in attempts), default=1)
+        return last + 1 if self._is_done([attempt for attempt in attempts if attempt.round == last]) else last
+
+    @staticmethod
+    def _is_done(members: Sequence[TunedAttempt]) -> bool:
+        """Return whether a round was cut, and nothing of it is to be gone on with."""
+        statuses = {attempt.status for attempt in members}
+        return bool(members) and Status.INTERRUPTED not in statuses and not statuses & set(_AT_WORK)
+
+    def _is_over(self, *, final: bool = False) -> bool:
+        """Return whether the time is used up; unless `final`, all but what the best of the round still needs."""
+        if self.settings.seconds is None:
+            return False
+        needed = 0.0 if final else self.epoch_s * self.n_epoch
+        return self._left() <= needed
+
+    def _left(self) -> float:
+        return (self.settings.seconds or math.inf) - (time.monotonic() - self.started)
+
+    def run_round(self, proposals: Sequence[Recommendation]) -> bool:
+        """Train the first epochs of what is proposed, cut, and train the best; return whether there was anything."""
+        attempts = self.attempts()
+        number = self._current_round(attempts)
+        members = [attempt for attempt in attempts if attempt.round == number]
+        until = min(self.settings.first_epochs, self.n_epoch)
+        for attempt in members:
+            if attempt.status == Status.INTERRUPTED and attempt.n_epochs < until:
+                self._go_on_with(attempt, until)
+        for proposal in proposals[: self.n_wanted()]:
+            if members and self._is_over():
+                break
+            self._begin(proposal, number, until)
+            members = [attempt for attempt in self.attempts() if attempt.round == number]
+        self._cut(number)
+        return bool(members or proposals)
+
+    def _begin(self, proposal: Recommendation, number: int, until: int) -> None:
+        made = len(self.attempts()) + self.n_refused
+        commands = proposal.commands.model_copy(update={"model_name": f"{self.name}-{made + 1}"})
+        tags = {PARENT_TAG: self.recorder.run_id, ROUND_TAG: str(number)}
+        if not self._train(commands, self.base_dir, until, round_number=number, tags=tags, proposal=proposal):
+            self.n_refused += 1
+
+    def _go_on_with(self, attempt: TunedAttempt, until: int) -> None:
+        stopped = find_stopped_attempt(attempt.run_id)
+        self._train(
+            stopped.commands, stopped.commands_dir, until, round_number=attempt.round, resume_run_id=attempt.run_id
+        )
+
+    def _train(
+        self, commands: TrainCommands, base_dir: Path, until: int, *,
+        round_number: int, proposal: Recommendation | None = None, **options: Any,
+    ) -> bool:  # fmt: skip
+        """Train an attempt up to an epoch; return whether it was begun at all."""
+        with self.shown.attempt(commands, round_number, proposal) as shown:
+            try:
+                _, trained, _ = run_attempt(
+                    commands, base_dir=base_dir, test=False, until_epoch=until, progress=shown, **options
+                )
+                shown.end(trained.stopped or (f"{len(trained.curve)} of {self.n_epoch} epochs"))
+                self.epoch_s = float(trained.curve[-1]["epoch_seconds"])
+            except (DivergedError, AttemptFailedError) as error:
+                shown.end(str(error))
+            except BadInputError as error:
+                shown.end(f"left out: {error}")
+                return False
+        return True
+
+    def _cut(self, number: int) -> None:
+        """Prune all but the best of a round, and train those to their end."""
+        members = [attempt for attempt in self.attempts() if attempt.round == number]
+        n_kept = max(1, math.ceil(self.settings.keep * len(members) - 1e-9))
+        n_kept -= sum(attempt.status in FINISHED for attempt in members)
+        waiting = rank_attempts([attempt for attempt in members if attempt.status == Status.INTERRUPTED])
+        for place, attempt in enumerate(waiting[max(n_kept, 0) :], start=n_kept + 1):
+            prune_attempt(
+                attempt.run_id,
+                f"place {place} of {len(members)} in round {number} after {attempt.n_epochs} "
+                f"epoch{'s' if attempt.n_epochs != 1 else ''}, by validation accuracy",
+            )
+            Checkpoint(attempt.run_id).put_aside()
+            self.shown.mark(attempt.name, Status.PRUNED)
+        for attempt in waiting[: max(n_kept, 0)]:
+            if (until := self._affordable(attempt)) > attempt.n_epochs:
+                self._go_on_with(attempt, until)
+        self._log_progress()
+
+    def _affordable(self, attempt: TunedAttempt) -> int:
+        """Return up to which epoch the time allows to train an attempt."""
+        left = self._left()
+        if math.isinf(left) or not self.epoch_s:
+            return self.n_epoch
+        return min(self.n_epoch, attempt.n_epochs + max(0, int(left / self.epoch_s)))
+
+    def _log_progress(self) -> None:
+        attempts = self.attempts()
+        incumbent = choose_incumbent(attempts)
+        if incumbent is not None:
+            epochs = float(sum(attempt.n_epochs for attempt in attempts))
+            metrics = {"incumbent_val_accuracy": incumbent.val_accuracy, "tuning_epochs": epochs}
+            self.recorder.log_progress(metrics, step=len(attempts))
