@@ -22,6 +22,7 @@ from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
+from mlmeta.initial_weights import Start, look_up_start, start_training
 from mlmeta.loss_curve import CURVE_TAG, write_curve
 from mlmeta.metafeatures import describe_pictures
 from mlmeta.pictures import choose_pictures, find_conflicts
@@ -102,6 +103,8 @@ def run_attempt(
         # Looked at now, so that a test without pictures is refused before hours of training.
         choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=commands.seed)
     resumed = resume_run_id or tracking.find_resumable(commands)
+    # A checkpoint has all that the attempt began with.
+    start = None if resumed and Checkpoint(resumed).file.is_file() else look_up_start(prepared)
     metrics: Metrics = {}
     with (
         terminating_gently(),
@@ -110,7 +113,7 @@ def run_attempt(
         checkpoint = Checkpoint(recorder.run_id)
         recorded = recorder.recorded_steps("train_loss") if resumed else set()
         trained = _go_on(prepared, checkpoint, recorded) if resumed else Trained()
-        _train_recorded(prepared, recorder, trained, checkpoint, recorded)
+        _train_recorded(prepared, recorder, trained, checkpoint, recorded, start)
         if test:
             recorder.log_document("test_commands.json", make_test_commands(commands).document())
             prepared.model.load_state_dict(trained.state)
@@ -182,11 +185,22 @@ class _NewEpochs:
 
 
 def _train_recorded(
-    prepared: Prepared, recorder: Recorder, trained: Trained, checkpoint: Checkpoint, recorded: set[int]
+    prepared: Prepared,
+    recorder: Recorder,
+    trained: Trained,
+    checkpoint: Checkpoint,
+    recorded: set[int],
+    start: Start | None,
 ) -> None:
     commands = prepared.commands
     _record_task(prepared, recorder)
     recorder.set_status(Status.TRAINING)
+    if start:
+        with _telling_what_broke(prepared):
+            start_training(prepared, trained, start)
+        # Saved before anything of it is recorded, so that an attempt that goes on does not choose anew.
+        save_checkpoint(prepared, trained, checkpoint)
+    recorder.log_params({f"initial_weights.{key}": value for key, value in trained.initial_weights.items()})
     epochs = _NewEpochs(recorder, recorded)
     for epoch, metrics in enumerate(trained.curve, start=1):
         epochs.log_metrics(metrics, step=epoch)
@@ -244,15 +258,21 @@ def _train_guarded(
     prepared: Prepared, recorder: EpochRecorder, trained: Trained, progress: Progress, checkpoint: Checkpoint
 ) -> None:
     """Train with a checkpoint after the epochs; make one message of whatever torch raises."""
-    name = prepared.commands.model_name
 
     def save(trained: Trained) -> None:
         last = len(trained.curve) == prepared.commands.n_epoch
         if checkpoint.is_due() or last:
             save_checkpoint(prepared, trained, checkpoint)
 
-    try:
+    with _telling_what_broke(prepared):
         train_attempt(prepared, recorder, trained=trained, progress=progress, after_epoch=save)
+
+
+@contextlib.contextmanager
+def _telling_what_broke(prepared: Prepared) -> Iterator[None]:
+    name = prepared.commands.model_name
+    try:
+        yield
     except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise AttemptFailedError(f"{name}: {_explain_memory(prepared)}") from error

@@ -56,11 +56,13 @@ class Trained:
         curve: The metrics of every epoch, the first first.
         kept_epoch: The epoch (from 1) whose weights are kept; 0 before any.
         state: Those weights, on the CPU.
+        initial_weights: What it started from and why, as params; empty where that was not asked for.
     """
 
     curve: list[Metrics] = field(default_factory=list)
     kept_epoch: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
+    initial_weights: dict[str, Any] = field(default_factory=dict)
 
     @property
     def train_losses(self) -> list[float]:
@@ -244,6 +246,7 @@ def capture_state(prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "curve": trained.curve,
         "kept_epoch": trained.kept_epoch,
         "kept": trained.state,
+        "initial_weights": trained.initial_weights,
         "model": prepared.model.state_dict(),
         "optimizer": prepared.optimizer.state_dict(),
         "scheduler": prepared.scheduler.state_dict() if prepared.scheduler else None,
@@ -272,7 +275,12 @@ def restore_state(prepared: Prepared, state: Mapping[str, Any]) -> Trained:
     if state["cuda_random"]:
         torch.cuda.set_rng_state_all(state["cuda_random"])
     random.setstate(state["python_random"])
-    return Trained(curve=list(state["curve"]), kept_epoch=state["kept_epoch"], state=dict(state["kept"]))
+    return Trained(
+        curve=list(state["curve"]),
+        kept_epoch=state["kept_epoch"],
+        state=dict(state["kept"]),
+        initial_weights=dict(state.get("initial_weights") or {}),
+    )
 
 
 def main() -> None:
