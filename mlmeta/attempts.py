@@ -3,81 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import click
-from torch import nn
-
-from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
-from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
+from mlmeta.errors import NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
-from mlmeta.feature_cache import remember_features
-from mlmeta.loss_curve import CURVE_TAG, write_curve
-from mlmeta.metafeatures import describe_pictures
-from mlmeta.pictures import choose_pictures, find_conflicts
-from mlmeta.plots import plot_loss_curve
-from mlmeta.preparation import Task
-from mlmeta.progress import EpochProgress, Progress, TrainingProgress
-from mlmeta.recorder import EpochRecorder, Recorder
-from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.initial_weights import look_up_start
+from mlmeta.pictures import choose_pictures
+from mlmeta.progress import EpochProgress, TrainingProgress
+from mlmeta.recorded_training import Job, train_recorded
 from mlmeta.spec_builder import output_form
-from mlmeta.status import Status
 from mlmeta.train import (
     Metrics,
     Prepared,
     Trained,
-    capture_state,
-    find_batch_size,
-    has_diverged,
-    is_out_of_memory,
     prepare_training,
     restore_state,
-    train_attempt,
 )
-from mlmeta.watching import EpochWatch, read_past
-from mlmeta.weights import save_weights
-
-
-def describe_task(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return the params ``task.*`` and the meta-features of a task."""
-    channels, height, width = task.input_shape
-    training = task.select("train")
-    params = {
-        "n_labels": task.n_labels,
-        "n_train": len(training.pictures),
-        "n_validation": len(task.select("validation").pictures),
-        "n_test": len(task.select("test").pictures),
-        "n_skipped": len(task.decoded.skipped),
-        "height": height,
-        "width": width,
-        "channels": channels,
-    }
-    labels = [picture.label for picture in training.pictures]
-    described = [task.image_ops, task.n_labels, [[picture.digest, picture.label] for picture in training.pictures]]
-    return params, remember_features(
-        described, lambda: describe_pictures(training.arrays, labels, n_labels=task.n_labels)
-    )
-
-
-def describe_model(commands: TrainCommands, model: nn.Module) -> dict[str, Any]:
-    """Return the params ``arch.*`` of the built model."""
-    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if layers := commands.model.get("layers"):
-        return describe_architecture(walk_layers(layers), n_parameters=n_parameters)
-    leaves = [(type(m).__name__, vars(m)) for m in model.modules() if not list(m.children())]
-    return describe_architecture(leaves, n_parameters=n_parameters)
 
 
 def run_attempt(
@@ -119,6 +67,8 @@ def run_attempt(
         # Looked at now, so that a test without pictures is refused before hours of training.
         choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=commands.seed)
     resumed = resume_run_id or tracking.find_resumable(commands)
+    # A checkpoint has all that the attempt began with.
+    start = None if resumed and Checkpoint(resumed).is_there() else look_up_start(prepared)
     metrics: Metrics = {}
     with (
         terminating_gently(),
@@ -128,8 +78,8 @@ def run_attempt(
         recorded = recorder.recorded_steps("train_loss") if resumed else set()
         trained = _go_on(prepared, checkpoint, recorded) if resumed else Trained()
         with EpochProgress(commands.model_name, commands.n_epoch) if progress is None else progress as shown:
-            job = _Job(prepared, trained, checkpoint, shown, until_epoch or commands.n_epoch)
-            _train_recorded(job, recorder, recorded, run_id=recorder.run_id)
+            job = Job(prepared, trained, checkpoint, shown, until_epoch or commands.n_epoch)
+            train_recorded(job, recorder, recorded, start, run_id=recorder.run_id)
         finished = len(trained.curve) == commands.n_epoch and not trained.stopped
         if test and finished:
             recorder.log_document("test_commands.json", make_test_commands(commands).document())
@@ -188,169 +138,3 @@ def _go_on(prepared: Prepared, checkpoint: Checkpoint, recorded: set[int]) -> Tr
             "resume it where it was trained, or start a new one"
         )
     return Trained()
-
-
-class _NewEpochs:
-    """Passes on the metrics of epochs that the run does not have yet, so that a resumed curve has each once."""
-
-    def __init__(self, recorder: EpochRecorder, recorded: set[int]) -> None:
-        self._recorder = recorder
-        self._recorded = recorded
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
-        if step not in self._recorded:
-            self._recorder.log_metrics(metrics, step=step)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One training, and what it has to do with."""
-
-    prepared: Prepared
-    trained: Trained
-    checkpoint: Checkpoint
-    progress: Progress
-    until_epoch: int
-
-
-def _train_recorded(job: _Job, recorder: Recorder, recorded: set[int], *, run_id: str) -> None:
-    prepared, trained, checkpoint = job.prepared, job.trained, job.checkpoint
-    commands = prepared.commands
-    _record_task(prepared, recorder)
-    recorder.set_status(Status.TRAINING)
-    epochs = _NewEpochs(recorder, recorded)
-    watch = _watch_training(prepared, trained, run_id)
-    for epoch, metrics in enumerate(trained.curve, start=1):
-        epochs.log_metrics(metrics, step=epoch)
-    try:
-        _train_guarded(job, epochs, watch)
-    finally:
-        log_training(prepared, trained, recorder)
-    if has_diverged(trained.curve[-1]):
-        checkpoint.remove()
-        recorder.set_status(Status.DIVERGED)
-        raise DivergedError(
-            f"{commands.model_name}: the loss is no longer a finite number in epoch {len(trained.curve)}; a smaller "
-            f"optimizer.lr usually helps (it was {trained.curve[-1]['learning_rate']:g}). The run keeps the curve."
-        )
-    if trained.stopped:
-        save_checkpoint(prepared, trained, checkpoint)
-        checkpoint.put_aside()
-        recorder.set_tags({"mlmeta.stop_reason": trained.stopped})
-        recorder.set_status(Status.PRUNED)
-    elif len(trained.curve) < commands.n_epoch:
-        recorder.set_status(Status.INTERRUPTED)
-    else:
-        recorder.set_status(Status.TRAINED)
-
-
-def _watch_training(prepared: Prepared, trained: Trained, run_id: str) -> EpochWatch:
-    commands, task = prepared.commands, prepared.task
-    rule = None if trained.ignores_stop else commands.stop
-    digest = task.pictures.task_digest
-    return EpochWatch(
-        commands, read_past(commands, task=digest, run_id=run_id, rule=rule),
-        task=digest, n_labels=task.n_labels, chance_loss=chance_loss(prepared), rule=rule,
-    )  # fmt: skip
-
-
-def _record_task(prepared: Prepared, recorder: Recorder) -> None:
-    pictures = prepared.task.pictures
-    params, features = describe_task(prepared.task)
-    recorder.log_params({f"task.{key}": value for key, value in params.items()})
-    recorder.log_params(
-        {f"arch.{key}": value for key, value in describe_model(prepared.commands, prepared.model).items()}
-    )
-    recorder.log_document("label_names.json", list(pictures.label_names))
-    recorder.set_tags(
-        {
-            "mlmeta.task": json.dumps(features),
-            "mlmeta.task_digest": pictures.task_digest,
-            "mlmeta.device": str(prepared.device),
-        }
-    )
-    _record_odd_pictures(prepared.task, recorder)
-    name = prepared.commands.model_name
-    recorder.log_data(name=name, digest=pictures.digest, source=pictures.source, context="training")
-
-
-def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
-    """Record which pictures were left out or stand under several labels, and say so in one line."""
-    skipped, conflicts = task.decoded.skipped, find_conflicts(task.decoded.pictures)
-    if line := summarise_odd_pictures(skipped, conflicts):
-        click.echo(f"mlmeta: {line}", err=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if skipped:
-            write_skipped(folder / "skipped_pictures.csv", skipped)
-        if conflicts:
-            write_conflicts(folder / "conflicting_pictures.csv", conflicts, task.pictures.label_names)
-        if skipped or conflicts:
-            recorder.log_files(folder)
-
-
-def _train_guarded(job: _Job, recorder: EpochRecorder, watch: EpochWatch) -> None:
-    """Train, watched, with a checkpoint after the epochs; make one message of whatever torch raises."""
-    prepared, checkpoint = job.prepared, job.checkpoint
-    name = prepared.commands.model_name
-
-    def look_and_save(trained: Trained) -> None:
-        watch.look(trained.curve)
-        last = len(trained.curve) in (job.until_epoch, prepared.commands.n_epoch)
-        if checkpoint.is_due() or last:
-            save_checkpoint(prepared, trained, checkpoint)
-
-    try:
-        train_attempt(
-            prepared, recorder, trained=job.trained, progress=job.progress, after_epoch=look_and_save,
-            stop=lambda trained: watch.decide(trained.curve), until_epoch=job.until_epoch,
-        )  # fmt: skip
-    except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise AttemptFailedError(f"{name}: {_explain_memory(prepared)}") from error
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise AttemptFailedError(f"{name}: the training broke: {reason}") from error
-
-
-def save_checkpoint(prepared: Prepared, trained: Trained, checkpoint: Checkpoint) -> None:
-    """Save a checkpoint; where that is not possible, a full disk say, the training goes on without."""
-    try:
-        checkpoint.save(capture_state(prepared, trained))
-    except OSError as error:
-        click.echo(f"mlmeta: no checkpoint was saved, the training goes on: {error}", err=True)
-
-
-def _explain_memory(prepared: Prepared) -> str:
-    batch_size = find_batch_size(prepared)
-    advice = f"batch_size {batch_size} would fit" if batch_size else "not even a batch of one picture would fit"
-    return f"the memory of {prepared.device} is used up by batch_size {prepared.commands.batch_size}; {advice}"
-
-
-def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> None:
-    """Record the curve, its plot, and the kept weights, of as many epochs as there are."""
-    if not trained.curve:
-        return
-    recorder.set_tags({CURVE_TAG: write_curve(trained.train_losses)})
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        plot_loss_curve(
-            folder / "loss_curve.png",
-            train_losses=trained.train_losses,
-            val_losses=[metrics.get("val_loss") for metrics in trained.curve],
-            val_accuracies=[metrics.get("val_accuracy") for metrics in trained.curve],
-            kept_epoch=trained.kept_epoch or None,
-            title=prepared.commands.model_name,
-            chance_loss=chance_loss(prepared),
-        )
-        if trained.state:
-            sha256 = save_weights(trained.state, folder / "models", prepared.commands.model_name)
-            recorder.set_tags({"mlmeta.weights_sha256": sha256, "mlmeta.kept_epoch": str(trained.kept_epoch)})
-            kept = trained.curve[trained.kept_epoch - 1]
-            if "val_accuracy" in kept:
-                recorder.log_metrics({"kept_val_accuracy": kept["val_accuracy"]})
-        recorder.log_files(folder)
-
-
-def chance_loss(prepared: Prepared) -> float | None:
-    """Return the loss of guessing, ln K, where the criterion is one that it is known for."""
-    return math.log(prepared.task.n_labels) if prepared.commands.criterion["name"] == "CrossEntropyLoss" else None

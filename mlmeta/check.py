@@ -64,7 +64,14 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
         f"test pictures from {task.pictures.source}",
         f"{commands.criterion['name']}, {commands.optimizer['name']}, {scheduler}; {commands.n_epoch} epochs",
     ]
+    if commands.initial_weights is not None:
+        facts.append(_describe_start(commands.initial_weights))
     return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts)
+
+
+def _describe_start(initial_weights: str) -> str:
+    wanted = "the attempts so far" if initial_weights == "auto" else f"the attempt {initial_weights}"
+    return f"initial weights would be looked for in {wanted}; they were not fetched"
 
 
 def format_table(result: CheckResult) -> str:

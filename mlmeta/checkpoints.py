@@ -61,6 +61,10 @@ class Checkpoint:
             self._temporary.unlink(missing_ok=True)
         self._written_at = time.monotonic()
 
+    def is_there(self) -> bool:
+        """Return whether there is one."""
+        return self.file.is_file() or self._aside.is_file()
+
     def load(self) -> dict[str, Any] | None:
         """Return the state, or None where there is none.
 

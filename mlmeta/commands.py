@@ -104,6 +104,13 @@ def _check_model_name(name: str) -> str:
     return name
 
 
+def _check_initial_weights(source: str) -> str:
+    try:
+        return _check_model_name(source)
+    except ValueError:
+        raise ValueError("must be null, auto, or the name or run id of an attempt") from None
+
+
 def _check_text(text: str) -> str:
     if not specs.can_be_written(text):
         raise ValueError("holds text that is not Unicode")
@@ -142,6 +149,9 @@ Labels: TypeAlias = Annotated[
 PictureIds: TypeAlias = Annotated[list[str], _checked(_check_strings)]
 ModelName: TypeAlias = Annotated[
     str, AfterValidator(_check_model_name), Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_NAME_BYTES})
+]
+InitialWeights: TypeAlias = Annotated[
+    str, AfterValidator(_check_initial_weights), Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_NAME_BYTES})
 ]
 Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
 FilePath: TypeAlias = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
@@ -278,7 +288,9 @@ class TrainCommands(_Commands):
     keep: Literal["best", "last"] = Field(
         "best", description="the epoch whose weights are kept: least val_loss, or last"
     )
-    initial_weights: None = Field(None, description="only null in this version: every attempt starts from scratch")
+    initial_weights: InitialWeights | None = Field(
+        None, description="null: from scratch; auto: from past attempts; an attempt's name or run id: from its weights"
+    )
     stop: Stop | None = Field(
         None, description="a rule that may end the training early, by past attempts; null: all epochs"
     )

@@ -55,7 +55,7 @@ def find_attempt(*, name: str | None = None, run_id: str | None = None) -> Attem
     tags = run.data.tags
     if "mlmeta.weights_sha256" not in tags:
         raise NotFoundError(
-            f"the attempt {run.info.run_name} ({run.info.run_id}) has no weights to test: its status is "
+            f"the attempt {run.info.run_name} ({run.info.run_id}) has no weights: its status is "
             f"{tags.get('mlmeta.status', 'unknown')}"
         )
     return AttemptRecord(

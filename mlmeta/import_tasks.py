@@ -74,7 +74,7 @@ def _read_task(commands: TrainCommands, base_dir: Path) -> TaskFacts | str:
     if isinstance(data, TorchvisionData):
         # An import fetches nothing.
         data = data.model_copy(update={"download": False})
-    from mlmeta.attempts import describe_task
+    from mlmeta.description import describe_task
     from mlmeta.preparation import prepare_task
 
     try:
@@ -91,7 +91,7 @@ def _build_network(commands: TrainCommands, n_labels: int, input_shape: tuple[in
     """Return the params ``arch.*`` of the built model, as of a trained one; None if it cannot be built."""
     import torch
 
-    from mlmeta.attempts import describe_model
+    from mlmeta.description import describe_model
     from mlmeta.spec_builder import build_model
 
     try:

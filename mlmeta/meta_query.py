@@ -319,7 +319,7 @@ def _describe_commands(file: Path) -> pd.DataFrame:
     from mlmeta.documents import load_train_commands
 
     commands = load_train_commands(file)
-    from mlmeta.attempts import describe_task
+    from mlmeta.description import describe_task
     from mlmeta.preparation import prepare_task
     from mlmeta.similarity import describe_new_task
 

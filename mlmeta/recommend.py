@@ -20,8 +20,8 @@ import pandas as pd
 
 from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.attempt_features import FAILED, list_params, read_numbers
-from mlmeta.attempts import describe_model, describe_task
 from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.lessons import STD_COLUMN, split_lessons
 from mlmeta.param_features import Floats

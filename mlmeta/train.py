@@ -58,6 +58,7 @@ class Trained:
         state: Those weights, on the CPU.
         stopped: Why the training was stopped before its last epoch; empty where it was not.
         ignores_stop: Whether nothing stops it any more: it was stopped once, and somebody wants the rest.
+        initial_weights: What it started from and why, as params; empty where that was not asked for.
     """
 
     curve: list[Metrics] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Trained:
     state: dict[str, Tensor] = field(default_factory=dict)
     stopped: str = ""
     ignores_stop: bool = False
+    initial_weights: dict[str, Any] = field(default_factory=dict)
 
     @property
     def train_losses(self) -> list[float]:
@@ -258,6 +260,7 @@ def capture_state(prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "kept_epoch": trained.kept_epoch,
         "kept": trained.state,
         "ignores_stop": trained.ignores_stop or bool(trained.stopped),
+        "initial_weights": trained.initial_weights,
         "model": prepared.model.state_dict(),
         "optimizer": prepared.optimizer.state_dict(),
         "scheduler": prepared.scheduler.state_dict() if prepared.scheduler else None,
@@ -291,6 +294,7 @@ def restore_state(prepared: Prepared, state: Mapping[str, Any]) -> Trained:
         kept_epoch=state["kept_epoch"],
         state=dict(state["kept"]),
         ignores_stop=state.get("ignores_stop", False),
+        initial_weights=dict(state.get("initial_weights") or {}),
     )
 
 

@@ -27,6 +27,8 @@ from mlmeta.errors import NotFoundError, WeightsError
 
 StateDict = Mapping[str, Tensor]
 MAX_TENSORS = 50_000
+# Of a model's numbers this share must be in a file for it to be worth starting from.
+LEAST_OVERLAP = 0.5
 # A tied weight stands in the file once and in the state dict twice or more; no plain network shares more than this.
 _MAX_SHARED = 4
 # The pickles of torch's older format, each after the other: a number, a version, the system, the state dict, keys.
@@ -210,12 +212,21 @@ def load_backbone(model: nn.Module, state: StateDict, *, source: str) -> int:
         WeightsError: If less than half of the model's numbers are in the file. The model is unchanged.
     """
     wanted = model.state_dict()
-    overlap = {key: value for key, value in state.items() if key in wanted and not _compare(key, wanted[key], value)}
-    share = _count(overlap.values()) / max(1, _count(wanted.values()))
-    if share < 0.5:
+    overlap = find_overlap(wanted, state)
+    if (share := measure_overlap(wanted, overlap)) < LEAST_OVERLAP:
         raise WeightsError(f"{source}: has {share:.0%} of the model's weights by name and shape; half are needed")
     model.load_state_dict({**wanted, **overlap})
     return len(overlap)
+
+
+def find_overlap(wanted: StateDict, state: StateDict) -> dict[str, Tensor]:
+    """Return the tensors of a state dict that a model can take over: of equal name, shape and kind of number."""
+    return {key: value for key, value in state.items() if key in wanted and not _compare(key, wanted[key], value)}
+
+
+def measure_overlap(wanted: StateDict, overlap: StateDict) -> float:
+    """Return the share of a model's numbers that are in an overlap, 0 to 1."""
+    return _count(overlap.values()) / max(1, _count(wanted.values()))
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

@@ -129,7 +129,7 @@ def train_documents() -> st.SearchStrategy[dict[str, Any]]:
             "seed": st.integers(0, 2**63 - 1),
             "validation": st.floats(0.01, 0.9),
             "keep": st.sampled_from(["best", "last"]),
-            "initial_weights": st.none(),
+            "initial_weights": st.one_of(st.none(), st.sampled_from(["auto", "dogs 3", "0" * 32])),
             "stop": st.one_of(st.none(), stop_rules()),
             "test": st.fixed_dictionaries({}, optional={"limit": st.integers(0, 99), "ids": st.lists(LINES)}),
         },

@@ -248,7 +248,11 @@ class TestFaults:
             ({"validation": float("nan")}, "validation: must be a finite number; got nan"),
             ({"keep": "bset"}, "keep: must be one of best, last; got 'bset'. Did you mean 'best'?"),
             ({"stop": 5}, "stop: must be an object; got 5"),
-            ({"initial_weights": "a.pt"}, "initial_weights: must be null in this version; got 'a.pt'"),
+            ({"initial_weights": 5}, "initial_weights: must be a string; got 5"),
+            (
+                {"initial_weights": "../a.pt"},
+                "initial_weights: must be null, auto, or the name or run id of an attempt; got '../a.pt'",
+            ),
             ({"test": []}, "test: must be an object; got []"),
             (
                 {"test": {"limits": 5}},

@@ -14,9 +14,10 @@ from conftest import MemoryRecorder
 from torch import Tensor, nn
 
 from mlmeta import attempts, preparation, sizes
-from mlmeta.attempts import describe_model, log_training
+from mlmeta.description import describe_model
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
+from mlmeta.recorded_training import log_training
 from mlmeta.train import Trained, find_batch_size, is_kept, prepare_training, shuffle_seed, train_attempt
 
 

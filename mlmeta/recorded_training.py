@@ -1,0 +1,236 @@
+"""One training recorded in a run: its task, its epochs, its checkpoints, its weights, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from mlmeta.checkpoints import Checkpoint
+from mlmeta.description import describe_model, describe_task
+from mlmeta.errors import AttemptFailedError, DivergedError
+from mlmeta.initial_weights import Start, start_training
+from mlmeta.loss_curve import CURVE_TAG, write_curve
+from mlmeta.pictures import find_conflicts
+from mlmeta.plots import plot_loss_curve
+from mlmeta.preparation import Task
+from mlmeta.progress import Progress
+from mlmeta.recorder import EpochRecorder, Recorder
+from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.status import Status
+from mlmeta.train import (
+    Prepared,
+    Trained,
+    capture_state,
+    find_batch_size,
+    has_diverged,
+    is_out_of_memory,
+    train_attempt,
+)
+from mlmeta.watching import EpochWatch, read_past
+from mlmeta.weights import save_weights
+
+
+class _NewEpochs:
+    """Passes on the metrics of epochs that the run does not have yet, so that a resumed curve has each once."""
+
+    def __init__(self, recorder: EpochRecorder, recorded: set[int]) -> None:
+        self._recorder = recorder
+        self._recorded = recorded
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
+        if step not in self._recorded:
+            self._recorder.log_metrics(metrics, step=step)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, and what it has to do with.
+
+    Attributes:
+        prepared: From `mlmeta.train.prepare_training`.
+        trained: The epochs so far; is filled in.
+        checkpoint: Of its run.
+        progress: Is told of every epoch.
+        until_epoch: The last epoch that is trained now.
+    """
+
+    prepared: Prepared
+    trained: Trained
+    checkpoint: Checkpoint
+    progress: Progress
+    until_epoch: int
+
+
+def train_recorded(job: Job, recorder: Recorder, recorded: set[int], start: Start | None, *, run_id: str) -> None:
+    """Train an attempt up to where it is wanted, and record all of it but the test.
+
+    Args:
+        job: What is done.
+        recorder: Of its run.
+        recorded: The epochs that the run has already.
+        start: What it is to start from; None for a training that goes on, and for one from scratch.
+        run_id: Its run.
+
+    Raises:
+        DivergedError: If the loss stopped being finite; everything up to there is recorded.
+        AttemptFailedError: If the training broke.
+    """
+    prepared, trained, checkpoint = job.prepared, job.trained, job.checkpoint
+    commands = prepared.commands
+    _record_task(prepared, recorder)
+    recorder.set_status(Status.TRAINING)
+    if start:
+        with _telling_what_broke(prepared):
+            start_training(prepared, trained, start)
+        # Saved before anything of it is recorded, so that an attempt that goes on does not choose anew.
+        save_checkpoint(prepared, trained, checkpoint)
+    recorder.log_params({f"initial_weights.{key}": value for key, value in trained.initial_weights.items()})
+    epochs = _NewEpochs(recorder, recorded)
+    watch = _watch_training(prepared, trained, run_id)
+    for epoch, metrics in enumerate(trained.curve, start=1):
+        epochs.log_metrics(metrics, step=epoch)
+    try:
+        _train_guarded(job, epochs, watch)
+    finally:
+        log_training(prepared, trained, recorder)
+    if has_diverged(trained.curve[-1]):
+        checkpoint.remove()
+        recorder.set_status(Status.DIVERGED)
+        raise DivergedError(
+            f"{commands.model_name}: the loss is no longer a finite number in epoch {len(trained.curve)}; a smaller "
+            f"optimizer.lr usually helps (it was {trained.curve[-1]['learning_rate']:g}). The run keeps the curve."
+        )
+    if trained.stopped:
+        save_checkpoint(prepared, trained, checkpoint)
+        checkpoint.put_aside()
+        recorder.set_tags({"mlmeta.stop_reason": trained.stopped})
+        recorder.set_status(Status.PRUNED)
+    elif len(trained.curve) < commands.n_epoch:
+        recorder.set_status(Status.INTERRUPTED)
+    else:
+        recorder.set_status(Status.TRAINED)
+
+
+def _watch_training(prepared: Prepared, trained: Trained, run_id: str) -> EpochWatch:
+    commands, task = prepared.commands, prepared.task
+    rule = None if trained.ignores_stop else commands.stop
+    digest = task.pictures.task_digest
+    return EpochWatch(
+        commands, read_past(commands, task=digest, run_id=run_id, rule=rule),
+        task=digest, n_labels=task.n_labels, chance_loss=chance_loss(prepared), rule=rule,
+    )  # fmt: skip
+
+
+def _record_task(prepared: Prepared, recorder: Recorder) -> None:
+    pictures = prepared.task.pictures
+    params, features = describe_task(prepared.task)
+    recorder.log_params({f"task.{key}": value for key, value in params.items()})
+    recorder.log_params(
+        {f"arch.{key}": value for key, value in describe_model(prepared.commands, prepared.model).items()}
+    )
+    recorder.log_document("label_names.json", list(pictures.label_names))
+    recorder.set_tags(
+        {
+            "mlmeta.task": json.dumps(features),
+            "mlmeta.task_digest": pictures.task_digest,
+            "mlmeta.device": str(prepared.device),
+        }
+    )
+    _record_odd_pictures(prepared.task, recorder)
+    name = prepared.commands.model_name
+    recorder.log_data(name=name, digest=pictures.digest, source=pictures.source, context="training")
+
+
+def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
+    """Record which pictures were left out or stand under several labels, and say so in one line."""
+    skipped, conflicts = task.decoded.skipped, find_conflicts(task.decoded.pictures)
+    if line := summarise_odd_pictures(skipped, conflicts):
+        click.echo(f"mlmeta: {line}", err=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if skipped:
+            write_skipped(folder / "skipped_pictures.csv", skipped)
+        if conflicts:
+            write_conflicts(folder / "conflicting_pictures.csv", conflicts, task.pictures.label_names)
+        if skipped or conflicts:
+            recorder.log_files(folder)
+
+
+def _train_guarded(job: Job, recorder: EpochRecorder, watch: EpochWatch) -> None:
+    """Train, watched, with a checkpoint after the epochs; make one message of whatever torch raises."""
+    prepared, checkpoint = job.prepared, job.checkpoint
+
+    def look_and_save(trained: Trained) -> None:
+        watch.look(trained.curve)
+        last = len(trained.curve) in (job.until_epoch, prepared.commands.n_epoch)
+        if checkpoint.is_due() or last:
+            save_checkpoint(prepared, trained, checkpoint)
+
+    with _telling_what_broke(prepared):
+        train_attempt(
+            prepared, recorder, trained=job.trained, progress=job.progress, after_epoch=look_and_save,
+            stop=lambda trained: watch.decide(trained.curve), until_epoch=job.until_epoch,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _telling_what_broke(prepared: Prepared) -> Iterator[None]:
+    name = prepared.commands.model_name
+    try:
+        yield
+    except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise AttemptFailedError(f"{name}: {_explain_memory(prepared)}") from error
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise AttemptFailedError(f"{name}: the training broke: {reason}") from error
+
+
+def save_checkpoint(prepared: Prepared, trained: Trained, checkpoint: Checkpoint) -> None:
+    """Save a checkpoint; where that is not possible, a full disk say, the training goes on without."""
+    try:
+        checkpoint.save(capture_state(prepared, trained))
+    except OSError as error:
+        click.echo(f"mlmeta: no checkpoint was saved, the training goes on: {error}", err=True)
+
+
+def _explain_memory(prepared: Prepared) -> str:
+    batch_size = find_batch_size(prepared)
+    advice = f"batch_size {batch_size} would fit" if batch_size else "not even a batch of one picture would fit"
+    return f"the memory of {prepared.device} is used up by batch_size {prepared.commands.batch_size}; {advice}"
+
+
+def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> None:
+    """Record the curve, its plot, and the kept weights, of as many epochs as there are."""
+    if not trained.curve:
+        return
+    recorder.set_tags({CURVE_TAG: write_curve(trained.train_losses)})
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        plot_loss_curve(
+            folder / "loss_curve.png",
+            train_losses=trained.train_losses,
+            val_losses=[metrics.get("val_loss") for metrics in trained.curve],
+            val_accuracies=[metrics.get("val_accuracy") for metrics in trained.curve],
+            kept_epoch=trained.kept_epoch or None,
+            title=prepared.commands.model_name,
+            chance_loss=chance_loss(prepared),
+        )
+        if trained.state:
+            sha256 = save_weights(trained.state, folder / "models", prepared.commands.model_name)
+            recorder.set_tags({"mlmeta.weights_sha256": sha256, "mlmeta.kept_epoch": str(trained.kept_epoch)})
+            kept = trained.curve[trained.kept_epoch - 1]
+            if "val_accuracy" in kept:
+                recorder.log_metrics({"kept_val_accuracy": kept["val_accuracy"]})
+        recorder.log_files(folder)
+
+
+def chance_loss(prepared: Prepared) -> float | None:
+    """Return the loss of guessing, ln K, where the criterion is one that it is known for."""
+    return math.log(prepared.task.n_labels) if prepared.commands.criterion["name"] == "CrossEntropyLoss" else None
