@@ -118,7 +118,8 @@ class Surrogate:
         scores[past["status"].isin(FAILED).to_numpy()] = np.nan
         self._levels = _Levels(scores, z, codes, closeness[names.index(task)])
         self._fit(past, new, tasks, codes, names.index(task), z, closeness)
-        self._observed: list[tuple[int, float]] = []
+        # Row, score above chance, and what it weighs beside one that is certain.
+        self._observed: list[tuple[int, float, float]] = []
 
     def _fit(
         self,
@@ -148,20 +149,29 @@ class Surrogate:
         self._likeness = across
         self._ranked, self._with_level = self.mean.copy(), self.covariance + _LEVEL
 
-    def observe(self, row: int, score: float | None) -> None:
-        """Take in that a new attempt has reached a score; None for one that failed or diverged."""
-        noise = self._settings.noise
-        own_gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
+    def observe(self, row: int, score: float | None, *, std: float = 0.0) -> None:
+        """Take in that a new attempt has reached a score.
+
+        Args:
+            row: Which of the new attempts.
+            score: In the metric's own unit; None for one that failed or diverged.
+            std: Standard deviation of the score, where it is itself only expected (of an attempt that was pruned, or
+                after its first epoch); in the metric's own unit. Its square is added to the noise.
+        """
         if score is None or not np.isfinite(score):
             # It says nothing of the task's level.
-            self._ranked = self._ranked + own_gain * (_FAILED_Z - self.mean[row])
+            gain = self.covariance[:, row] / (self.covariance[row, row] + self._settings.noise)
+            self._ranked = self._ranked + gain * (_FAILED_Z - self.mean[row])
         else:
             value = float(self._sign * _correct(np.array([score]), np.array([self._chance]))[0])
-            self._observed.append((row, value))
-            gain = self._with_level[:, row] / (self._with_level[row, row] + noise)
-            self._ranked = self._ranked + gain * (value / self._levels.unit - self._ranked[row])
-            self._with_level = self._with_level - np.outer(gain, self._with_level[row])
-        self.covariance = self.covariance - np.outer(own_gain, self.covariance[row])
+            scale = 1.0 if np.isnan(self._chance) else 1 - self._chance
+            noise = self._settings.noise + (std / scale / self._levels.unit) ** 2
+            self._observed.append((row, value, self._settings.noise / noise))
+            level_gain = self._with_level[:, row] / (self._with_level[row, row] + noise)
+            self._ranked = self._ranked + level_gain * (value / self._levels.unit - self._ranked[row])
+            self._with_level = self._with_level - np.outer(level_gain, self._with_level[row])
+            gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
+        self.covariance = self.covariance - np.outer(gain, self.covariance[row])
 
     def choose(self, n: int, n_candidates: int, *, exploration: float = 1.0) -> list[int]:
         """Return the first candidates to try together, each chosen as if those before had reached what is expected.
@@ -195,10 +205,11 @@ class Surrogate:
         else:
             # Attempts on this task say what its level is; where they are few, the other tasks say so too.
             level, level_deviation = self._levels.read(self.mean, np.zeros_like(spread))
-            rows = [row for row, _ in self._observed]
-            ranked = self._ranked - np.mean(self._ranked[rows])
-            observed = np.mean([value for _, value in self._observed])
-            weight = len(rows) / (len(rows) + 1.0)
+            rows = [row for row, *_ in self._observed]
+            shares = np.array([share for *_, share in self._observed])
+            ranked = self._ranked - np.average(self._ranked[rows], weights=shares)
+            observed = np.average([value for _, value, _ in self._observed], weights=shares)
+            weight = shares.sum() / (shares.sum() + 1.0)
             here = observed + ranked * self._levels.unit
             value = np.where(np.isnan(level), here, weight * here + (1 - weight) * level)
             deviation = np.hypot(spread * self._levels.unit, (1 - weight) * np.nan_to_num(level_deviation))

@@ -68,6 +68,23 @@ def test_a_failed_attempt_speaks_against_its_like() -> None:
     assert surrogate.choose(1, 64)[0] != first
 
 
+def test_an_uncertain_score_says_less_than_a_certain_one() -> None:
+    past, here, tasks = split("digits-0")
+
+    def expect(**options: float) -> tuple[float, float]:
+        surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, "digits-0")
+        surrogate.observe(0, 0.9)
+        before = surrogate.predict()
+        surrogate.observe(1, 0.2, **options)
+        after = surrogate.predict()
+        return float(before.z[1] - after.z[1]), float(before.std[1] - after.std[1])
+
+    certain, vague, void = expect(), expect(std=0.3), expect(std=1e6)
+    assert certain[0] > vague[0] > void[0] > -1e-6
+    assert certain[1] > vague[1] > void[1] > -1e-6
+    assert void[0] < 1e-3
+
+
 def test_a_loss_is_better_when_it_is_lower() -> None:
     past, here, tasks = split("cifar-dev-0")
     surrogate = Surrogate(past, here, tasks, "cifar-dev-0", metric="train_loss")
