@@ -1,24 +1,28 @@
-"""Make the list that mlmeta recommends where there is no history: a greedy portfolio of real attempts.
+"""Make what mlmeta knows before its user has tried anything, from real attempts. Writes two files in mlmeta/.
 
-    python benchmarks/make_defaults.py [FILE…]
+    python benchmarks/make_defaults.py --pictures DIR [FILE…]
 
-Each next training is the one that adds most to the mean over tasks of the best normalized accuracy so far. Without
-files: examples/attempts.jsonl.gz. Writes mlmeta/default_trainings.json.
+default_trainings.json is the list that is recommended where there is no history, a greedy portfolio: each next training
+is the one that adds most to the mean over tasks of the best normalized accuracy so far. shipped_attempts.json has all
+the attempts, for `mlmeta.shipped`. Without files: examples/attempts.jsonl.gz.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from meta_learning import read_documents
+from meta_learning import load_table, read_documents
 
 from mlmeta.commands import digest_document
 from mlmeta.documents import parse_train_commands
 from mlmeta.search_space import TRAINING_KEYS
+from mlmeta.shipped import describe_attempts
+from mlmeta.similarity import task_table
 
 ROOT = Path(__file__).parent.parent
 N = 10
@@ -47,11 +51,25 @@ def choose_defaults(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [trainings[keys[place]] for place in chosen]
 
 
+def write(name: str, made_from: dict[str, Any], found: dict[str, Any], indent: int | None) -> None:
+    """Write a file of the package."""
+    text = json.dumps(made_from | found, indent=indent) + "\n"
+    (ROOT / "mlmeta" / name).write_text(text, encoding="utf-8")
+
+
 def main() -> None:
-    """Write the list."""
-    files = [Path(name) for name in sys.argv[1:]] or [ROOT / "examples" / "attempts.jsonl.gz"]
-    made = {"made_from": [file.name for file in files], "trainings": choose_defaults(list(read_documents(files)))}
-    (ROOT / "mlmeta" / "default_trainings.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("attempts", nargs="*", type=Path, default=[ROOT / "examples" / "attempts.jsonl.gz"])
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--store", help="A tracking URI that keeps the imported attempts for the next time.")
+    given = parser.parse_args()
+    made_from = {"made_from": [file.name for file in given.attempts]}
+    write("default_trainings.json", made_from, {"trainings": choose_defaults(list(read_documents(given.attempts)))}, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        table = load_table(given.attempts, given.pictures, given.store or f"sqlite:///{folder}/mlflow.db")
+    table = table.sort_values(["task", "model_name"], ignore_index=True)
+    write("shipped_attempts.json", made_from, describe_attempts(table, task_table(table)), None)
 
 
 if __name__ == "__main__":

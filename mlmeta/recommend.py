@@ -2,8 +2,9 @@
 
 Past winners on other tasks, variations of them, the shipped defaults, the commands as given and draws of their search
 space are fitted to the new task's pictures; those that fit are ranked by `mlmeta.surrogate`, which has seen all past
-attempts and those on this task. Several at once are chosen one after the other, each as if the ones before had been
-tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP Bandit Optimization, 2014).
+attempts, those on this task and those that come with mlmeta. Several at once are chosen one after the other, each as if
+the ones before had been tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP Bandit
+Optimization, 2014).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from mlmeta.proposals import (
     vary,
 )
 from mlmeta.search_space import TRAINING_KEYS, read_space
+from mlmeta.shipped import Shipped, read_shipped
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
 from mlmeta.surrogate import Surrogate
@@ -101,6 +103,7 @@ class _NewTask:
     tasks: pd.DataFrame
     own: pd.DataFrame
     past: pd.DataFrame
+    shipped: Shipped
 
     @property
     def distances(self) -> pd.Series[float]:
@@ -156,7 +159,7 @@ def recommend_commands(
         new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
     table = pd.concat([new, own], ignore_index=True) if len(own) else new
     table.attrs = {"kinds": history.attrs.get("kinds") or {}}
-    surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed)
+    surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed, shipped=task.shipped)
     _observe(surrogate, own, metric, first=len(new))
     known = len(task.past) or len(own)
     if known:
@@ -202,7 +205,8 @@ def _look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame
         tasks = tasks.reset_index(drop=True)
     for table in (past, own):
         table.attrs = dict(history.attrs)
-    return _NewTask(commands, counts, prepared.input_shape, tasks, own, past)
+    shipped = read_shipped().without(history, prepared.pictures.task_digest)
+    return _NewTask(commands, counts, prepared.input_shape, tasks, own, past, shipped)
 
 
 def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[Proposal]:
@@ -332,7 +336,9 @@ def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], m
     n_past, n_own = len(task.past), len(task.own)
     if not n_past and not n_own:
         return f"There is no past attempt to learn from: this is {proposal.origin}."
+    n_shipped = len(task.shipped.attempts)
     own = f" and {n_own} on this task" if n_own else ""
+    own += f", beside {n_shipped} that come with mlmeta" if n_shipped else ""
     near = ""
     if evidence:
         one = evidence[0]

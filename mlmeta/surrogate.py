@@ -23,6 +23,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from mlmeta.attempt_features import FAILED, lower_is_better, read_scores, score_ranks
 from mlmeta.param_features import Floats, Ints
+from mlmeta.shipped import Shipped
 from mlmeta.similarity import task_distances
 from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
 
@@ -37,6 +38,8 @@ _SHARPNESS = 5
 _FAILED_Z = -2.3
 # Where no past task says it: that of accuracies above chance on the 13 tasks of the examples.
 _USUAL_UNIT = 0.16
+# What shipped accuracies may stand for as they are.
+_SHIPPED_METRICS = ("accuracy", "val_accuracy")
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,11 @@ class Surrogate:
         metric: The score; its name says whether lower is better.
         settings: The kernel.
         seed: Decides which past attempts are drawn where there are more than `MOST_ATTEMPTS`.
+        shipped: Attempts that come with mlmeta; they are learnt from as far as the past leaves room, and by their
+            ranks only where `metric` is no accuracy.
 
     Attributes:
-        past: The past attempts that are learnt from.
+        past: The past attempts that are learnt from, without the shipped ones.
 
     Raises:
         BadInputError: If `past` lacks the metric, or it is no number.
@@ -97,27 +102,31 @@ class Surrogate:
         metric: str = "accuracy",
         settings: KernelSettings | None = None,
         seed: int = 0,
+        shipped: Shipped | None = None,
     ) -> None:
         self._settings = settings or KernelSettings()
         self._sign = -1.0 if lower_is_better(metric) else 1.0
+        self.past, z = _draw(past, score_ranks(past, metric) if len(past) else np.zeros(0), MOST_ATTEMPTS, seed)
+        scores = _read_usable(self.past, metric)
+        learnt = self.past
+        if shipped:
+            ranks = score_ranks(shipped.attempts, "accuracy")
+            known, known_z = _draw(shipped.attempts, ranks, MOST_ATTEMPTS - len(learnt), seed)
+            known_scores = _read_usable(known, "accuracy")
+            if metric not in _SHIPPED_METRICS:
+                known_scores[:] = np.nan
+            z, scores = np.concatenate([z, known_z]), np.concatenate([scores, known_scores])
+            tasks = pd.concat([tasks, shipped.tasks], ignore_index=True)
+            learnt = _join(learnt, known)
         chances = _read_chances(tasks, metric)
         names = [str(name) for name in tasks["task"]]
-        distances = task_distances(tasks).to_numpy()
-        closeness = np.exp(-np.nan_to_num(distances, nan=1.0) / self._settings.task_length)
-        np.fill_diagonal(closeness, 1.0)
-        closeness = _make_positive(closeness)
-        self._chance = chances[names.index(task)]
-        z = score_ranks(past, metric) if len(past) else np.zeros(0)
-        drawn = _draw(past, z, seed)
-        z, kinds, past = z[drawn], past.attrs.get("kinds"), past.iloc[drawn]
-        past.attrs["kinds"] = kinds
-        self.past = past
-        place = {name: code for code, name in enumerate(names)}
-        codes = np.array([place[str(name)] for name in past["task"]], dtype=np.int64)
-        scores = self._sign * _correct(read_scores(past, metric), chances[codes]) if len(past) else np.zeros(0)
-        scores[past["status"].isin(FAILED).to_numpy()] = np.nan
-        self._levels = _Levels(scores, z, codes, closeness[names.index(task)])
-        self._fit(past, new, tasks, codes, names.index(task), z, closeness)
+        place, code = {name: i for i, name in enumerate(names)}, names.index(task)
+        codes = np.array([place[str(name)] for name in learnt["task"]], dtype=np.int64)
+        closeness = _measure_closeness(tasks, self._settings.task_length)
+        self._chance = chances[code]
+        scores = self._sign * _correct(scores, chances[codes])
+        self._levels = _Levels(scores, z, codes, closeness[code])
+        self._fit(learnt, new, tasks, codes, code, z, closeness)
         # Row, score above chance, and what it weighs beside one that is certain.
         self._observed: list[tuple[int, float, float]] = []
 
@@ -134,9 +143,7 @@ class Surrogate:
         """Compute mean and covariance of z of the new attempts, shapes (m,) and (m, m)."""
         settings, n = self._settings, len(past)
         own = new.assign(task=str(tasks["task"].iloc[code]))
-        both = pd.concat([past, own], ignore_index=True) if n else own.reset_index(drop=True)
-        both.attrs["kinds"] = past.attrs.get("kinds") or new.attrs.get("kinds")
-        points = describe_trainings(both, tasks, settings.lengths, shift=settings.shift)
+        points = describe_trainings(_join(past, own), tasks, settings.lengths, shift=settings.shift)
         all_codes = np.concatenate([codes, np.full(len(new), code)])
         covariance = _make_covariance(points, all_codes, closeness, settings)
         inside, across = covariance[:n, :n], covariance[:n, n:]
@@ -146,7 +153,7 @@ class Surrogate:
             self.mean = across.T @ cho_solve(factor, z)
             explained = solve_triangular(factor[0], across, lower=True)
             self.covariance = self.covariance - explained.T @ explained
-        self._likeness = across
+        self._likeness = across[: len(self.past)]
         self._ranked, self._with_level = self.mean.copy(), self.covariance + _LEVEL
 
     def observe(self, row: int, score: float | None, *, std: float = 0.0) -> None:
@@ -222,21 +229,21 @@ class _Levels:
     """What score a z stands for on each past task.
 
     Attributes:
-        unit: The usual ratio of scores to z within a task.
+        unit: The score that one unit of z stands for on most tasks: z of many attempts has a standard deviation of 1.
     """
 
     def __init__(self, scores: Floats, z: Floats, codes: Ints, closeness: Floats) -> None:
         self._curves = []
-        ratios = []
+        spreads = []
         for code in np.unique(codes):
             known = (codes == code) & np.isfinite(scores) & np.isfinite(z)
             if np.count_nonzero(known) >= 2:
                 order = np.argsort(z[known])
                 self._curves.append((z[known][order], scores[known][order], closeness[code] ** _SHARPNESS))
-                ratios.append(np.std(scores[known]) / max(float(np.std(z[known])), 1e-6))
+                spreads.append(np.std(scores[known], ddof=1))
         finite = scores[np.isfinite(scores)]
         self._spread = float(np.std(finite)) if finite.size else 0.0
-        self.unit = max(float(np.median(ratios)), 1e-6) if ratios else _USUAL_UNIT
+        self.unit = max(float(np.median(spreads)), 1e-6) if spreads else _USUAL_UNIT
 
     def read(self, z: Floats, spread: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the score over tasks and over z ± spread."""
@@ -271,15 +278,37 @@ def _make_covariance(points: Floats, codes: Ints, closeness: Floats, settings: K
     return covariance
 
 
-def _draw(past: pd.DataFrame, z: Floats, seed: int) -> Ints:
-    """Return the places of the attempts to learn from: those that have a rank, and of too many a fair share a task."""
+def _measure_closeness(tasks: pd.DataFrame, length: float) -> Floats:
+    closeness = np.exp(-np.nan_to_num(task_distances(tasks).to_numpy(), nan=1.0) / length)
+    np.fill_diagonal(closeness, 1.0)
+    return _make_positive(closeness)
+
+
+def _draw(past: pd.DataFrame, z: Floats, n: int, seed: int) -> tuple[pd.DataFrame, Floats]:
+    """Return at most n attempts to learn from, those that have a rank, and of too many a fair share a task."""
     places = np.flatnonzero(np.isfinite(z))
-    if len(places) <= MOST_ATTEMPTS:
-        return places
-    order = np.random.default_rng(seed).permutation(places)
-    drawn = past["task"].iloc[order]
-    nth = drawn.groupby(drawn.to_numpy()).cumcount().to_numpy()
-    return np.sort(order[np.argsort(nth, kind="stable")[:MOST_ATTEMPTS]])
+    if len(places) > n:
+        order = np.random.default_rng(seed).permutation(places)
+        drawn = past["task"].iloc[order]
+        nth = drawn.groupby(drawn.to_numpy()).cumcount().to_numpy()
+        places = np.sort(order[np.argsort(nth, kind="stable")[:n]])
+    chosen = past.iloc[places]
+    chosen.attrs["kinds"] = past.attrs.get("kinds")
+    return chosen, z[places]
+
+
+def _join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of both, with the params of both."""
+    joined = pd.concat([first, second], ignore_index=True) if len(first) else second.reset_index(drop=True)
+    joined.attrs["kinds"] = {**(first.attrs.get("kinds") or {}), **(second.attrs.get("kinds") or {})}
+    return joined
+
+
+def _read_usable(past: pd.DataFrame, metric: str) -> Floats:
+    """Return the scores, NaN where an attempt failed."""
+    if not len(past):
+        return np.zeros(0)
+    return np.where(past["status"].isin(FAILED).to_numpy(), np.nan, read_scores(past, metric))
 
 
 def _read_chances(tasks: pd.DataFrame, metric: str) -> Floats:

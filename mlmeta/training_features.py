@@ -50,6 +50,8 @@ _KNOWN = frozenset(
     "optimizer.name optimizer.lr optimizer.momentum optimizer.weight_decay batch_size n_epoch arch.batch_norm "
     "arch.depth arch.width arch.n_parameters arch.dropout arch.hidden arch.activation".split()
 )
+# Of these a missing param is one that the training goes without.
+_TOLD = ("model", "optimizer", "scheduler", "criterion", "batch_size", "n_epoch", "arch")
 
 
 def describe_trainings(
@@ -110,12 +112,17 @@ def name_features(table: pd.DataFrame, tasks: pd.DataFrame, *, shift: float = PL
 
 
 def _name_others(table: pd.DataFrame) -> list[tuple[str, Floats]]:
-    """Return what else differs among the attempts, every feature with range 1."""
+    """Return what else differs among the attempts, every feature with range 1.
+
+    Proposals and shipped attempts tell nothing of their pictures' preparation: there, what is missing is not known.
+    """
     encoded = encode_attempts(table)
     others = []
     for i, (name, param) in enumerate(zip(encoded.names, encoded.params, strict=True)):
-        values = encoded.matrix[:, i]
-        if param.removeprefix("params.") not in _KNOWN and np.ptp(values) > 0:
+        values, bare = encoded.matrix[:, i], param.removeprefix("params.")
+        if bare.partition(".")[0] not in _TOLD:
+            values = _fill(np.where(table[param].isna().to_numpy(), np.nan, values))
+        if bare not in _KNOWN and np.ptp(values) > 0:
             others.append((f"other={name}", (values - values.min()) / np.ptp(values)))
     return others
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"dog_drawing", "samples", "image_ops", "metafeatures", "recorder", "outbox", "spool"},
     {"picture_files", "picture_cache", "feature_cache"},
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
-    {"training_features", "surrogate", "proposals"},
+    {"training_features", "surrogate", "proposals", "shipped"},
     {"pictures", "plots", "curves", "stopping", "progress", "store", "curve_plot"},
     {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
     {"tuning_runs", "history_blocks", "history_readers", "history_sql", "history_api", "history"},

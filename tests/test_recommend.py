@@ -132,7 +132,9 @@ def test_without_a_history_the_default_list_is_named(toy_document: dict[str, Any
     assert [one.reason for one in found] == [
         "There is no past attempt to learn from: this is mlmeta's default list."
     ] * 2
-    assert math.isnan(found[0].score_mean)
+    # By the attempts that come with mlmeta.
+    assert 1 / 3 < found[0].score_mean < 1
+    assert found[0].score_std > 0.05
     assert math.isnan(found[0].seconds)
     assert found[0].evidence == ()
 

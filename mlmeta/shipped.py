@@ -1,0 +1,125 @@
+"""What mlmeta knows before its user has tried anything: real attempts that come with it.
+
+`shipped_attempts.json` has the trainings as their params, the tasks as their meta-features, and of each attempt its
+training, task, score and size. benchmarks/make_defaults.py makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+
+from mlmeta.metafeatures import META_FEATURES
+from mlmeta.search_space import TRAINING_KEYS
+from mlmeta.similarity import TASK_COLUMNS
+from mlmeta.status import Status
+
+# The user's own tasks may have the same names.
+_PREFIX = "mlmeta's "
+_LAYERS = "model.layers."
+_DIGEST = "tags.mlmeta.task_digest"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Attempts and their tasks.
+
+    Attributes:
+        attempts: As `mlmeta.history.load_attempts` gives them, with the params that say how they were trained.
+        tasks: As `mlmeta.similarity.task_table` gives them.
+    """
+
+    attempts: pd.DataFrame
+    tasks: pd.DataFrame
+
+    def without(self, past: pd.DataFrame, task_digest: str | None = None) -> Shipped:
+        """Return what is left without the attempts that a history has too, and without those on one task.
+
+        Args:
+            past: Attempts; two are the same that have the same task digest and name.
+            task_digest: Of the task; None for none.
+        """
+        digests = self.attempts["task"].map(self.tasks.set_index("task")["task_digest"])
+        known = set()
+        if _DIGEST in past.columns:
+            known = set(zip(past[_DIGEST], past["model_name"], strict=True))
+        names = zip(digests, self.attempts["model_name"], strict=True)
+        is_left = [one not in known and one[0] != task_digest for one in names]
+        attempts = self.attempts[is_left].reset_index(drop=True)
+        attempts.attrs = dict(self.attempts.attrs)
+        tasks = self.tasks[self.tasks["task"].isin(attempts["task"])].reset_index(drop=True)
+        return Shipped(attempts, tasks)
+
+
+def read_shipped() -> Shipped:
+    """Return the attempts that come with mlmeta."""
+    text = resources.files("mlmeta").joinpath("shipped_attempts.json").read_text(encoding="utf-8")
+    return parse_shipped(json.loads(text))
+
+
+def parse_shipped(document: Mapping[str, Any]) -> Shipped:
+    """Return the attempts of a document that `describe_attempts` has made."""
+    tasks = pd.DataFrame([_make_task(task) for task in document["tasks"]], columns=list(TASK_COLUMNS))
+    rows = [_make_attempt(document, attempt) for attempt in document["attempts"]]
+    attempts = pd.DataFrame(rows)
+    params = {name for training in document["trainings"] for name in training} | {"arch.n_parameters"}
+    attempts.attrs["kinds"] = dict.fromkeys(sorted(params), "param") | {"accuracy": "metric"}
+    return Shipped(attempts, tasks)
+
+
+def describe_attempts(table: pd.DataFrame, tasks: pd.DataFrame) -> dict[str, Any]:
+    """Return a JSON document of attempts.
+
+    Args:
+        table: As `mlmeta.history.load_attempts` gives them; all with a task.
+        tasks: As `mlmeta.similarity.task_table` gives them.
+    """
+    params = [name for name in table.columns if _is_of_training(str(name))]
+    trainings: dict[str, dict[str, Any]] = {}
+    attempts = []
+    names = list(tasks["task"])
+    for row in table[["task", "model_name", "accuracy", "arch.n_parameters", *params]].to_dict("records"):
+        training = {name: _plain(row[name]) for name in params if pd.notna(row[name])}
+        key = json.dumps(training, sort_keys=True)
+        trainings.setdefault(key, training)
+        score = None if pd.isna(row["accuracy"]) else round(float(row["accuracy"]), 4)
+        place = list(trainings).index(key)
+        attempts.append([names.index(row["task"]), place, score, int(row["arch.n_parameters"]), row["model_name"]])
+    return {
+        "tasks": [_describe_task(task) for _, task in tasks.iterrows()],
+        "trainings": list(trainings.values()),
+        "attempts": attempts,
+    }
+
+
+def _is_of_training(name: str) -> bool:
+    root = name.partition(".")[0]
+    told = root in (*TRAINING_KEYS, "n_epoch", "arch") and not name.startswith(_LAYERS)
+    return told and name not in ("arch.n_parameters", "model.name")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _describe_task(task: pd.Series[Any]) -> dict[str, Any]:
+    features = {name: round(float(task[name]), 6) for name in META_FEATURES if pd.notna(task[name])}
+    named = {"task": task["task"], "task_digest": task["task_digest"], "label_names": list(task["label_names"])}
+    return named | {"features": features}
+
+
+def _make_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"task": _PREFIX + task["task"], "task_digest": task["task_digest"], "n_attempts": 0}
+    return {**named, "label_names": tuple(task["label_names"]), **task["features"]}
+
+
+def _make_attempt(document: Mapping[str, Any], attempt: list[Any]) -> dict[str, Any]:
+    task, training, score, n_parameters, name = attempt
+    status = Status.FAILED if score is None else Status.COMPLETE
+    facts = {"model_name": name, "task": _PREFIX + document["tasks"][task]["task"], "status": status}
+    return {**facts, "accuracy": score, "arch.n_parameters": n_parameters, **document["trainings"][training]}
