@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.attempt_features import FAILED, list_params, read_numbers
 from mlmeta.commands import TrainCommands, digest_document
-from mlmeta.description import describe_model, describe_task
-from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.lessons import STD_COLUMN, split_lessons
+from mlmeta.errors import BadInputError
+from mlmeta.lessons import STD_COLUMN
+from mlmeta.new_task import NewTask, fit_proposals, look_at_task
 from mlmeta.param_features import Floats
-from mlmeta.params import flatten_params
-from mlmeta.preparation import prepare_task
 from mlmeta.proposals import (
     Proposal,
     derive_space,
@@ -41,9 +38,7 @@ from mlmeta.proposals import (
     vary,
 )
 from mlmeta.search_space import TRAINING_KEYS, read_space
-from mlmeta.shipped import Shipped, read_shipped
-from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
-from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
+from mlmeta.similarity import NEW_TASK
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
 
@@ -52,8 +47,6 @@ N_EVIDENCE = 3
 # Trainings nearer to each other than this would hardly differ in what they reach: it is a factor of 1.45 in the
 # learning rate alone, at which the surrogate sees a correlation of 0.99.
 SAME = 0.1
-# Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
-MOST_TASKS = 60
 
 
 @dataclass(frozen=True)
@@ -93,25 +86,6 @@ class Recommendation:
     reason: str
 
 
-@dataclass(frozen=True)
-class _NewTask:
-    """The task of the commands, and what the history has of it."""
-
-    commands: TrainCommands
-    counts: Mapping[str, Any]
-    input_shape: tuple[int, int, int]
-    tasks: pd.DataFrame
-    own: pd.DataFrame
-    past: pd.DataFrame
-    shipped: Shipped
-
-    @property
-    def distances(self) -> pd.Series[float]:
-        """The distance of each past task."""
-        ranked = rank_similar_tasks(self.tasks, NEW_TASK)
-        return pd.Series(ranked["distance"].to_numpy(), index=ranked["task"].to_numpy())
-
-
 def recommend_commands(
     commands: TrainCommands,
     *,
@@ -137,14 +111,10 @@ def recommend_commands(
         BadInputError: If the commands or their pictures cannot be used, the metric is none, or no candidate fits.
         MlmetaError: If the history cannot be read.
     """
-    if history is None:
-        from mlmeta.history import load_attempts
-
-        history = load_attempts()
-    task = _look_at_task(commands, base_dir or Path(), history, metric)
+    task = look_at_task(commands, base_dir or Path(), history, metric)
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
-    proposals, rows = _build(task, given or _propose(task, metric, rng))
+    proposals, rows = fit_proposals(task, given or _propose(task, metric, rng))
     if given and not proposals:
         raise BadInputError("candidates: none of them can be built for these pictures")
     if not proposals:
@@ -157,10 +127,7 @@ def recommend_commands(
     if not given and len(own):
         fresh = _find_fresh(new, own, task.tasks)
         new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
-    table = pd.concat([new, own], ignore_index=True) if len(own) else new
-    table.attrs = {"kinds": history.attrs.get("kinds") or {}}
-    surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed, shipped=task.shipped)
-    _observe(surrogate, own, metric, first=len(new))
+    surrogate = _make_surrogate(task, new, metric, seed)
     known = len(task.past) or len(own)
     if known:
         chosen = surrogate.choose(n, len(new))
@@ -171,6 +138,50 @@ def recommend_commands(
         _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
         for rank, row in enumerate(chosen, start=1)
     ]
+
+
+def judge_attempts(
+    commands: TrainCommands,
+    *,
+    base_dir: Path | None = None,
+    history: pd.DataFrame | None = None,
+    metric: str = "accuracy",
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return what every attempt on the task of some commands should be worth, by its own score so far and all others.
+
+    After a few epochs a score is hardly more than chance where there are few validation pictures; what is known of
+    attempts like it then says more.
+
+    Args:
+        commands: Say what the task is.
+        base_dir: What relative paths of the commands are relative to; None for the working folder.
+        history: The table of `mlmeta.history.load_attempts`; None to read it.
+        metric: The score; its name says whether lower is better.
+        seed: As for `recommend_commands`.
+
+    Returns:
+        By run id, a normal quantile among attempts on the task, higher is better.
+
+    Raises:
+        BadInputError: If the commands or their pictures cannot be used, or the metric is none.
+        MlmetaError: If the history cannot be read.
+    """
+    task = look_at_task(commands, base_dir or Path(), history, metric)
+    if not len(task.own):
+        return {}
+    worth = _make_surrogate(task, task.own.iloc[:0], metric, seed).predict().z
+    return dict(zip(task.own["run_id"], worth.tolist(), strict=True))
+
+
+def _make_surrogate(task: NewTask, new: pd.DataFrame, metric: str, seed: int) -> Surrogate:
+    """Return a surrogate of proposals and, after them, of the attempts on the task, whose scores it has taken in."""
+    own = task.own.reset_index(drop=True)
+    table = pd.concat([new, own], ignore_index=True) if len(own) else new
+    table.attrs = {"kinds": task.own.attrs.get("kinds") or {}}
+    surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed, shipped=task.shipped)
+    _observe(surrogate, own, metric, first=len(new))
+    return surrogate
 
 
 def _find_fresh(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> list[int]:
@@ -192,24 +203,7 @@ def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int
             surrogate.observe(place, None if failed else float(score), std=float(std))
 
 
-def _look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame, metric: str) -> _NewTask:
-    prepared = prepare_task(commands, base_dir=base_dir)
-    counts, features = describe_task(prepared)
-    past, own = split_lessons(history, prepared.pictures.task_digest, metric)
-    new = describe_new_task(features, prepared.pictures.label_names)
-    known = task_table(past, metric) if len(past) else new.iloc[:0]
-    tasks = pd.concat([known, new], ignore_index=True) if len(known) else new
-    if len(known) > MOST_TASKS:
-        near = set(rank_similar_tasks(tasks, NEW_TASK)["task"].head(MOST_TASKS))
-        past, tasks = past[past["task"].isin(near)], tasks[tasks["task"].isin({*near, NEW_TASK})]
-        tasks = tasks.reset_index(drop=True)
-    for table in (past, own):
-        table.attrs = dict(history.attrs)
-    shipped = read_shipped().without(history, prepared.pictures.task_digest)
-    return _NewTask(commands, counts, prepared.input_shape, tasks, own, past, shipped)
-
-
-def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[Proposal]:
+def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[Proposal]:
     """Yield what might be tried, each once: without a past the defaults first, then the commands themselves."""
     closeness = {str(name): -float(distance) for name, distance in task.distances.items()}
     winners = find_winners(task.past, metric, closeness) if len(task.past) else []
@@ -232,9 +226,9 @@ def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[
             yield proposal
 
 
-def _order_by_defaults(task: _NewTask, candidates: pd.DataFrame) -> list[int]:
+def _order_by_defaults(task: NewTask, candidates: pd.DataFrame) -> list[int]:
     """Return candidates in the order of the defaults that they are nearest to: each default takes one in turn."""
-    _, rows = _build(task, read_defaults())
+    _, rows = fit_proposals(task, read_defaults())
     if not rows:
         return list(range(len(candidates)))
     points = describe_trainings(pd.concat([candidates, pd.DataFrame(rows)], ignore_index=True), task.tasks)
@@ -257,60 +251,8 @@ def _take_training_of_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
     return {key: training.get(key) for key in TRAINING_KEYS}
 
 
-def _build(task: _NewTask, proposals: Iterable[Proposal]) -> tuple[list[Proposal], list[dict[str, Any]]]:
-    """Return the proposals that fit this task, and their rows for the surrogate."""
-    kept: list[Proposal] = []
-    rows: list[dict[str, Any]] = []
-    networks: dict[str, dict[str, Any]] = {}
-    for proposal in proposals:
-        try:
-            commands = make_commands(task.commands, proposal.training, task.commands.model_name)
-            key = digest_document({"model": commands.model})
-            if key not in networks:
-                networks[key] = _describe_network(commands, task)
-            _check_optimizer(commands)
-        except MlmetaError:
-            continue
-        params = _type_params(commands)
-        arch = {f"arch.{name}": value for name, value in networks[key].items()}
-        counts = {f"task.{name}": value for name, value in task.counts.items()}
-        facts = {"run_id": f"proposal-{len(kept)}", "model_name": commands.model_name, "status": "Incomplete"}
-        rows.append(facts | {"task": NEW_TASK} | params | arch | counts)
-        kept.append(proposal)
-    return kept, rows
-
-
-def _describe_network(commands: TrainCommands, task: _NewTask) -> dict[str, Any]:
-    """Return the params ``arch.*`` without the prefix; layers are followed by their shapes and not built."""
-    n_labels = int(task.counts["n_labels"])
-    layers = commands.model.get("layers")
-    if not layers:
-        return describe_model(commands, build_model(commands.model, n_labels=n_labels, input_shape=task.input_shape))
-    rows = summarize_model(commands.model, n_labels=n_labels, input_shape=task.input_shape)
-    return describe_architecture(walk_layers(layers), n_parameters=sum(row.n_parameters for row in rows))
-
-
-def _check_optimizer(commands: TrainCommands) -> None:
-    import torch
-
-    build_optimizer(commands.optimizer, [torch.nn.Parameter(torch.zeros(1))])
-
-
-def _type_params(commands: TrainCommands) -> dict[str, Any]:
-    """Return the params of commands, numbers as numbers."""
-    texts = flatten_params(commands.model_dump(mode="json", include={*TRAINING_KEYS, "n_epoch"}))
-    return {name: _read_number(text) for name, text in texts.items()}
-
-
-def _read_number(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def _explain(
-    task: _NewTask,
+    task: NewTask,
     proposal: Proposal,
     row: int,
     surrogate: Surrogate,
@@ -332,7 +274,7 @@ def _explain(
     return Recommendation(commands, mean, std, seconds, evidence, _say_why(task, proposal, evidence, metric))
 
 
-def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], metric: str) -> str:
+def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], metric: str) -> str:
     n_past, n_own = len(task.past), len(task.own)
     if not n_past and not n_own:
         return f"There is no past attempt to learn from: this is {proposal.origin}."
@@ -348,7 +290,7 @@ def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], m
     return f"From {proposal.origin}: best by {n_past} attempts on {task.past['task'].nunique()} other tasks{own}{near}."
 
 
-def _expect_seconds(task: _NewTask, similar: pd.DataFrame) -> float:
+def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
     """Return the seconds that similar attempts took, in proportion to pixels and epochs."""
     if not len(similar):
         return float("nan")

@@ -21,7 +21,7 @@ from mlmeta.history import load_attempts
 from mlmeta.lessons import split_lessons
 from mlmeta.preparation import prepare_task
 from mlmeta.proposals import derive_space, find_winners, make_commands, read_training, take_training
-from mlmeta.recommend import Recommendation, recommend_commands
+from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
 from mlmeta.search_space import TRAINING_KEYS, Range, Space, fill_training, get_value, read_space
 
 OPTUNA_SAMPLERS = ("tpe", "gp", "random")
@@ -36,6 +36,9 @@ class Sampler(Protocol):
 
     def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
         """Return at most n proposals, the best first, by all that the history has by now."""
+
+    def judge(self) -> Mapping[str, float]:
+        """Return by run id what attempts on the task are worth, higher is better; empty: go by their scores alone."""
 
 
 def make_sampler(name: str, commands: TrainCommands, *, base_dir: Path) -> Sampler:
@@ -56,6 +59,9 @@ class _Recommender:
 
     def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
         return recommend_commands(self._commands, base_dir=self._base_dir, n=n, seed=seed) if n else []
+
+    def judge(self) -> Mapping[str, float]:
+        return judge_attempts(self._commands, base_dir=self._base_dir)
 
 
 class _OptunaSampler:
@@ -81,6 +87,9 @@ class _OptunaSampler:
             for winner in find_winners(past, "accuracy", {})[:_N_WINNERS] if len(past) else []:
                 study.enqueue_trial(_locate(space, winner.training, partly=True) or {})
         return self._ask(study, distributions, space, n, tried)
+
+    def judge(self) -> Mapping[str, float]:
+        return {}
 
     def _ask(
         self, study: Any, distributions: Mapping[str, Any], space: Space, n: int, tried: set[str]

@@ -84,7 +84,7 @@ def tune_task(
         record_tuning(commands, base_dir=base_dir, settings=asdict(settings), resume_run_id=resume_run_id) as recorder,
         progress or TuningProgress(commands) as shown,
     ):
-        tuning = Tuning(commands.model_name, settings, base_dir, recorder, shown, commands.n_epoch, started)
+        tuning = Tuning(commands.model_name, settings, base_dir, recorder, sampler, shown, commands.n_epoch, started)
         while tuning.go_on():
             proposals = first or sampler.propose(tuning.n_wanted(), seed=settings.seed + len(tuning.attempts()))
             first = []

@@ -1,7 +1,8 @@
 """The rounds of a tuning: begin what is proposed, cut after the first epochs, train the best to their end.
 
 That is successive halving with one cut (Jamieson and Talwalkar, Non-stochastic Best Arm Identification and
-Hyperparameter Optimization, 2016). How far a tuning is stands in MLflow alone.
+Hyperparameter Optimization, 2016), only that the best are those which should end best by all that is known, of which
+the first epochs' validation accuracy is a part. How far a tuning is stands in MLflow alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
 from mlmeta.recommend import Recommendation
-from mlmeta.samplers import SAMPLERS
+from mlmeta.samplers import SAMPLERS, Sampler
 from mlmeta.status import Status
 from mlmeta.tracking import find_stopped_attempt, mark_interrupted, prune_attempt
 from mlmeta.tuning_progress import TuningProgress
@@ -99,6 +100,7 @@ class Tuning:
     settings: TuningSettings
     base_dir: Path
     recorder: TuningRecorder
+    sampler: Sampler
     shown: TuningProgress
     n_epoch: int
     started: float
@@ -204,12 +206,12 @@ class Tuning:
         members = [attempt for attempt in self.attempts() if attempt.round == number]
         n_kept = max(1, math.ceil(self.settings.keep * len(members) - 1e-9))
         n_kept -= sum(attempt.status in FINISHED for attempt in members)
-        waiting = rank_attempts([attempt for attempt in members if attempt.status == Status.INTERRUPTED])
+        waiting, how = self._rank([attempt for attempt in members if attempt.status == Status.INTERRUPTED])
         for place, attempt in enumerate(waiting[max(n_kept, 0) :], start=n_kept + 1):
             prune_attempt(
                 attempt.run_id,
                 f"place {place} of {len(members)} in round {number} after {attempt.n_epochs} "
-                f"epoch{'s' if attempt.n_epochs != 1 else ''}, by validation accuracy",
+                f"epoch{'s' if attempt.n_epochs != 1 else ''}, by {how}",
             )
             Checkpoint(attempt.run_id).put_aside()
             self.shown.mark(attempt.name, Status.PRUNED)
@@ -217,6 +219,14 @@ class Tuning:
             if (until := self._affordable(attempt)) > attempt.n_epochs:
                 self._go_on_with(attempt, until)
         self._log_progress()
+
+    def _rank(self, waiting: Sequence[TunedAttempt]) -> tuple[list[TunedAttempt], str]:
+        """Return attempts, the best first, and in words by what: all that is known, or validation accuracy alone."""
+        ranked = rank_attempts(waiting)
+        worth = self.sampler.judge() if len(waiting) > 1 else {}
+        if any(attempt.run_id not in worth for attempt in waiting):
+            return ranked, "validation accuracy"
+        return sorted(ranked, key=lambda attempt: -worth[attempt.run_id]), "validation accuracy and what is known"
 
     def _affordable(self, attempt: TunedAttempt) -> int:
         """Return up to which epoch the time allows to train an attempt."""

@@ -35,7 +35,7 @@ LAYERS = [
     {"train", "weight_sources"},
     {"initial_weights"},
     {"recorded_training", "attempts"},
-    {"import_tasks", "importing", "import_progress", "meta_query", "recommend"},
+    {"import_tasks", "importing", "import_progress", "meta_query", "new_task", "recommend"},
     {"samplers"},
     {"tuning_progress", "tuning_rounds", "tune"},
     {"cli_errors"},

@@ -195,7 +195,7 @@ def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
 def test_of_many_tasks_the_nearest_are_learnt_from(
     toy_document: dict[str, Any], history: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlmeta.recommend.MOST_TASKS", 3)
+    monkeypatch.setattr("mlmeta.new_task.MOST_TASKS", 3)
     (one,) = recommend(toy_document, history, n=1)
     assert "by 192 attempts on 3 other tasks" in one.reason
     assert len({evidence.task for evidence in one.evidence}) <= 3

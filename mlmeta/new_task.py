@@ -1,0 +1,140 @@
+"""A task to recommend for: its pictures, the attempts that say something about it, and what can be built for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mlmeta.architecture import describe_architecture, walk_layers
+from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.description import describe_model, describe_task
+from mlmeta.errors import MlmetaError
+from mlmeta.lessons import split_lessons
+from mlmeta.params import flatten_params
+from mlmeta.preparation import prepare_task
+from mlmeta.proposals import Proposal, make_commands
+from mlmeta.search_space import TRAINING_KEYS
+from mlmeta.shipped import Shipped, read_shipped
+from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
+from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
+
+# Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
+MOST_TASKS = 60
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """The task of some commands, and what is known about it.
+
+    Attributes:
+        commands: What was given.
+        counts: The params ``task.*`` without the prefix.
+        input_shape: (channels, height, width) of a picture as the model gets it.
+        tasks: As `mlmeta.similarity.task_table` gives them, the nearest of the past and, as `NEW_TASK`, this one.
+        own: Past attempts on this task, with their lessons (`mlmeta.lessons`).
+        past: Those on the other `tasks`.
+        shipped: Attempts that come with mlmeta.
+    """
+
+    commands: TrainCommands
+    counts: Mapping[str, Any]
+    input_shape: tuple[int, int, int]
+    tasks: pd.DataFrame
+    own: pd.DataFrame
+    past: pd.DataFrame
+    shipped: Shipped
+
+    @property
+    def distances(self) -> pd.Series[float]:
+        """The distance of each past task."""
+        ranked = rank_similar_tasks(self.tasks, NEW_TASK)
+        return pd.Series(ranked["distance"].to_numpy(), index=ranked["task"].to_numpy())
+
+
+def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame | None, metric: str) -> NewTask:
+    """Return the task of some commands, its pictures looked at.
+
+    Args:
+        commands: Say what the task is.
+        base_dir: What relative paths are relative to.
+        history: The table of `mlmeta.history.load_attempts`; None to read it.
+        metric: The score.
+
+    Raises:
+        BadInputError: If the commands or their pictures cannot be used, or no attempt has the metric.
+        MlmetaError: If the history cannot be read.
+    """
+    if history is None:
+        from mlmeta.history import load_attempts
+
+        history = load_attempts()
+    prepared = prepare_task(commands, base_dir=base_dir)
+    counts, features = describe_task(prepared)
+    past, own = split_lessons(history, prepared.pictures.task_digest, metric)
+    new = describe_new_task(features, prepared.pictures.label_names)
+    known = task_table(past, metric) if len(past) else new.iloc[:0]
+    tasks = pd.concat([known, new], ignore_index=True) if len(known) else new
+    if len(known) > MOST_TASKS:
+        near = set(rank_similar_tasks(tasks, NEW_TASK)["task"].head(MOST_TASKS))
+        past, tasks = past[past["task"].isin(near)], tasks[tasks["task"].isin({*near, NEW_TASK})]
+        tasks = tasks.reset_index(drop=True)
+    for table in (past, own):
+        table.attrs = dict(history.attrs)
+    shipped = read_shipped().without(history, prepared.pictures.task_digest)
+    return NewTask(commands, counts, prepared.input_shape, tasks, own, past, shipped)
+
+
+def fit_proposals(task: NewTask, proposals: Iterable[Proposal]) -> tuple[list[Proposal], list[dict[str, Any]]]:
+    """Return the proposals that can be built for a task, and for each a row as the history would have it."""
+    kept: list[Proposal] = []
+    rows: list[dict[str, Any]] = []
+    networks: dict[str, dict[str, Any]] = {}
+    for proposal in proposals:
+        try:
+            commands = make_commands(task.commands, proposal.training, task.commands.model_name)
+            key = digest_document({"model": commands.model})
+            if key not in networks:
+                networks[key] = _describe_network(commands, task)
+            _check_optimizer(commands)
+        except MlmetaError:
+            continue
+        params = _type_params(commands)
+        arch = {f"arch.{name}": value for name, value in networks[key].items()}
+        counts = {f"task.{name}": value for name, value in task.counts.items()}
+        facts = {"run_id": f"proposal-{len(kept)}", "model_name": commands.model_name, "status": "Incomplete"}
+        rows.append(facts | {"task": NEW_TASK} | params | arch | counts)
+        kept.append(proposal)
+    return kept, rows
+
+
+def _describe_network(commands: TrainCommands, task: NewTask) -> dict[str, Any]:
+    """Return the params ``arch.*`` without the prefix; layers are followed by their shapes and not built."""
+    n_labels = int(task.counts["n_labels"])
+    layers = commands.model.get("layers")
+    if not layers:
+        return describe_model(commands, build_model(commands.model, n_labels=n_labels, input_shape=task.input_shape))
+    rows = summarize_model(commands.model, n_labels=n_labels, input_shape=task.input_shape)
+    return describe_architecture(walk_layers(layers), n_parameters=sum(row.n_parameters for row in rows))
+
+
+def _check_optimizer(commands: TrainCommands) -> None:
+    import torch
+
+    build_optimizer(commands.optimizer, [torch.nn.Parameter(torch.zeros(1))])
+
+
+def _type_params(commands: TrainCommands) -> dict[str, Any]:
+    """Return the params of commands, numbers as numbers."""
+    texts = flatten_params(commands.model_dump(mode="json", include={*TRAINING_KEYS, "n_epoch"}))
+    return {name: _read_number(text) for name, text in texts.items()}
+
+
+def _read_number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
