@@ -55,7 +55,7 @@ class EpochProgress:
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Show the epoch's metrics."""
         if self._bar:
-            self._bar.update(epoch, describe_epoch(metrics))
+            self._bar.update(epoch, describe_epoch(metrics, short=True))
         else:
             click.echo(f"{self.name}: epoch {epoch}/{self.n_epoch}  {describe_epoch(metrics)}", err=True)
 
@@ -88,14 +88,14 @@ class _TerminalBar:
         self._progress.update(self._task, completed=epoch, metrics=text)
 
 
-def describe_epoch(metrics: Mapping[str, float]) -> str:
-    """Return an epoch's metrics in words."""
-    words = [f"train_loss {metrics['train_loss']:.4f}"]
-    if "val_loss" in metrics:
-        words += [f"val_loss {metrics['val_loss']:.4f}", f"val_accuracy {metrics['val_accuracy']:.1%}"]
-    if "expected_accuracy" in metrics:
-        words.append(f"expected {_describe_expected(metrics)}")
-    return "  ".join([*words, f"{metrics['epoch_seconds']:.1f} s"])
+def describe_epoch(metrics: Mapping[str, float], *, short: bool = False) -> str:
+    """Return an epoch's metrics in words; where it is to be short and an end is predicted, only the accuracies."""
+    expected = [f"expected {_describe_expected(metrics)}"] if "expected_accuracy" in metrics else []
+    accuracy = [f"val_accuracy {metrics['val_accuracy']:.1%}"] if "val_accuracy" in metrics else []
+    if short and expected:
+        return "  ".join([*accuracy, *expected])
+    losses = [f"{key} {metrics[key]:.4f}" for key in ("train_loss", "val_loss") if key in metrics]
+    return "  ".join([*losses, *accuracy, *expected, f"{metrics['epoch_seconds']:.1f} s"])
 
 
 def _describe_expected(metrics: Mapping[str, float]) -> str:

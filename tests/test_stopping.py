@@ -348,6 +348,16 @@ class TestCheckpointsAside:
         assert Checkpoint("run21").load() is None
 
 
+class TestProgress:
+    def test_a_terminal_shows_the_accuracies_and_a_log_everything(self) -> None:
+        metrics = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.6, "epoch_seconds": 0.5,
+                   "expected_accuracy": 0.74, "expected_accuracy_std": 0.1}  # fmt: skip
+        expected = "val_accuracy 60.0%  expected 74.0% (60.0% to 90.5%)"
+        assert describe_epoch(metrics, short=True) == expected
+        assert describe_epoch(metrics) == f"train_loss 1.0000  val_loss 2.0000  {expected}  0.5 s"
+        assert describe_epoch({"train_loss": 1.0, "epoch_seconds": 0.5}, short=True) == "train_loss 1.0000  0.5 s"
+
+
 class TestFaults:
     @pytest.mark.parametrize(
         ("changes", "message"),
