@@ -26,7 +26,7 @@ _LEFT_OUT = re.compile(
     r"(model\.layers|test|task)\..*|(.*\.)?(seed|path|paths|file|config|ids?|label_names|n_labels|model_name|run_id)"
     r"|(initial_weights|stop|space)(\..*)?|model\.weights"
 )
-_METRIC = re.compile(r"metrics\..*|.*(loss|accuracy|_f1|seconds|per_second)|learning_rate")
+_METRIC = re.compile(r"metrics\..*|.*(loss|accuracy|_std|_f1|seconds|per_second)|learning_rate")
 _LOWER_IS_BETTER = re.compile(r"loss|seconds|duration|error|regret")
 
 

@@ -97,11 +97,12 @@ class TuningProgress:
             click.echo(line, err=True)
 
     def _draw(self) -> Any:
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=f"tuning of {self.commands.model_name}", title_justify="left")
+        table = Table(title=f"tuning of {self.commands.model_name}", title_justify="left", box=box.SIMPLE)
         for name in _COLUMNS:
-            table.add_column(name, overflow="fold" if name == "how" else "ellipsis", no_wrap=name != "how")
+            table.add_column(name, no_wrap=True, ratio=1 if name == "how" else None)
         best = max((row.val_accuracy for row in self._rows.values() if row.val_accuracy >= 0), default=math.nan)
         for name, row in self._rows.items():
             table.add_row(name, *row.cells(), style="bold" if row.val_accuracy == best else "")
