@@ -25,7 +25,6 @@ from mlmeta.attempts import describe_model, describe_task
 from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.param_features import Floats
 from mlmeta.params import flatten_params
 from mlmeta.preparation import prepare_task
 from mlmeta.proposals import TRAINING_KEYS, Proposal, find_winners, read_defaults, read_training, vary
@@ -34,7 +33,6 @@ from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, t
 from mlmeta.spec_builder import build_model, build_optimizer, summarize_model
 from mlmeta.status import Status
 from mlmeta.surrogate import Surrogate
-from mlmeta.training_features import describe_trainings
 
 _LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3
@@ -143,11 +141,11 @@ def recommend_commands(
     table.attrs = {"kinds": history.attrs.get("kinds") or {}}
     surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed, shipped=task.shipped)
     _observe(surrogate, own, metric, first=len(new))
-    known = len(task.past) or len(own)
-    if known:
+    if len(task.past) or len(own) or given:
         chosen = surrogate.choose(n, len(new))
     else:
-        chosen = (_order_by_defaults(task, new) if given else list(range(len(new))))[:n]
+        # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
+        chosen = list(range(len(new)))[:n]
     predicted = surrogate.predict()
     return [
         _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
@@ -201,26 +199,6 @@ def _propose(task: _NewTask, metric: str, rng: np.random.Generator) -> Iterator[
         if digest not in tried:
             tried.add(digest)
             yield proposal
-
-
-def _order_by_defaults(task: _NewTask, candidates: pd.DataFrame) -> list[int]:
-    """Return candidates in the order of the defaults that they are nearest to: each default takes one in turn."""
-    _, rows = _build(task, read_defaults())
-    if not rows:
-        return list(range(len(candidates)))
-    points = describe_trainings(pd.concat([candidates, pd.DataFrame(rows)], ignore_index=True), task.tasks)
-    return match_in_turn(points[: len(candidates)], points[len(candidates) :])
-
-
-def match_in_turn(points: Floats, wanted: Floats) -> list[int]:
-    """Return all rows of `points`, shape (n, d): in turn the nearest one left to each row of `wanted`, shape (m, d)."""
-    distances = np.linalg.norm(points[:, None] - wanted, axis=2)
-    order: list[int] = []
-    while len(order) < len(points):
-        left = distances[:, len(order) % len(wanted)].copy()
-        left[order] = np.inf
-        order.append(int(np.argmin(left)))
-    return order
 
 
 def _take_training(commands: TrainCommands) -> dict[str, Any]:
@@ -325,7 +303,7 @@ def _explain(
 def _say_why(task: _NewTask, proposal: Proposal, evidence: Sequence[Evidence], metric: str) -> str:
     n_past, n_own = len(task.past), len(task.own)
     if not n_past and not n_own:
-        return f"There is no past attempt to learn from: this is {proposal.origin}."
+        return f"There is no past attempt of yours to learn from: this is {proposal.origin}."
     n_shipped = len(task.shipped.attempts)
     own = f" and {n_own} on this task" if n_own else ""
     own += f", beside {n_shipped} that come with mlmeta" if n_shipped else ""
