@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from meta_learning import load_table, read_documents
+from meta_data import load_table, read_documents
 
 from mlmeta.commands import digest_document
 from mlmeta.documents import parse_train_commands

@@ -1,4 +1,4 @@
-"""How many attempts a new task needs, with what was learnt on others; whole tasks held out. Prints a table.
+"""How many attempts a new task needs, with what was learnt on others; whole tasks held out. Prints tables.
 
     python benchmarks/meta_learning.py --attempts FILE… --pictures DIR [--held-out all|FILE] [--json FILE]
 
@@ -6,229 +6,99 @@ The files hold Attempt documents in which every task has tried (nearly) the same
 MLflow store, their tasks described by their pictures. For each held-out task a method sees attempts on the other tasks
 (all, or a random subset: each task with its own) and chooses among the commands that were really trained on the
 held-out one, each choice answered with its real accuracy. Normalized regret: (best - best so far) / (best - worst).
+
+"mlmeta" also knows what mlmeta ships, made anew of the attempts on all other tasks; "mlmeta, history only" does not.
+What ships has tried the very commands to choose among, which a user's own will not have. Therefore "other commands":
+what ships is made of a random half of the commands, and the candidates and the past attempts are of the other half. And
+"unlike tasks": all tasks of one family (cifar-…, omniglot-…) are held out together. And what first epochs are good for.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from meta_data import LEVELS, SHOWN, Floats, Scene, Trials, load_table, read_documents, select, ship, thin
+from meta_methods import (
+    ColdOptuna,
+    DefaultList,
+    Method,
+    Mlmeta,
+    choose_at_random,
+    choose_best_on_average,
+    choose_by_nearest_task,
+    choose_by_portfolio,
+)
+from meta_pruning import measure_pruning, print_pruning
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-SHOWN = (1, 2, 3, 5, 10)
-NEAR = 0.02
 COLD_REPEATS = {"random": 20, "Optuna TPE": 5, "Optuna GP": 2}
-# Past attempts: number of other tasks and of attempts on each; None for all there are.
-LEVELS: Mapping[int, tuple[int | None, int | None]] = {
-    10: (2, 5), 25: (5, 5), 75: (5, 15), 240: (None, 20), 768: (None, None),
-}  # fmt: skip
-# What says how a training goes, whatever task it is on.
-TRAINING = ("model", "optimizer", "scheduler", "criterion", "batch_size", "n_epoch", "transform", "image_ops")
+PARTS = ("next", "commands", "family", "pruning")
+DEFAULTS = "mlmeta's default list"
+# With other commands: past attempts.
+OTHER_LEVELS = (0, 10, 25, 75, 240)
+# Of a held-out task and a random generator.
+MakeScene = Callable[[str, np.random.Generator], Scene]
 
 
-class Trials:
-    """One held-out task: its candidates, and what each has really reached."""
+class Scenes:
+    """What is held out from what."""
 
-    def __init__(self, table: pd.DataFrame, task: str) -> None:
-        self.task = task
-        self.rows = table[table["task"] == task].sort_values("commands").reset_index(drop=True)
-        self.scores: Floats = self.rows["accuracy"].fillna(0.0).to_numpy(dtype=np.float64)
-        self.candidates = self.rows.drop(columns=["accuracy", "duration_s", "curve"]).assign(status="Incomplete")
-        self.candidates.attrs = table.attrs
-
-    def measure(self, order: Sequence[int]) -> tuple[list[float], int]:
-        """Return the regret after 1, 2, 3, 5 and 10 choices, and the choices needed to come near the best."""
-        reached = self.scores[list(order)]
-        best, worst = self.scores.max(), self.scores.min()
-        regret = np.minimum.accumulate((best - reached) / max(best - worst, 1e-12))
-        needed = int(np.argmax(reached >= best - NEAR - 1e-9)) + 1
-        return [float(regret[min(n, len(regret)) - 1]) for n in SHOWN], needed
-
-
-Method = Callable[[pd.DataFrame, pd.DataFrame, Trials, np.random.Generator], list[int]]
-
-
-def choose_at_random(past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator) -> list[int]:
-    """Return an order that knows nothing."""
-    return [int(i) for i in draw.permutation(len(trials.scores))]
-
-
-def choose_best_on_average(
-    past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator
-) -> list[int]:
-    """Return the commands by their mean rank on the tasks that have tried them."""
-    from mlmeta.attempt_features import score_ranks
-
-    means = pd.Series(score_ranks(past, "accuracy"), index=past["commands"]).groupby(level=0).mean()
-    value = trials.rows["commands"].map(means).fillna(0.0).to_numpy()
-    return _descending(value, draw)
-
-
-def choose_by_portfolio(
-    past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator
-) -> list[int]:
-    """Return the greedy portfolio: each choice adds most to the mean over tasks of the best score so far."""
-    scores = past.pivot_table(index="task", columns="commands", values="accuracy")
-    low, high = scores.min(axis=1), scores.max(axis=1)
-    quality = scores.sub(low, axis=0).div((high - low).clip(lower=1e-12), axis=0).fillna(0.0)
-    quality = quality.reindex(columns=trials.rows["commands"]).fillna(0.0).to_numpy()
-    order: list[int] = []
-    reached = np.zeros(len(quality))
-    while len(order) < len(trials.scores):
-        gain = np.maximum(quality, reached[:, None]).mean(axis=0) + 1e-9 * draw.random(quality.shape[1])
-        gain[order] = -np.inf
-        order.append(int(np.argmax(gain)))
-        reached = np.maximum(reached, quality[:, order[-1]])
-    return order
-
-
-def choose_by_nearest_task(
-    past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator
-) -> list[int]:
-    """Return the best commands of the nearest task, then of the next one, each once."""
-    from mlmeta.similarity import rank_similar_tasks
-
-    seen = tasks[tasks["task"].isin([*past["task"].unique(), trials.task])]
-    value = np.zeros(len(trials.scores))
-    for place, task in enumerate(rank_similar_tasks(seen, trials.task)["task"]):
-        own = past[past["task"] == task].set_index("commands")["accuracy"].rank(pct=True)
-        here = trials.rows["commands"].map(own).fillna(0.0).to_numpy()
-        value = np.where(value == 0, np.where(here > 0, here - 10.0 * place, 0.0), value)
-    return _descending(np.where(value == 0, -1e3, value), draw)
-
-
-def _descending(value: Floats, draw: np.random.Generator) -> list[int]:
-    return [int(i) for i in np.lexsort((draw.random(len(value)), -value))]
-
-
-class Mlmeta:
-    """The surrogate, asked anew after each attempt; its kernel learnt without the held-out task."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
-        self.errors: list[tuple[float, float]] = []
-
-    def __call__(self, past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator) -> list[int]:
-        """Return the order of its choices."""
-        from mlmeta.surrogate import Surrogate
-
-        surrogate = Surrogate(
-            past, trials.candidates, tasks, trials.task, settings=self.settings.get(trials.task), seed=0
-        )
-        expected = surrogate.predict()
-        self.errors += list(zip((trials.scores - expected.mean).tolist(), expected.std.tolist(), strict=True))
-        order: list[int] = []
-        best = trials.scores.max()
-        while len(order) < max(SHOWN) or max(trials.scores[order]) < best - NEAR - 1e-9:
-            if len(order) == len(trials.scores):
-                break
-            value = surrogate.predict().z
-            value[order] = -np.inf
-            order.append(int(np.argmax(value)))
-            surrogate.observe(order[-1], float(trials.scores[order[-1]]))
-        return order
-
-
-class DefaultList:
-    """The list that mlmeta ships, made again without the held-out task; its candidates are the nearest to it."""
-
-    def __init__(self, documents: Sequence[dict[str, Any]], tasks_of: Mapping[str, str], table: pd.DataFrame) -> None:
-        self.documents = documents
-        self.tasks_of = tasks_of
+    def __init__(self, table: pd.DataFrame, tasks: pd.DataFrame) -> None:
         self.table = table
+        self.tasks = tasks
+        self.names = table["task"].to_numpy()
+        self.shipped = {task: ship(select(table, self.names != task), tasks) for task in sorted(set(self.names))}
 
-    def __call__(self, past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator) -> list[int]:
-        """Return the order of its choices."""
-        from make_defaults import choose_defaults
+    def thin_past(self, level: int) -> MakeScene:
+        """Return scenes with so many past attempts; 0 for none."""
 
-        from mlmeta.commands import digest_document
-        from mlmeta.recommend import match_in_turn
-        from mlmeta.training_features import describe_trainings
+        def make(task: str, draw: np.random.Generator) -> Scene:
+            past = thin(self.table, task, level, draw) if level else self.table.iloc[:0]
+            return Scene(past, self.tasks, Trials(self.table, task), self.shipped[task])
 
-        others = [one for one in self.documents if self.tasks_of[one["name"]] != trials.task]
-        wanted = [digest_document(one) for one in choose_defaults(others)]
-        by_digest = {}
-        for document in others:
-            (training,) = choose_defaults([document])
-            by_digest.setdefault(digest_document(training), document["name"])
-            if len(by_digest) > len(trials.scores):
-                break
-        named = self.table.set_index("model_name", drop=False)
-        rows = named.loc[[by_digest[digest] for digest in wanted]].assign(task=trials.task)
-        points = describe_trainings(pd.concat([trials.candidates, rows], ignore_index=True), tasks)
-        return match_in_turn(points[: len(trials.scores)], points[len(trials.scores) :])
+        return make
 
+    def halve_commands(self, level: int) -> MakeScene:
+        """Return scenes where what ships and what is chosen among have no commands in common."""
+        commands = np.array(sorted(self.table["commands"].unique()))
 
-class ColdOptuna:
-    """Optuna's samplers over the indices of the candidates, as one sees them without a history."""
+        def make(task: str, draw: np.random.Generator) -> Scene:
+            half = draw.permutation(commands)[: len(commands) // 2]
+            is_shipped = self.table["commands"].isin(half).to_numpy()
+            known = ship(select(self.table, is_shipped & (self.names != task)), self.tasks)
+            others = select(self.table, ~is_shipped)
+            past = thin(others, task, level, draw) if level else others.iloc[:0]
+            return Scene(past, self.tasks, Trials(others, task), known)
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+        return make
 
-    def __call__(self, past: pd.DataFrame, tasks: pd.DataFrame, trials: Trials, draw: np.random.Generator) -> list[int]:
-        """Return the order of the candidates that lie nearest to what the sampler asks for."""
-        import optuna
+    def hold_out_family(self) -> MakeScene:
+        """Return scenes where the past has no task of the held-out one's family: its name up to the first dash."""
+        families = np.array([name.partition("-")[0] for name in self.names])
 
-        from mlmeta.training_features import describe_trainings
+        def make(task: str, draw: np.random.Generator) -> Scene:
+            past = select(self.table, families != task.partition("-")[0])
+            return Scene(past, self.tasks, Trials(self.table, task), ship(past, self.tasks))
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        points = describe_trainings(trials.candidates, tasks)
-        points = points[:, np.ptp(points, axis=0) > 0]
-        low, high = points.min(axis=0), points.max(axis=0)
-        seed = int(draw.integers(2**31))
-        sampler = optuna.samplers.TPESampler(seed=seed) if self.name == "TPE" else optuna.samplers.GPSampler(seed=seed)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        order: list[int] = []
-        while len(order) < len(points):
-            trial = study.ask()
-            asked = [trial.suggest_float(str(i), a, b) for i, (a, b) in enumerate(zip(low, high, strict=True))]
-            distances = np.abs((points - asked) / (high - low)).sum(axis=1)
-            distances[order] = np.inf
-            order.append(int(np.argmin(distances)))
-            study.tell(trial, float(trials.scores[order[-1]]))
-            if len(order) >= max(SHOWN) and max(trials.scores[order]) >= trials.scores.max() - NEAR - 1e-9:
-                break
-        return order
+        return make
 
 
-def thin(table: pd.DataFrame, task: str, level: int, draw: np.random.Generator) -> pd.DataFrame:
-    """Return the attempts on other tasks that a method may see."""
-    n_tasks, n_attempts = LEVELS[level]
-    others = sorted(set(table["task"]) - {task})
-    chosen = [others[i] for i in draw.permutation(len(others))[:n_tasks]]
-    parts = []
-    for name in sorted(chosen):
-        rows = np.flatnonzero((table["task"] == name).to_numpy())
-        parts.append(np.sort(draw.permutation(rows)[:n_attempts]))
-    past = table.iloc[np.concatenate(parts)].reset_index(drop=True)
-    past.attrs = table.attrs
-    return past
-
-
-def evaluate(
-    method: Method, table: pd.DataFrame, tasks: pd.DataFrame, held_out: Sequence[str], level: int, repeats: int
-) -> dict[str, Any]:
+def evaluate(method: Method, make: MakeScene, held_out: Sequence[str], level: int, repeats: int) -> dict[str, Any]:
     """Return a method's figures, averaged over held-out tasks and repeats, with 95 % intervals over tasks."""
     regrets, needed = [], []
     for task in held_out:
-        trials = Trials(table, task)
         own = []
         for repeat in range(repeats):
             draw = np.random.default_rng([repeat, held_out.index(task)])
-            past = thin(table, task, level, draw) if level else table.iloc[:0]
-            own.append(trials.measure(method(past, tasks, trials, draw)))
+            scene = make(task, draw)
+            own.append(scene.trials.measure(method(scene, draw)))
         regrets.append(np.mean([regret for regret, _ in own], axis=0))
         needed.append(float(np.mean([n for _, n in own])))
     first = np.array(regrets)[:, 0]
@@ -248,42 +118,16 @@ def _interval(values: Floats) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def read_documents(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the Attempt documents of JSON-lines files."""
-    for file in files:
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-        with opened as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
-
-
-def load_table(files: Sequence[Path], pictures: Path | None, store: str) -> pd.DataFrame:
-    """Import the files into a store, unless it has them, and return all attempts with a key of their commands."""
-    os.environ["MLFLOW_TRACKING_URI"] = store
-    import mlflow
-
-    from mlmeta.history import load_attempts
-    from mlmeta.importing import import_attempts
-
-    mlflow.set_tracking_uri(store)
-    import_attempts(files, pictures=pictures)
-    table = load_attempts(store)
-    keys = {}
-    for document in read_documents(files):
-        part = {key: document["training_commands"].get(key) for key in TRAINING}
-        keys[document["name"]] = json.dumps(part, sort_keys=True)
-    return table.assign(commands=table["model_name"].map(keys))
-
-
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print one line a method and number of past attempts."""
     print(
-        f"{'past':>5}  {'method':<22}" + "".join(f"{'after ' + str(n):>10}" for n in SHOWN) + "   attempts to 2 points"
+        f"{'past':>5}  {'method':<26}" + "".join(f"{'after ' + str(n):>10}" for n in SHOWN) + "   attempts to 2 points"
     )
     for row in rows:
         regret = "".join(f"{row['regret'][str(n)]:>10.3f}" for n in SHOWN)
         low, high = row["attempts_interval"]
         interval = f"{row['attempts_to_2_points']:.2f} ({low:.1f} to {high:.1f})"
-        print(f"{row['past_attempts']:>5}  {row['method']:<22}{regret}   {interval}", flush=True)
+        print(f"{row['past_attempts']:>5}  {row['method']:<26}{regret}   {interval}", flush=True)
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -296,7 +140,8 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     middle = levels[len(levels) // 2]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
-        style: dict[str, Any] = {"lw": 2.5, "color": "#c02020"} if name == "mlmeta" else {"lw": 1.2}
+        style: dict[str, Any] = {"lw": 2.5, "color": "#c02020"} if name.startswith("mlmeta") else {"lw": 1.2}
+        style |= {"mlmeta, history only": {"linestyle": ":"}, DEFAULTS: {"lw": 1.2}}.get(name, {})
         if own[0]["past_attempts"] == 0:
             style |= {"linestyle": "--"}
             needed.plot(levels, [own[0]["attempts_to_2_points"]] * len(levels), label=name, **style)
@@ -319,8 +164,97 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure.savefig(file)
 
 
-def main() -> None:
-    """Measure all methods at all numbers of past attempts."""
+class Proof:
+    """All methods, on the attempts that were given."""
+
+    def __init__(self, given: argparse.Namespace, table: pd.DataFrame, documents: Sequence[dict[str, Any]]) -> None:
+        from mlmeta.similarity import task_table
+
+        self.given = given
+        self.documents = documents
+        self.scenes = Scenes(table, task_table(table))
+        self.held_out = sorted(set(table["task"]))
+        if given.held_out != "all":
+            names = {document["name"] for document in read_documents([Path(given.held_out)])}
+            self.held_out = sorted(set(table["task"][table["model_name"].isin(names)]))
+        settings = learn_all(table, self.held_out) if given.kernel == "nested" else {}
+        self.ours = {
+            "mlmeta": Mlmeta(settings, with_shipped=True),
+            "mlmeta, history only": Mlmeta(settings, with_shipped=False),
+        }
+        self.defaults = DefaultList(documents, table)
+
+    def next_attempt(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return rows for all numbers of past attempts, and how often the predicted intervals hold what came."""
+        cold: dict[str, Method] = {"random": choose_at_random}
+        if self.given.optuna:
+            cold |= {"Optuna TPE": ColdOptuna("TPE"), "Optuna GP": ColdOptuna("GP")}
+        cold |= {DEFAULTS: self.defaults, "mlmeta": self.ours["mlmeta"]}
+        methods: dict[str, Method] = {
+            **self.ours,
+            "best on average": choose_best_on_average,
+            "greedy portfolio": choose_by_portfolio,
+            "nearest task's best": choose_by_nearest_task,
+        }
+        rows = [
+            self._row(name, one, self.scenes.thin_past(0), 0, COLD_REPEATS.get(name, 1)) for name, one in cold.items()
+        ]
+        coverage: dict[str, Any] = {name: {} for name in self.ours}
+        for level in map(int, self.given.levels.split(",")):
+            repeats = 1 if level == max(LEVELS) else self.given.repeats
+            for name, method in methods.items():
+                rows.append(self._row(name, method, self.scenes.thin_past(level), level, repeats))
+                if isinstance(method, Mlmeta):
+                    inside = [abs(error) <= 1.645 * std for error, std in method.errors]
+                    coverage[name][level] = round(float(np.mean(inside)), 3)
+        return rows, coverage
+
+    def other_commands(self) -> list[dict[str, Any]]:
+        """Return rows where the candidates are none that what ships has tried."""
+        rows = []
+        for level in OTHER_LEVELS:
+            methods: dict[str, Method] = {"mlmeta": self.ours["mlmeta"]}
+            if level:
+                methods["mlmeta, history only"] = self.ours["mlmeta, history only"]
+            else:
+                methods |= {"random": choose_at_random, DEFAULTS: self.defaults}
+            make = self.scenes.halve_commands(level)
+            rows += [self._row(name, one, make, level, self.given.repeats) for name, one in methods.items()]
+        return rows
+
+    def unlike_tasks(self) -> list[dict[str, Any]]:
+        """Return rows of tasks that nothing in the past is like."""
+        rows = []
+        for family in sorted({task.partition("-")[0] for task in self.held_out}):
+            own = [task for task in self.held_out if task.partition("-")[0] == family]
+            for name, one in {"mlmeta": self.ours["mlmeta"], DEFAULTS: self.defaults}.items():
+                row = evaluate(one, self.scenes.hold_out_family(), own, 0, 1)
+                past = (self.scenes.table["task"].str.partition("-")[0] != family).sum()
+                rows.append({"method": f"{name}: {family}"} | row | {"past_attempts": int(past)})
+        return rows
+
+    def first_epochs(self) -> list[dict[str, Any]]:
+        """Return rows of ways to prune after first epochs."""
+        makes = {level: self.scenes.thin_past(level) for level in (75, 240, max(LEVELS))}
+        return measure_pruning(self.ours["mlmeta, history only"], makes, self.held_out, self.documents)
+
+    def _row(self, name: str, method: Method, make: MakeScene, level: int, repeats: int) -> dict[str, Any]:
+        sys.stderr.write(f"{level} past attempts: {name}\n")
+        if isinstance(method, Mlmeta):
+            method.errors.clear()
+        return {"method": name} | evaluate(method, make, self.held_out, level, repeats)
+
+
+def learn_all(table: pd.DataFrame, held_out: Sequence[str]) -> dict[str, Any]:
+    """Return the kernel's settings for each held-out task, learnt without it."""
+    from learn_kernel import learn_settings
+
+    sys.stderr.write("learning a kernel without each of the held-out tasks\n")
+    return {task: learn_settings(table[table["task"] != task].reset_index(drop=True)) for task in held_out}
+
+
+def read_options() -> argparse.Namespace:
+    """Return what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--attempts", nargs="+", type=Path, required=True)
     parser.add_argument("--pictures", type=Path)
@@ -332,55 +266,36 @@ def main() -> None:
     parser.add_argument("--store", help="A tracking URI that keeps the imported attempts for the next time.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="A PNG file.")
-    given = parser.parse_args()
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"Of {', '.join(PARTS)}.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what was asked for, print it and write it down."""
+    given = read_options()
     files = [*given.attempts, *([] if given.held_out == "all" else [Path(given.held_out)])]
     with tempfile.TemporaryDirectory() as folder:
         table = load_table(files, given.pictures, given.store or f"sqlite:///{folder}/mlflow.db")
-    from learn_kernel import learn_settings
-
-    from mlmeta.similarity import task_table
-
-    tasks = task_table(table)
-    held_out = sorted(set(table["task"]))
-    if given.held_out != "all":
-        names = {document["name"] for document in read_documents([Path(given.held_out)])}
-        held_out = sorted(set(table["task"][table["model_name"].isin(names)]))
-    settings: dict[str, Any] = {}
-    if given.kernel == "nested":
-        for task in held_out:
-            sys.stderr.write(f"learning the kernel without {task}\n")
-            settings[task] = learn_settings(table[table["task"] != task].reset_index(drop=True))
-    ours = Mlmeta(settings)
-    methods: dict[str, Method] = {
-        "mlmeta": ours,
-        "best on average": choose_best_on_average,
-        "greedy portfolio": choose_by_portfolio,
-        "nearest task's best": choose_by_nearest_task,
-    }
-    rows: list[dict[str, Any]] = []
-    cold: dict[str, Method] = {"random": choose_at_random}
-    if given.optuna:
-        cold |= {"Optuna TPE": ColdOptuna("TPE"), "Optuna GP": ColdOptuna("GP")}
-    documents = list(read_documents(files))
-    tasks_of = dict(zip(table["model_name"], table["task"], strict=True))
-    cold["mlmeta's default list"] = DefaultList(documents, tasks_of, table)
-    for name, method in cold.items():
-        rows.append({"method": name} | evaluate(method, table, tasks, held_out, 0, COLD_REPEATS.get(name, 1)))
-    coverage = {}
-    for level in map(int, given.levels.split(",")):
-        repeats = 1 if level == max(LEVELS) else given.repeats
-        for name, method in methods.items():
-            sys.stderr.write(f"{level} past attempts: {name}\n")
-            ours.errors.clear()
-            rows.append({"method": name} | evaluate(method, table, tasks, held_out, level, repeats))
-            if method is ours:
-                inside = [abs(error) <= 1.645 * std for error, std in ours.errors]
-                coverage[level] = round(float(np.mean(inside)), 3)
-    print_table(rows)
-    print(f"true scores inside the predicted 90 % interval, before any attempt on the task: {coverage}")
-    if given.plot:
-        plot(rows, given.plot)
+    proof = Proof(given, table, list(read_documents(files)))
+    parts = given.parts.split(",")
+    found: dict[str, Any] = {}
+    if "next" in parts:
+        found["next"], coverage = proof.next_attempt()
+        print_table(found["next"])
+        print(f"true scores inside the predicted 90 % interval, before any attempt on the task: {coverage}")
+        if given.plot:
+            plot(found["next"], given.plot)
+    if "commands" in parts:
+        print("\nother commands than what ships was made of")
+        print_table(found.setdefault("commands", proof.other_commands()))
+    if "family" in parts:
+        print("\ntasks that nothing in the past is like")
+        print_table(found.setdefault("family", proof.unlike_tasks()))
+    if "pruning" in parts:
+        print("\nregret after attempts, of which only some are trained to the end")
+        print_pruning(found.setdefault("pruning", proof.first_epochs()))
     if given.json:
+        rows = [{"part": part} | row for part, of_part in found.items() for row in of_part]
         given.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 

@@ -24,7 +24,6 @@ from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.errors import BadInputError
 from mlmeta.lessons import STD_COLUMN
 from mlmeta.new_task import NewTask, fit_proposals, look_at_task
-from mlmeta.param_features import Floats
 from mlmeta.proposals import (
     Proposal,
     derive_space,
@@ -128,11 +127,11 @@ def recommend_commands(
         fresh = _find_fresh(new, own, task.tasks)
         new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
     surrogate = _make_surrogate(task, new, metric, seed)
-    known = len(task.past) or len(own)
-    if known:
+    if len(task.past) or len(own) or given:
         chosen = surrogate.choose(n, len(new))
     else:
-        chosen = (_order_by_defaults(task, new) if given else list(range(len(new))))[:n]
+        # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
+        chosen = list(range(len(new)))[:n]
     predicted = surrogate.predict()
     return [
         _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
@@ -226,26 +225,6 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
             yield proposal
 
 
-def _order_by_defaults(task: NewTask, candidates: pd.DataFrame) -> list[int]:
-    """Return candidates in the order of the defaults that they are nearest to: each default takes one in turn."""
-    _, rows = fit_proposals(task, read_defaults())
-    if not rows:
-        return list(range(len(candidates)))
-    points = describe_trainings(pd.concat([candidates, pd.DataFrame(rows)], ignore_index=True), task.tasks)
-    return match_in_turn(points[: len(candidates)], points[len(candidates) :])
-
-
-def match_in_turn(points: Floats, wanted: Floats) -> list[int]:
-    """Return all rows of `points`, shape (n, d): in turn the nearest one left to each row of `wanted`, shape (m, d)."""
-    distances = np.linalg.norm(points[:, None] - wanted, axis=2)
-    order: list[int] = []
-    while len(order) < len(points):
-        left = distances[:, len(order) % len(wanted)].copy()
-        left[order] = np.inf
-        order.append(int(np.argmin(left)))
-    return order
-
-
 def _take_training_of_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
     training = read_training(table.iloc[place], list_params(table))
     return {key: training.get(key) for key in TRAINING_KEYS}
@@ -277,7 +256,7 @@ def _explain(
 def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], metric: str) -> str:
     n_past, n_own = len(task.past), len(task.own)
     if not n_past and not n_own:
-        return f"There is no past attempt to learn from: this is {proposal.origin}."
+        return f"There is no past attempt of yours to learn from: this is {proposal.origin}."
     n_shipped = len(task.shipped.attempts)
     own = f" and {n_own} on this task" if n_own else ""
     own += f", beside {n_shipped} that come with mlmeta" if n_shipped else ""

@@ -32,6 +32,8 @@ Floats = npt.NDArray[np.float64]
 NEW_TASK = "new task"
 TASK_COLUMNS = ("task", "task_digest", "n_attempts", "best_score", "label_names", *META_FEATURES)
 RANK_COLUMNS = ("task", "distance", "pictures", "words", "terms", "disagrees", "n_attempts", "best_score")
+# The columns of attempts that describe their task.
+_READ = ("tags.mlmeta.task_digest", "label_names", "tags.mlmeta.task", "task.n_train", "task.n_labels")
 _N_TERMS = 3
 _LARGEST = 1e300
 _LEAST_SHARE = 0.1
@@ -57,8 +59,9 @@ def task_table(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """
     if len(table):
         check_column(table, metric, what="metric")
-    known = table[table["task"].notna()]
-    # pandas would copy them with every column of every task.
+    # pandas copies every column of every task, and what the table knows of them.
+    needed = [name for name in ("task", metric, *_READ) if name in table.columns]
+    known = table.loc[table["task"].notna(), list(dict.fromkeys(needed))]
     known.attrs = {}
     groups = known.groupby("task", sort=False)
     rows = [_describe_task(str(task), attempts, metric) for task, attempts in groups]

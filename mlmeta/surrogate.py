@@ -14,7 +14,7 @@ unknown level and the unit that is usual among tasks. (Rasmussen and Williams, G
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -173,27 +173,29 @@ class Surrogate:
             value = float(self._sign * _correct(np.array([score]), np.array([self._chance]))[0])
             scale = 1.0 if np.isnan(self._chance) else 1 - self._chance
             noise = self._settings.noise + (std / scale / self._levels.unit) ** 2
-            self._observed.append((row, value, self._settings.noise / noise))
+            # A new list: a shallow copy of a surrogate (copy.copy) then stays as it was.
+            self._observed = [*self._observed, (row, value, self._settings.noise / noise)]
             level_gain = self._with_level[:, row] / (self._with_level[row, row] + noise)
             self._ranked = self._ranked + level_gain * (value / self._levels.unit - self._ranked[row])
             self._with_level = self._with_level - np.outer(level_gain, self._with_level[row])
             gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
         self.covariance = self.covariance - np.outer(gain, self.covariance[row])
 
-    def choose(self, n: int, n_candidates: int, *, exploration: float = 1.0) -> list[int]:
+    def choose(self, n: int, n_candidates: int, *, exploration: float = 1.0, tried: Collection[int] = ()) -> list[int]:
         """Return the first candidates to try together, each chosen as if those before had reached what is expected.
 
         Args:
             n: At most so many.
             n_candidates: Only the first so many of the new attempts are candidates.
             exploration: How many standard deviations count for a candidate, from the second choice on.
+            tried: Candidates that are not to be chosen again.
         """
         covariance = self.covariance[:n_candidates, :n_candidates]
         chosen: list[int] = []
-        while len(chosen) < min(n, n_candidates):
+        while len(chosen) < min(n, n_candidates - len(tried)):
             spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
             value = self._ranked[:n_candidates] + (exploration if chosen else 0.0) * spread
-            value[chosen] = -np.inf
+            value[[*chosen, *tried]] = -np.inf
             row = int(np.argmax(value))
             chosen.append(row)
             gain = covariance[:, row] / (covariance[row, row] + self._settings.noise)
@@ -312,11 +314,16 @@ def _read_usable(past: pd.DataFrame, metric: str) -> Floats:
 
 
 def _read_chances(tasks: pd.DataFrame, metric: str) -> Floats:
-    """Return the score of guessing on each task: 1 / K where the metric is an accuracy, NaN for others."""
+    """Return the score of guessing on each task: 1 / K where the metric is an accuracy, NaN for others.
+
+    Where K is not known chance is taken to be the usual one, so that the scores of all tasks have one meaning.
+    """
     if not metric.endswith("accuracy"):
         return np.full(len(tasks), np.nan)
-    chances: Floats = np.minimum(np.exp(-tasks["ln_n_labels"].to_numpy(dtype=np.float64)), 0.99)
-    return chances
+    chances = np.minimum(np.exp(-tasks["ln_n_labels"].to_numpy(dtype=np.float64)), 0.99)
+    known = chances[np.isfinite(chances)]
+    filled: Floats = np.where(np.isfinite(chances), chances, np.median(known) if known.size else 0.0)
+    return filled
 
 
 def _correct(scores: Floats, chances: Floats) -> Floats:

@@ -130,7 +130,7 @@ def test_the_same_question_has_the_same_answer(toy_document: dict[str, Any], his
 def test_without_a_history_the_default_list_is_named(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
     found = recommend(toy_document, history.iloc[:0], n=2)
     assert [one.reason for one in found] == [
-        "There is no past attempt to learn from: this is mlmeta's default list."
+        "There is no past attempt of yours to learn from: this is mlmeta's default list."
     ] * 2
     # By the attempts that come with mlmeta.
     assert 1 / 3 < found[0].score_mean < 1
@@ -147,7 +147,7 @@ def test_only_candidates_are_chosen_where_there_are_some(toy_document: dict[str,
     assert found[0].commands.optimizer["lr"] == 1e-3
 
 
-def test_without_a_history_candidates_are_ordered_by_the_default_list(
+def test_without_a_history_candidates_are_ordered_by_what_comes_with_mlmeta(
     toy_document: dict[str, Any], history: pd.DataFrame
 ) -> None:
     default = read_defaults()[0].training["optimizer"]

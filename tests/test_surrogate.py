@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,6 +58,42 @@ def test_attempts_on_the_task_itself_make_predictions_better_and_surer() -> None
     others = np.arange(1, 64, 2)
     assert np.abs(after.mean - scores)[others].mean() < np.abs(before.mean - scores)[others].mean()
     assert after.std.mean() < before.std.mean()
+
+
+def test_a_task_of_unknown_labels_has_the_usual_chance() -> None:
+    past, here, tasks = split("cifar-dev-0")
+    past = here.assign(task="the same, labels unknown")
+    past.attrs = here.attrs
+    own = tasks[tasks["task"] == "cifar-dev-0"]
+    both = pd.concat([own.assign(task="the same, labels unknown", ln_n_labels=np.nan), own], ignore_index=True)
+    predicted = Surrogate(past, here.drop(columns="accuracy"), both, "cifar-dev-0").predict()
+    assert abs(predicted.mean.mean() - here["accuracy"].mean()) < 0.03
+
+
+def test_candidates_that_were_tried_are_not_chosen_again() -> None:
+    past, here, tasks = split("cifar-dev-0")
+    surrogate = Surrogate(past, here, tasks, "cifar-dev-0")
+    first = surrogate.choose(3, 64)
+    assert not set(first) & set(surrogate.choose(61, 64, tried=first))
+    assert surrogate.choose(5, 64, tried=range(64)) == []
+
+
+def test_a_copy_observes_for_itself() -> None:
+    past, here, tasks = split("cifar-dev-0")
+    surrogate = Surrogate(past, here, tasks, "cifar-dev-0")
+    before = surrogate.predict()
+    copy.copy(surrogate).observe(0, 0.1)
+    np.testing.assert_array_equal(surrogate.predict().mean, before.mean)
+    np.testing.assert_array_equal(surrogate.predict().std, before.std)
+
+
+def test_what_a_proposal_does_not_tell_is_no_difference() -> None:
+    past, here, tasks = split("cifar-dev-0")
+    untold = [name for name in here.columns if name.startswith(("transform.", "image_ops.", "data."))]
+    told = Surrogate(past, here, tasks, "cifar-dev-0")
+    short = Surrogate(past, here.drop(columns=untold), tasks, "cifar-dev-0")
+    assert untold
+    np.testing.assert_allclose(short.mean, told.mean)
 
 
 def test_a_failed_attempt_speaks_against_its_like() -> None:
