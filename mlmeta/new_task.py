@@ -88,12 +88,16 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
     return NewTask(commands, counts, prepared.input_shape, tasks, own, past, shipped)
 
 
-def fit_proposals(task: NewTask, proposals: Iterable[Proposal]) -> tuple[list[Proposal], list[dict[str, Any]]]:
-    """Return the proposals that can be built for a task, and for each a row as the history would have it."""
+def fit_proposals(
+    task: NewTask, proposals: Iterable[Proposal], *, at_most: int | None = None
+) -> tuple[list[Proposal], list[dict[str, Any]]]:
+    """Return the first proposals that can be built for a task, and for each a row as the history would have it."""
     kept: list[Proposal] = []
     rows: list[dict[str, Any]] = []
     networks: dict[str, dict[str, Any]] = {}
     for proposal in proposals:
+        if len(kept) == at_most:
+            break
         try:
             commands = make_commands(task.commands, proposal.training, task.commands.model_name)
             key = digest_document({"model": commands.model})

@@ -113,7 +113,8 @@ def recommend_commands(
     task = look_at_task(commands, base_dir or Path(), history, metric)
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
-    proposals, rows = fit_proposals(task, given or _propose(task, metric, rng))
+    is_cold = not (len(task.past) or len(task.own) or given)
+    proposals, rows = fit_proposals(task, given or _propose(task, metric, rng), at_most=n if is_cold else None)
     if given and not proposals:
         raise BadInputError("candidates: none of them can be built for these pictures")
     if not proposals:
@@ -127,11 +128,8 @@ def recommend_commands(
         fresh = _find_fresh(new, own, task.tasks)
         new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
     surrogate = _make_surrogate(task, new, metric, seed)
-    if len(task.past) or len(own) or given:
-        chosen = surrogate.choose(n, len(new))
-    else:
-        # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
-        chosen = list(range(len(new)))[:n]
+    # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
+    chosen = list(range(len(new))) if is_cold else surrogate.choose(n, len(new))
     predicted = surrogate.predict()
     return [
         _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
