@@ -99,13 +99,10 @@ def fit_proposals(
         if len(kept) == at_most:
             break
         try:
-            commands = make_commands(task.commands, proposal.training, task.commands.model_name)
-            key = digest_document({"model": commands.model})
-            if key not in networks:
-                networks[key] = _describe_network(commands, task)
-            _check_optimizer(commands)
+            commands = _check_fit(task, proposal, networks)
         except MlmetaError:
             continue
+        key = digest_document({"model": commands.model})
         params = _type_params(commands)
         arch = {f"arch.{name}": value for name, value in networks[key].items()}
         counts = {f"task.{name}": value for name, value in task.counts.items()}
@@ -113,6 +110,29 @@ def fit_proposals(
         rows.append(facts | {"task": NEW_TASK} | params | arch | counts)
         kept.append(proposal)
     return kept, rows
+
+
+def explain_unfit(task: NewTask, proposal: Proposal) -> str:
+    """Return why a proposal cannot be built for a task; empty where it can."""
+    try:
+        _check_fit(task, proposal, {})
+    except MlmetaError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _check_fit(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, Any]]) -> TrainCommands:
+    """Return a proposal's commands; its network is described in `networks`, if it is not there yet.
+
+    Raises:
+        MlmetaError: If it cannot be built.
+    """
+    commands = make_commands(task.commands, proposal.training, task.commands.model_name)
+    key = digest_document({"model": commands.model})
+    if key not in networks:
+        networks[key] = _describe_network(commands, task)
+    _check_optimizer(commands)
+    return commands
 
 
 def _describe_network(commands: TrainCommands, task: NewTask) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mlmeta.attempt_features import FAILED, list_params, read_numbers
 from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.errors import BadInputError
 from mlmeta.lessons import STD_COLUMN
-from mlmeta.new_task import NewTask, fit_proposals, look_at_task
+from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
 from mlmeta.proposals import (
     Proposal,
     derive_space,
@@ -107,21 +107,23 @@ def recommend_commands(
         seed: Decides the variations.
 
     Raises:
-        BadInputError: If the commands or their pictures cannot be used, the metric is none, or no candidate fits.
+        BadInputError: If the commands or their pictures cannot be used, the metric is none, or nothing that might be
+            tried fits the pictures.
         MlmetaError: If the history cannot be read.
     """
     task = look_at_task(commands, base_dir or Path(), history, metric)
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
     is_cold = not (len(task.past) or len(task.own) or given)
-    proposals, rows = fit_proposals(task, given or _propose(task, metric, rng), at_most=n if is_cold else None)
-    if given and not proposals:
-        raise BadInputError("candidates: none of them can be built for these pictures")
+    wanted = given or list(_propose(task, metric, rng))
+    proposals, rows = fit_proposals(task, wanted, at_most=n if is_cold else None)
     if not proposals:
+        _refuse_unfit(task, wanted, are_candidates=bool(given))
         return []
     for one in given:
         if one not in proposals:
-            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out", one.origin)
+            why = explain_unfit(task, one)
+            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
     new = pd.DataFrame(rows)
     own = task.own.reset_index(drop=True)
     if not given and len(own):
@@ -169,6 +171,18 @@ def judge_attempts(
         return {}
     worth = _make_surrogate(task, task.own.iloc[:0], metric, seed).predict().z
     return dict(zip(task.own["run_id"], worth.tolist(), strict=True))
+
+
+def _refuse_unfit(task: NewTask, wanted: Sequence[Proposal], *, are_candidates: bool) -> None:
+    """Say why nothing can be built; where attempts on the task were made, those were all that could be.
+
+    Raises:
+        BadInputError: If it is no wonder that nothing was made.
+    """
+    if not wanted or (len(task.own) and not are_candidates):
+        return
+    what = "candidates: none of them" if are_candidates else f"space: none of {len(wanted)} trainings drawn from it"
+    raise BadInputError(f"{what} can be built for these pictures: {explain_unfit(task, wanted[0])}")
 
 
 def _make_surrogate(task: NewTask, new: pd.DataFrame, metric: str, seed: int) -> Surrogate:

@@ -140,6 +140,12 @@ def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -
         if key not in training:
             continue
         ends = (values.low, values.high) if isinstance(values, Range) else values.values
+        if path == key and (names := _find_names(space, key)):
+            strange = [value for value in ends if not names.holds(_read_name(value))]
+            if strange:
+                message = f"{shorten(strange[0])} is none of the names that {key}.name may have"
+                yield (path,), Fault("", message)
+                continue
         for value in ends:
             faults = [_find_fault(base, path, value) for base in _bases(space, training, key)]
             if all(faults):
@@ -147,14 +153,24 @@ def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -
                 break
 
 
+def _find_names(space: Space, key: str) -> Choices | None:
+    names = space.get(f"{key}.name")
+    return names if isinstance(names, Choices) else None
+
+
+def _read_name(part: Any) -> Any:
+    return part.get("name") if isinstance(part, Mapping) else None
+
+
 def _bases(space: Space, training: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the trainings that a value of a part can get into: with each of the names that the part may have."""
-    yield training
-    for path in (key, f"{key}.name"):
-        named = space.get(path)
-        if isinstance(named, Choices):
-            for value in named.values:
-                yield _rename(training, key, value) if path != key else {**training, key: value}
+    """Yield the trainings that a value of a part can get into: with each whole part and each name that it may have."""
+    whole, names = space.get(key), _find_names(space, key)
+    for part in whole.values if isinstance(whole, Choices) else (training[key],):
+        base = {**training, key: part}
+        if names is None:
+            yield base
+        else:
+            yield from (base if _read_name(part) == name else _rename(base, key, name) for name in names.values)
 
 
 def _find_fault(training: Mapping[str, Any], path: str, value: Any) -> str:

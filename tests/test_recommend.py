@@ -163,11 +163,26 @@ def test_candidates_that_do_not_fit_the_pictures_are_refused(
 ) -> None:
     layers = [{"name": "Flatten"}, {"name": "Linear", "in_features": 5, "out_features": "n_labels"}]
     unfit = parse_train_commands(toy_document | {"model": {"layers": layers}})
-    with pytest.raises(BadInputError, match="none of them can be built"):
+    with pytest.raises(BadInputError, match="candidates: none of them can be built .* model.layers.1: Linear"):
         recommend(toy_document, history, candidates=[unfit])
     found = recommend(toy_document, history, candidates=[unfit, parse_train_commands(toy_document)])
     assert len(found) == 1
     assert "the candidate colours cannot be built for these pictures and is left out" in caplog.text
+
+
+def test_a_space_of_which_nothing_fits_the_pictures_is_refused(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    # Pictures of 8 pixels have no room for such a kernel.
+    layers = [
+        {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 2},
+        *toy_document["model"]["layers"],
+    ]
+    space = {"model.layers.0.kernel_size": {"low": 50, "high": 60}}
+    with pytest.raises(
+        BadInputError, match="space: none of .* trainings drawn from it can be built for these pictures"
+    ):
+        recommend(toy_document | {"model": {"layers": layers}, "space": space}, history)
 
 
 def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
