@@ -163,7 +163,7 @@ def test_candidates_that_do_not_fit_the_pictures_are_refused(
 ) -> None:
     layers = [{"name": "Flatten"}, {"name": "Linear", "in_features": 5, "out_features": "n_labels"}]
     unfit = parse_train_commands(toy_document | {"model": {"layers": layers}})
-    with pytest.raises(BadInputError, match="candidates: none of them can be built .* model.layers.1: Linear"):
+    with pytest.raises(BadInputError, match=r"candidates: none of them can be built .* model.layers.1: Linear"):
         recommend(toy_document, history, candidates=[unfit])
     found = recommend(toy_document, history, candidates=[unfit, parse_train_commands(toy_document)])
     assert len(found) == 1
@@ -180,7 +180,7 @@ def test_a_space_of_which_nothing_fits_the_pictures_is_refused(
     ]
     space = {"model.layers.0.kernel_size": {"low": 50, "high": 60}}
     with pytest.raises(
-        BadInputError, match="space: none of .* trainings drawn from it can be built for these pictures"
+        BadInputError, match=r"space: none of .* trainings drawn from it can be built for these pictures"
     ):
         recommend(toy_document | {"model": {"layers": layers}, "space": space}, history)
 
