@@ -70,7 +70,19 @@ def test_what_stands_in_mlflow(toy_document: dict[str, Any], store: str) -> None
     assert parent.data.tags["mlmeta.kind"] == "tuning"
     assert parent.data.params["tuning.seed"] == "3"
     assert "Best: colours-" in parent.data.tags["mlflow.note.content"]
-    assert [metric.step for metric in client.get_metric_history(tuned.run_id, "incumbent_val_accuracy")] == [2]
+    steps = [metric.step for metric in client.get_metric_history(tuned.run_id, "incumbent_val_accuracy")]
+    assert sorted(set(steps)) == [1, 2]
+    best = tuned.incumbent
+    assert best is not None
+    assert parent.data.tags["mlmeta.incumbent"] == best.name
+    assert parent.data.tags["mlmeta.incumbent_run_id"] == best.run_id
+    metrics = parent.data.metrics
+    assert (metrics["tuning_attempts"], metrics["tuning_epochs"]) == (2, tuned.n_epochs)
+    assert metrics["incumbent_val_accuracy"] == best.val_accuracy
+    assert metrics["incumbent_accuracy"] == tuned.metrics["accuracy"]
+    assert 0 < metrics["tuning_seconds"] <= tuned.seconds
+    # Tested by now.
+    assert f"| {best.name} | 1 | 3 | {best.val_accuracy:.1%} | Complete |" in parent.data.tags["mlflow.note.content"]
     pruned = next(one for one in tuned.attempts if one.status == "Pruned")
     child = client.get_run(pruned.run_id)
     assert child.info.status == "FINISHED"
@@ -95,15 +107,22 @@ def test_a_tuning_that_was_stopped_goes_on_where_it_was(
         return run_epoch(*arguments)
 
     monkeypatch.setattr(mlmeta.train, "run_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         tune(toy_document, attempts=4, round_size=2, keep=0.5)
     parent = MlflowClient().search_runs(["0"], "tags.`mlmeta.kind` = 'tuning'")[0]
     assert parent.data.tags["mlmeta.status"] == "Interrupted"
+    assert "It cost 2 attempts, 3 epochs" in parent.data.tags["mlflow.note.content"]
+    assert caught.value.__notes__ == [f"go on with: mlmeta tune --resume {parent.info.run_id}"]
+    spent = parent.data.metrics["tuning_seconds"]
     assert len(list_attempts(parent.info.run_id)) == 2
     tuned = resume_tuning("colours")
+    assert tuned.seconds > spent
     assert tuned.run_id == parent.info.run_id
     assert [one.round for one in tuned.attempts] == [1, 1, 2, 2]
     assert sorted(one.n_epochs for one in tuned.attempts) == [1, 1, 3, 3]
+    again = resume_tuning(tuned.run_id)
+    assert (len(again.attempts), again.metrics["accuracy"]) == (4, tuned.metrics["accuracy"])
+    assert again.seconds >= tuned.seconds
     more = resume_tuning(tuned.run_id, changes={"attempts": 6})
     assert len(more.attempts) == 6
     assert MlflowClient().get_run(tuned.run_id).info.status == "FINISHED"
@@ -167,6 +186,8 @@ def test_nothing_is_recorded_of_a_tuning_that_cannot_begin(toy_document: dict[st
         tune(toy_document | {"validation": 0.0})
     with pytest.raises(BadInputError):
         tune(toy_document | {"data": {"source": "folder", "path": "nowhere"}})
+    with pytest.raises(BadInputError, match="ids"):
+        tune(toy_document | {"test": {"ids": ["no such picture"]}})
     with pytest.raises(NotFoundError, match="there is no tuning of 'colours'"):
         resume_tuning("colours")
     assert MlflowClient().search_runs(["0"]) == []
