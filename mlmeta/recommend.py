@@ -14,19 +14,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_features import FAILED, list_params, read_numbers
-from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError
 from mlmeta.lessons import STD_COLUMN
 from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
 from mlmeta.proposals import (
     Proposal,
     derive_space,
+    digest_training,
     draw_proposals,
     find_winners,
     keep_in_space,
@@ -36,7 +36,7 @@ from mlmeta.proposals import (
     take_training,
     vary,
 )
-from mlmeta.search_space import TRAINING_KEYS, read_space
+from mlmeta.search_space import read_space
 from mlmeta.similarity import NEW_TASK
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
@@ -229,17 +229,13 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
     else:
         space = derive_space(given, task.past)
     found += draw_proposals(given, space, rng)
-    tried = {digest_document(_take_training_of_row(task.own, i)) for i in range(len(task.own))}
+    params = list_params(task.own)
+    tried = {digest_training(read_training(task.own.iloc[i], params)) for i in range(len(task.own))}
     for proposal in found:
-        digest = digest_document({key: proposal.training.get(key) for key in TRAINING_KEYS})
+        digest = digest_training(proposal.training)
         if digest not in tried:
             tried.add(digest)
             yield proposal
-
-
-def _take_training_of_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
-    training = read_training(table.iloc[place], list_params(table))
-    return {key: training.get(key) for key in TRAINING_KEYS}
 
 
 def _explain(

@@ -258,15 +258,22 @@ def _is_known(training: Mapping[str, Any], path: str) -> bool:
     return isinstance(part, Mapping) and rest.partition(".")[0] in _list_arguments(key, part.get("name"))
 
 
-def _in_order(space: Space) -> list[str]:
+def can_have(training: Mapping[str, Any], path: str) -> bool:
+    """Return whether a training can have a value at a path: Adam no momentum, a model of two layers none in a third."""
+    return _is_known(training, path) and put_value(training, path, None) is not None
+
+
+def order_paths(space: Space) -> list[str]:
     """Return the paths of a space, whole parts and names before what depends on them."""
     return sorted(space, key=lambda path: (path.count("."), not path.endswith(".name")))
 
 
 def fill_training(space: Space, training: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a training with a value for every path of the space; what it cannot have (Adam a momentum) is left out."""
+    """Return a training with values for paths of the space; what it cannot have (Adam a momentum) is left out."""
     filled = copy.deepcopy(dict(training))
-    for path in _in_order(space):
+    for path in order_paths(space):
+        if path not in values:
+            continue
         filled = set_value(filled, path, values[path])
     return filled
 
@@ -282,13 +289,13 @@ def set_value(training: Mapping[str, Any], path: str, value: Any) -> dict[str, A
     if key in _ROLES and rest == "name":
         _, name = get_value(training, path)
         return dict(training) if name == value else _rename(training, key, value)
-    return (put_value(training, path, value) if _is_known(training, path) else None) or dict(training)
+    return (put_value(training, path, value) if can_have(training, path) else None) or dict(training)
 
 
 def fit_training(space: Space, training: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any] | None:
     """Return a training with values outside the space drawn anew; None where another name or part is asked for."""
     fitted = copy.deepcopy(dict(training))
-    for path in _in_order(space):
+    for path in order_paths(space):
         key, _, rest = path.partition(".")
         found, value = get_value(fitted, path)
         if found and space[path].holds(value):
