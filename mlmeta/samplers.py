@@ -164,7 +164,8 @@ def _import_optuna(name: str) -> Any:
     except ImportError:
         message = f"tune: the sampler {name!r} is Optuna's, which is not installed: pip install 'mlmeta[optuna]'"
         raise BadInputError(message) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # It warns of each value that only some optimizers have, as the GP draws those at random.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 
