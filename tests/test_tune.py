@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,12 @@ def test_the_command(toy_document: dict[str, Any], store: str, tmp_path: Path) -
     assert CliRunner().invoke(cli, ["tune"]).exit_code == 2
 
 
-def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", "160")
@@ -234,6 +236,35 @@ def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytes
     assert "tuning of colours" in text
     assert "50.0%" in text
     assert "1/4" in text
+
+
+@pytest.mark.parametrize("n_columns", [100, 150])
+def test_the_table_shows_results_before_how_they_came_about(
+    toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n_columns: int
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(n_columns))
+    monkeypatch.setenv("LINES", "20")
+    layers = [{"name": "Linear", "in_features": "auto", "out_features": 7}] * 30
+    document = toy_document | {"model": {"layers": [{"name": "Flatten"}, *layers]}}
+    expected = {"expected_accuracy": 0.75, "expected_accuracy_std": 0.1, "epoch_seconds": 0.1}
+    with TuningProgress(parse_train_commands(toy_document)) as shown:
+        for number in range(40):
+            commands = parse_train_commands(document | {"model_name": f"colours-{number}"})
+            with shown.attempt(commands, 1, None) as attempt:
+                attempt.epoch(1, expected | {"val_accuracy": 0.9 if number == 3 else 0.5})
+                attempt.end("Pruned")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    last = plain.rpartition("tuning of colours")[2].splitlines()
+    rows = [line.split() for line in last if line.split()[:1] and line.split()[0].startswith("colours-")]
+    names = [row[0] for row in rows]
+    assert names[0] == "colours-3"
+    assert names[1:] == [f"colours-{number}" for number in range(40 - len(names) + 1, 40)]
+    assert "attempts not shown" in last[0]
+    assert len(last) <= 20
+    for row in rows:
+        assert row[-4:] == ["1/4", "90.0%" if row[0] == "colours-3" else "50.0%", "75.0%", "Pruned"]
 
 
 @pytest.mark.parametrize("sampler", ["mlmeta", "random"])
