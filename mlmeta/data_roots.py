@@ -220,7 +220,7 @@ def open_confined(file: Path) -> BinaryIO:
         OutsideRootsError: If it lies outside the data roots.
         OSError: If it cannot be opened, or is a folder, a pipe or a device.
     """
-    stream = open(file, "rb", opener=_open_without_waiting)
+    stream = open(confine_path(file), "rb", opener=_open_without_waiting)
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
         raise OSError(f"{file.name} is not a file")
