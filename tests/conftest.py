@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ def no_folder_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name in ("STATE", "CACHE"):
             patch.setenv(f"MLMETA_{name}_DIR", str(tmp_path_factory.mktemp(name.lower())))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_that_arrive() -> None:
+    """Shells start what runs in the background with Ctrl-C ignored, and so would the tests' own processes be."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class MemoryRecorder:

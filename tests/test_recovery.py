@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -464,16 +466,17 @@ def test_a_waiting_time_that_is_no_number_is_refused_before_the_training(monkeyp
 
 
 @pytest.mark.usefixtures("store")
-def test_a_second_interrupt_while_the_rest_is_sent_keeps_it(
-    artifact_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_while_the_rest_is_sent_keeps_it(artifact_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLMETA_FLUSH_S", "600")
     shutil.rmtree(artifact_store)
     artifact_store.write_text("in its place")
-    previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        with pytest.raises(KeyboardInterrupt), record_attempt(commands(), base_dir=Path()) as recorder:
-            signal.setitimer(signal.ITIMER_REAL, 1.5)
-    finally:
-        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(KeyboardInterrupt), record_attempt(commands(), base_dir=Path()) as recorder:
+        threading.Thread(target=interrupt_when_sending, args=(recorder,), daemon=True).start()
     assert [spool.run_id for spool in list_spools()] == [recorder.run_id]
+
+
+def interrupt_when_sending(recorder: MlflowRecorder) -> None:
+    """Press Ctrl-C as soon as the recorder waits for the rest to be sent."""
+    while not recorder._outbox._hurry:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
