@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mlmeta"
 LAYERS = [
     {"errors", "status"},
     {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file", "store_uri"},
+    {"jobs", "job_queue"},
     {"json_stream", "loss_curve", "text_table", "report_html", "filter_tree", "functional_anova"},
     {"specs", "search_space", "schema", "stop_rules", "commands", "documents"},
     {"history_rows", "history_table", "history_cache"},
