@@ -40,7 +40,9 @@ def create_app() -> FastAPI:
     settings = read_settings()
     app = _make_base(settings)
     if not isinstance(app, FastAPI):
-        raise BadInputError("mlmeta's app needs uvicorn, MLflow's default; leave out --gunicorn-opts and --waitress-opts")
+        raise BadInputError(
+            "mlmeta's app needs uvicorn, which is MLflow's default: leave out --gunicorn-opts and --waitress-opts"
+        )
     server = _make_server(app, settings)
     app.state.mlmeta = server
     _add_routes(app, server.prefix)

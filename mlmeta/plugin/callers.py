@@ -84,7 +84,7 @@ class Caller:
 async def identify(request: Request) -> Caller:
     """Return who sent a request; every route of ours depends on it.
 
-    Where a login is needed MLflow is asked which experiments they may read, so that it is MLflow which checks the login.
+    Where a login is needed MLflow is asked which experiments they may read, so it is MLflow that checks the login.
 
     Raises:
         RefusedError: If they have no login that MLflow takes.
@@ -113,9 +113,7 @@ async def list_experiments(server: Server, scope: Scope) -> dict[str, str]:
             return found
 
 
-async def _ask(
-    server: Server, scope: Scope, method: str, path: str, *, body: bytes = b"", query: str = ""
-) -> Answer:
+async def _ask(server: Server, scope: Scope, method: str, path: str, *, body: bytes = b"", query: str = "") -> Answer:
     return await ask_mlflow(server.mlflow, scope, method, f"{server.prefix}{path}", body=body, query=query)
 
 

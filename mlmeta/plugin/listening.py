@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ def find_listening(arguments: Sequence[str]) -> Listening | None:
 
     Uvicorn's workers are spawned, and so have the ``sys.argv`` of their supervisor.
     """
-    options = dict(zip(arguments, arguments[1:], strict=False))
+    options = dict(itertools.pairwise(arguments))
     options |= dict(one.split("=", 1) for one in arguments if one.startswith("--") and "=" in one)
     if "--host" not in options and "--port" not in options:
         return None

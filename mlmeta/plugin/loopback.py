@@ -1,7 +1,7 @@
 """Requests to MLflow's own app, in process and in the caller's name.
 
 Whoever asks mlmeta for something may do what MLflow lets them do: what changes a run goes through MLflow's own routes
-with the login of the request, and their answer is passed on. So permissions are decided in one place, which is not ours.
+with the login of the request, and their answer is passed on. So permissions are decided in one place, not ours.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class RunnerKeeper:
 
     def _start(self) -> None:
         """Start a runner and wait until it is at work, so that no other worker process starts one too."""
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own command line
             make_command(self._queue.folder, self._settings.at_once, find_server_pid()),
             env=make_environment(os.environ),
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Runs that wait for their training: made, changed and removed through MLflow, in the caller's name.
 
-A run that waits is SCHEDULED and has the tag `mlmeta.queued`: 1 while it is in the queue, 0 where it was only described.
+A run that waits is SCHEDULED and has the tag `mlmeta.queued`: 1 while it is in the queue, 0 where it is only described.
 The training process adopts it and takes the tag away.
 """
 
@@ -45,7 +45,7 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """mlmeta's own status."""
+        """What mlmeta says of its state."""
         return self.tags.get("mlmeta.status", "")
 
     @property
@@ -176,6 +176,8 @@ async def delete_run(caller: Caller, run_id: str) -> None:
 
 async def end_waiting_run(caller: Caller, run_id: str) -> None:
     """Close a run that waited and will not be trained."""
-    await set_tags(caller, run_id, {"mlmeta.status": Status.INTERRUPTED, "mlmeta.stop_reason": "cancelled in the queue"})
+    await set_tags(
+        caller, run_id, {"mlmeta.status": Status.INTERRUPTED, "mlmeta.stop_reason": "cancelled in the queue"}
+    )
     now = int(time.time() * 1000)
     await caller.change("runs/update", {"run_id": run_id, "status": "KILLED", "end_time": now})

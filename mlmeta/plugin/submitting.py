@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from mlmeta.commands import TestCommands, TrainCommands
 from mlmeta.data_roots import confine_commands
 from mlmeta.documents import parse_json, parse_test_commands, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
-from mlmeta.finding import COMMANDS_TAG
 from mlmeta.job_queue import Job, JobKind, JobState, QueueFullError
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.attempt_documents import read_commands

@@ -28,12 +28,13 @@ from mlmeta.plugin.runs import (
     end_waiting_run,
     find_runs,
     get_run,
+    set_tags,
 )
 from mlmeta.plugin.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
 
 router = APIRouter(prefix="/ajax-api/mlmeta", tags=["the older tool's verbs"])
 Name = Annotated[str, Query(max_length=250, description="Of the attempt.")]
-Experiment = Annotated[str | None, Query(max_length=250, description="Name or id; MLflow's default where it is left out.")]
+Experiment = Annotated[str | None, Query(max_length=250, description="Name or id; by default MLflow's own.")]
 
 
 @router.post("/train", status_code=202)
@@ -107,6 +108,7 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
             "changed",
         )
     await describe_commands(caller, run, commands)
+    await set_tags(caller, run.run_id, {"mlmeta.commands_dir": str(base_dir)})
     if attempt.testing_commands:
         await describe_test(caller, run, attempt.testing_commands)
     return await make_document(caller, await get_run(caller, run.run_id))
