@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 from starlette.responses import JSONResponse, Response
 
-from mlmeta.errors import AttemptFailedError, BadInputError, CommandsError, MlmetaError, NotFoundError
-from mlmeta.filter_syntax import FilterError
-from mlmeta.job_queue import QueueFullError
+from mlmeta.errors import AttemptFailedError, BadInputError, CommandsError, MlmetaError, NotFoundError, QueueFullError
+from mlmeta.filter_tree import FilterError
 
 # The first that fits decides.
 _STATUS: tuple[tuple[type[MlmetaError], int], ...] = (

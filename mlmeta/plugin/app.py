@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from filelock import FileLock
@@ -88,12 +89,12 @@ def make_absolute(store_uri: str) -> str:
 
 
 def _add_routes(app: FastAPI, prefix: str) -> None:
-    from mlmeta.plugin import pages, routes, verbs
+    from mlmeta.plugin import openapi, pages, routes, verbs
 
     last = app.router.routes.pop()
     if not isinstance(last, Mount):
         raise MlmetaError(f"MLflow's app ends with {last!r} where mlmeta expects its catch-all mount")
-    for router in (routes.router, verbs.router, pages.router):
+    for router in (openapi.router, routes.router, verbs.router, pages.router):
         app.include_router(router, prefix=prefix)
     app.router.routes.append(last)
 
@@ -108,7 +109,7 @@ def _extend_lifespan(app: FastAPI, server: Server) -> None:
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
-    async def lifespan(started: FastAPI) -> AsyncIterator[object]:
+    async def lifespan(started: FastAPI) -> AsyncIterator[Any]:
         _begin(server)
         keeper = RunnerKeeper(server.queue, server.settings) if server.settings.run_worker else None
         if keeper:
