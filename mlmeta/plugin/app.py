@@ -21,7 +21,7 @@ from starlette.routing import Mount
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.job_queue import JobQueue, queue_folder
 from mlmeta.plugin.answers import answer_error
-from mlmeta.plugin.limits import LimitsMiddleware
+from mlmeta.plugin.limits import RequestGuard
 from mlmeta.plugin.listening import find_listening
 from mlmeta.plugin.runner_keeper import RunnerKeeper
 from mlmeta.plugin.server import AttemptTable, Server
@@ -48,7 +48,7 @@ def create_app() -> FastAPI:
     app.state.mlmeta = server
     _add_routes(app, server.prefix)
     app.add_exception_handler(MlmetaError, _answer)
-    app.add_middleware(LimitsMiddleware, settings=settings, prefix=server.prefix)
+    app.add_middleware(RequestGuard, settings=settings, prefix=server.prefix)
     _extend_lifespan(app, server)
     return app
 

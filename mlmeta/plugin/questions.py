@@ -86,12 +86,13 @@ def find_similar(table: pd.DataFrame, task: str, limit: int) -> pd.DataFrame:
 
 
 def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """Return all tasks with their places on a map, their distances and the terms of the nearest ones.
+    """Return all tasks by name, with their places on a map and their distances.
 
     Raises:
         BadInputError: If no attempt has the metric.
     """
     tasks = task_table(table if metric in table.columns else table.assign(**{metric: np.nan}), metric)
+    tasks = tasks.sort_values("task", ignore_index=True)
     if not len(tasks):
         return {"tasks": [], "distances": [], "stress": 0.0}
     distances = task_distances(tasks)
