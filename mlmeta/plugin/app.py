@@ -60,7 +60,6 @@ def _make_base(settings: ServerSettings) -> object:
         return create_fastapi_app()
     from mlflow.server.auth import create_app as create_auth_app
 
-    # Worker processes that make the database of logins together would be in each other's way.
     with FileLock(state_folder() / "auth.lock"):
         return create_auth_app()
 
@@ -145,10 +144,28 @@ def _check_settings() -> None:
     as a traceback, again and again: their supervisor starts them anew.
     """
     try:
-        read_settings()
-    except BadInputError as error:
+        if read_settings().base_app == "basic-auth":
+            _check_login()
+    except MlmetaError as error:
         sys.stderr.write(f"mlmeta: {error}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def _check_login() -> None:
+    """Make MLflow's database of logins and its admin, as `mlflow server --app-name basic-auth` does."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        from mlflow.server.auth import bootstrap_admin_user, get_flask_server_secret_key
+
+        # Worker processes that make the database together would be in each other's way.
+        with FileLock(state_folder() / "auth.lock"):
+            get_flask_server_secret_key()
+            bootstrap_admin_user()
+    except ImportError as error:
+        raise BadInputError(f"MLMETA_BASE_APP=basic-auth needs pip install 'mlmeta[server]': {error}") from None
+    except MlflowException as error:
+        raise BadInputError(f"MLMETA_BASE_APP=basic-auth: {error.message}") from None
 
 
 _check_settings()

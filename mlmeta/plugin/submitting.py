@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mlmeta.plugin.runs import RunRecord, create_run, delete_run, describe_comma
 from mlmeta.plugin.settings import ServerSettings
 
 _SOURCE = "the request"
+RUN_ID = re.compile("[0-9a-f]{32}")
 
 
 async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
@@ -86,6 +88,7 @@ async def queue_training(
         QueueFullError: If there are too many jobs.
     """
     commands, base_dir = await check_train_commands(caller, document)
+    await _check_source(caller, commands.initial_weights)
     await _check_room(caller)
     run = await _find_described(caller, commands.model_name)
     is_new = run is None
@@ -102,6 +105,18 @@ async def queue_training(
         caller, run, is_new, kind=JobKind.TRAIN, document=commands.document(), base_dir=str(base_dir),
         with_test=with_test, name=commands.model_name,
     )  # fmt: skip
+
+
+async def _check_source(caller: Caller, initial_weights: str | None) -> None:
+    """Refuse weights of an attempt that the caller may not read: the training process has another login."""
+    if not caller.server.needs_login or initial_weights is None:
+        return
+    if initial_weights == "auto":
+        raise RefusedError(422, "initial_weights: with logins only an attempt's run id or name; got 'auto'")
+    if RUN_ID.fullmatch(initial_weights):
+        await get_run(caller, initial_weights)
+    else:
+        await find_runs(caller, initial_weights)
 
 
 async def _find_described(caller: Caller, name: str) -> RunRecord | None:

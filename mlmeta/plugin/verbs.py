@@ -20,12 +20,10 @@ from mlmeta.plugin.attempt_documents import make_document
 from mlmeta.plugin.job_answers import describe_job
 from mlmeta.plugin.routes import Asking
 from mlmeta.plugin.runs import (
-    RunRecord,
     create_run,
     delete_run,
     describe_commands,
     describe_test,
-    end_waiting_run,
     find_runs,
     get_run,
     set_tags,
@@ -118,22 +116,16 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
 async def delete_attempt(caller: Asking, name: Name) -> dict[str, Any]:
     """Delete all attempts of a name; one that is being trained has to be cancelled before."""
     runs = await find_runs(caller, name)
+    jobs = [job for run in runs if (job := await caller.server.work(caller.server.queue.find, run.run_id))]
+    if at_work := [job for job in jobs if job.state == JobState.RUNNING]:
+        raise RefusedError(409, f"the attempt {name!r} ({at_work[0].run_id}) is being trained; cancel it first")
     for run in runs:
-        await _take_from_queue(caller, run)
-    for run in runs:
+        # MLflow decides whether the caller may; only then it leaves the queue.
         await delete_run(caller, run.run_id)
+    for job in jobs:
+        if job.state == JobState.QUEUED:
+            await caller.server.work(caller.server.queue.request_cancel, job.run_id)
     return {"deleted": [run.run_id for run in runs]}
-
-
-async def _take_from_queue(caller: Asking, run: RunRecord) -> None:
-    queue = caller.server.queue
-    job = await caller.server.work(queue.find, run.run_id)
-    if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
-        return
-    if job.state == JobState.RUNNING:
-        raise RefusedError(409, f"the attempt {run.name!r} ({run.run_id}) is being trained; cancel it first")
-    await caller.server.work(queue.request_cancel, run.run_id)
-    await end_waiting_run(caller, run.run_id)
 
 
 @router.api_route("/latest_attempt_index", methods=["GET", "POST"])
