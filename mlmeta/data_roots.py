@@ -11,19 +11,23 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from mlmeta.commands import FolderData, ManifestData, SampleData, TestCommands, TorchvisionData, TrainCommands
-from mlmeta.errors import CommandsError, Fault, shorten
+from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 
 ROOTS_VARIABLE = "MLMETA_DATA_ROOT"
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_CHUNK_BYTES = 2**20
 _OUTSIDE = "lies outside the data roots"
 # Windows opens nothing relative to a folder that is open; there the resolved path is checked and then opened.
 _HAS_DIR_FD = os.open in os.supports_dir_fd
@@ -32,13 +36,13 @@ _HAS_DIR_FD = os.open in os.supports_dir_fd
 class OutsideRootsError(PermissionError):
     """A file lies outside the data roots; like any file that cannot be read, it makes a picture be left out."""
 
-    def __init__(self) -> None:
-        """Say nothing about the file: whether it is there is not for strangers to know."""
-        super().__init__(errno.EACCES, _OUTSIDE)
+    def __init__(self, name: str = "") -> None:
+        """Say no more than the name that was given: whether there is such a file is not for strangers to know."""
+        super().__init__(errno.EACCES, f"{name} {_OUTSIDE}".strip())
 
     def __str__(self) -> str:
         """Return the message alone."""
-        return _OUTSIDE
+        return str(self.strerror)
 
 
 def join_roots(roots: Sequence[Path | str]) -> str:
@@ -216,7 +220,7 @@ def open_confined(file: Path) -> BinaryIO:
         OutsideRootsError: If it lies outside the data roots.
         OSError: If it cannot be opened, or is a folder, a pipe or a device.
     """
-    stream = open(file, "rb", opener=_open_without_waiting)
+    stream = open(confine_path(file), "rb", opener=_open_without_waiting)
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
         raise OSError(f"{file.name} is not a file")
@@ -238,12 +242,37 @@ def list_folder(folder: Path) -> list[tuple[str, bool]]:
     if read_roots() is None or not _HAS_DIR_FD:
         with os.scandir(confine_path(folder)) as entries:
             return sorted((entry.name, entry.is_dir()) for entry in entries)
-    descriptor = open_descriptor(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = open_descriptor(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OutsideRootsError:
+        raise OutsideRootsError(f"the folder {folder.name}") from None
     try:
         with os.scandir(descriptor) as entries:
             return sorted((entry.name, entry.is_dir()) for entry in entries)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def confined_copy(file: Path) -> Iterator[Path]:
+    """Give a file's path or, where MLMETA_DATA_ROOT is set, a copy of it, made through a descriptor below a root.
+
+    This is for libraries that open a file by its name more than once; what they read is what was checked.
+
+    Raises:
+        BadInputError: If it lies outside the data roots, or cannot be read.
+    """
+    if read_roots() is None:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="mlmeta-") as folder:
+        copy = Path(folder, file.name)
+        try:
+            with open_confined(file) as source, copy.open("xb") as target:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+        except OSError as error:
+            raise BadInputError(f"{file.name}: cannot be read: {error.strerror or error}") from None
+        yield copy
 
 
 def check_tree(folder: Path) -> None:
@@ -261,4 +290,11 @@ def check_tree(folder: Path) -> None:
     for path, folders, names in os.walk(check_inside(folder, roots)):
         for name in (*folders, *names):
             if (entry := Path(path, name)).is_symlink():
-                check_inside(entry, roots)
+                _check_link(entry, roots)
+
+
+def _check_link(link: Path, roots: Sequence[Path]) -> None:
+    try:
+        check_inside(link, roots)
+    except OutsideRootsError:
+        raise OutsideRootsError(f"the link {link.name}") from None

@@ -40,6 +40,7 @@ LAYERS = [
     {"samplers"},
     {"tuning_progress", "tuning_rounds", "tune"},
     {"plugin.settings"},
+    {"plugin.limits"},
     {"cli_errors"},
     {"exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
     {"cli"},
