@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mlmeta.architecture import describe_architecture, walk_layers
+from mlmeta.attempt_features import read_numbers
 from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import MlmetaError
@@ -47,6 +49,11 @@ class NewTask:
     own: pd.DataFrame
     past: pd.DataFrame
     shipped: Shipped
+
+    def n_scored(self, metric: str) -> int:
+        """Return how many past attempts, on this task and others, have a score."""
+        tables = [table for table in (self.past, self.own) if len(table)]
+        return sum(int(np.count_nonzero(np.isfinite(read_numbers(table, metric)))) for table in tables)
 
     @property
     def distances(self) -> pd.Series[float]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,9 @@ import pandas as pd
 from mlmeta.attempt_features import FAILED, list_params, read_numbers
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError
-from mlmeta.lessons import STD_COLUMN
+from mlmeta.lessons import FINISHED, STD_COLUMN
 from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
+from mlmeta.param_features import Floats
 from mlmeta.proposals import (
     Proposal,
     derive_space,
@@ -43,6 +45,8 @@ from mlmeta.training_features import describe_trainings
 
 _LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3
+# Similar attempts whose durations say how long one takes.
+_N_TIMED = 10
 # Trainings nearer to each other than this would hardly differ in what they reach: it is a factor of 1.45 in the
 # learning rate alone, at which the surrogate sees a correlation of 0.99.
 SAME = 0.1
@@ -112,6 +116,9 @@ def recommend_commands(
         MlmetaError: If the history cannot be read.
     """
     task = look_at_task(commands, base_dir or Path(), history, metric)
+    n_known = len(task.past) + len(task.own)
+    if n_known and not task.n_scored(metric):
+        _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
     is_cold = not (len(task.past) or len(task.own) or given)
@@ -126,15 +133,20 @@ def recommend_commands(
             _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
     new = pd.DataFrame(rows)
     own = task.own.reset_index(drop=True)
+    apart = _measure_from_own(new, own, task.tasks)
     if not given and len(own):
-        fresh = _find_fresh(new, own, task.tasks)
-        new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
+        # More than a repetition of an attempt on the task; all where none is.
+        fresh = [int(row) for row in np.flatnonzero(apart.min(axis=1) > SAME)] or list(range(len(new)))
+        new, proposals, apart = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh], apart[fresh]
+    nearest = [own.iloc[int(np.argmin(line))] if len(own) else None for line in apart]
     surrogate = _make_surrogate(task, new, metric, seed)
     # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
     chosen = list(range(len(new))) if is_cold else surrogate.choose(n, len(new))
     predicted = surrogate.predict()
     return [
-        _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
+        _explain(
+            task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank, nearest[row]
+        )
         for rank, row in enumerate(chosen, start=1)
     ]
 
@@ -195,11 +207,13 @@ def _make_surrogate(task: NewTask, new: pd.DataFrame, metric: str, seed: int) ->
     return surrogate
 
 
-def _find_fresh(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> list[int]:
-    """Return the rows that are more than a repetition of an attempt on the task; all where none is."""
+def _measure_from_own(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> Floats:
+    """Return how far each proposal is from each attempt on the task, shape (n_new, n_own)."""
+    if not len(own):
+        return np.zeros((len(new), 0))
     points = describe_trainings(pd.concat([new, own.assign(task=NEW_TASK)], ignore_index=True), tasks)
-    distances = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2).min(axis=1)
-    return [int(row) for row in np.flatnonzero(distances > SAME)] or list(range(len(new)))
+    distances: Floats = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2)
+    return distances
 
 
 def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int) -> None:
@@ -218,7 +232,7 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
     """Yield what might be tried, each once: without a past the defaults first, then the commands themselves."""
     closeness = {str(name): -float(distance) for name, distance in task.distances.items()}
     winners = find_winners(task.past, metric, closeness) if len(task.past) else []
-    best_here = find_winners(task.own.assign(task=NEW_TASK), metric, {}) if len(task.own) > 1 else []
+    best_here = find_winners(task.own.assign(task="this task"), metric, {}) if len(task.own) > 1 else []
     known = [*best_here, *winners]
     given = take_training(task.commands)
     as_given = Proposal(given, "the commands as they are")
@@ -246,26 +260,30 @@ def _explain(
     score: tuple[float, float],
     metric: str,
     rank: int,
+    near: pd.Series[Any] | None,
 ) -> Recommendation:
     commands = make_commands(task.commands, proposal.training, f"{task.commands.model_name}-{rank}")
     distances = task.distances
-    places = surrogate.find_evidence(row, N_EVIDENCE)
-    rows = [surrogate.past.iloc[place] for place in places]
-    evidence = tuple(
-        Evidence(str(one["run_id"]), str(one["model_name"]), str(one["task"]),
-                 float(distances.get(one["task"], np.nan)), float(one[metric]) if pd.notna(one[metric]) else np.nan)
-        for one in rows
-    )  # fmt: skip
-    seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10)])
+    found = [] if near is None else [_make_evidence(near, 0.0, metric)]
+    for place in surrogate.find_evidence(row, N_EVIDENCE - len(found)):
+        one = surrogate.past.iloc[place]
+        found.append(_make_evidence(one, float(distances.get(one["task"], np.nan)), metric))
+    evidence = tuple(found)
+    seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10 * _N_TIMED)])
     mean, std = float(score[0]), float(score[1])
     return Recommendation(commands, mean, std, seconds, evidence, _say_why(task, proposal, evidence, metric))
+
+
+def _make_evidence(attempt: pd.Series[Any], distance: float, metric: str) -> Evidence:
+    score = float(attempt[metric]) if pd.notna(attempt[metric]) and attempt["status"] not in FAILED else np.nan
+    return Evidence(str(attempt["run_id"]), str(attempt["model_name"]), str(attempt["task"]), distance, score)
 
 
 def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], metric: str) -> str:
     n_past, n_own = len(task.past), len(task.own)
     if not n_past and not n_own:
         return f"There is no past attempt of yours to learn from: this is {proposal.origin}."
-    n_shipped = len(task.shipped.attempts)
+    n_shipped, n_tasks = len(task.shipped.attempts), task.past["task"].nunique() if n_past else 0
     own = f" and {n_own} on this task" if n_own else ""
     own += f", beside {n_shipped} that come with mlmeta" if n_shipped else ""
     near = ""
@@ -274,11 +292,17 @@ def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], me
         distance = "" if np.isnan(one.distance) else f" (distance {one.distance:.2f})"
         result = "failed" if np.isnan(one.score) else f"reached {metric} {one.score:.3g}"
         near = f"; {one.model_name} on {one.task}{distance} {result}"
-    return f"From {proposal.origin}: best by {n_past} attempts on {task.past['task'].nunique()} other tasks{own}{near}."
+    past = f"{n_past} attempt{_s(n_past)} on {n_tasks} other task{_s(n_tasks)}"
+    return f"From {proposal.origin}: best by {past}{own}{near}."
+
+
+def _s(n: int) -> str:
+    return "" if n == 1 else "s"
 
 
 def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
-    """Return the seconds that similar attempts took, in proportion to pixels and epochs."""
+    """Return the seconds that similar attempts took to their end, in proportion to pixels and epochs."""
+    similar = similar[similar["status"].isin(FINISHED)].head(_N_TIMED)
     if not len(similar):
         return float("nan")
     seconds = similar["duration_s"].to_numpy(dtype=np.float64, na_value=np.nan)

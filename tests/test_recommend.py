@@ -241,6 +241,46 @@ def test_attempts_of_which_all_failed_leave_the_defaults(toy_document: dict[str,
     assert len(recommend(toy_document, failed, n=3)) == 3
 
 
+@pytest.mark.parametrize("n_past", [1, 6])
+def test_a_first_attempt_that_failed_is_no_hindrance(
+    toy_document: dict[str, Any], history: pd.DataFrame, n_past: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Nothing has ever been tested: the table has no such column.
+    failed = history.iloc[:n_past].drop(columns=["accuracy", "test_accuracy"], errors="ignore").assign(status="Failed")
+    failed.attrs = history.attrs
+    assert len(recommend(toy_document, failed, n=3)) == 3
+    assert f"none of {n_past} past attempts has the metric 'accuracy' to learn from" in caplog.text
+    with pytest.raises(BadInputError, match="no attempt has the metric 'macro_f1'"):
+        recommend(toy_document, failed, metric="macro_f1")
+
+
+def test_attempts_on_the_task_itself_are_the_first_evidence(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
+    own = history[history["task"] == "digits-0"].head(20)
+    own = own.assign(**{"task": "colours", "tags.mlmeta.task_digest": digest, "model_name": "own-" + own["model_name"]})
+    both = pd.concat([history, own], ignore_index=True)
+    both.attrs = history.attrs
+    found = recommend(toy_document, both, n=3)
+    for one in found:
+        assert [evidence.task == "colours" for evidence in one.evidence] == [True, False, False]
+        first = one.evidence[0]
+        assert (first.distance, first.score) == (0.0, own.set_index("model_name")["accuracy"][first.model_name])
+        assert f"{first.model_name} on colours (distance 0.00)" in one.reason
+    assert not any("new task" in one.reason for one in found)
+
+
+def test_attempts_that_were_pruned_do_not_make_a_training_seem_short(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    pruned = history.assign(status=[*["Pruned"] * 3, "Complete"] * 208)
+    pruned["duration_s"] = pruned["duration_s"].mask(pruned["status"] == "Pruned", 1e-6)
+    pruned.attrs = history.attrs
+    whole, half = (recommend(toy_document, table, n=1)[0].seconds for table in (history, pruned))
+    assert half > whole / 20
+
+
 def test_attempts_without_meta_features_are_a_history_too(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
     plain = history.drop(columns=[name for name in history.columns if name.startswith("tags.mlmeta.task")])
     plain.attrs = history.attrs
