@@ -267,6 +267,16 @@ def test_the_table_shows_results_before_how_they_came_about(
         assert row[-4:] == ["1/4", "90.0%" if row[0] == "colours-3" else "50.0%", "75.0%", "Pruned"]
 
 
+def test_a_tuning_in_which_nothing_learnt_fails(
+    toy_document: dict[str, Any], store: str, write_json: Any, tmp_path: Path
+) -> None:
+    rates = {"optimizer": {"choices": [{"name": "SGD", "lr": 1e30}]}, "batch_size": {"low": 4, "high": 9}}
+    config = write_json(toy_document | {"optimizer": {"name": "SGD", "lr": 1e30}, "space": rates})
+    result = CliRunner().invoke(cli, ["tune", str(config), "--attempts", "1", "--write", str(tmp_path / "best.json")])
+    assert (result.exit_code, "No attempt learnt anything" in result.output) == (1, True)
+    assert not (tmp_path / "best.json").exists()
+
+
 @pytest.mark.parametrize("sampler", ["mlmeta", "random"])
 def test_a_small_space_is_used_up(toy_document: dict[str, Any], store: str, sampler: str) -> None:
     whole = {"optimizer": {"choices": [{"name": "Adam", "lr": 0.02}]}, "batch_size": {"choices": [8, 30]}}
