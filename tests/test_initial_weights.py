@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,22 +103,27 @@ class TestBlending:
         assert all(blended[key].dtype == value.dtype for key, value in model.state_dict().items())
 
 
+def epoch(train_loss: float, *validation: float) -> dict[str, float]:
+    """Return the metrics of an epoch; `validation` is nothing, or loss and accuracy."""
+    return {"train_loss": train_loss, **dict(zip(("val_loss", "val_accuracy"), validation, strict=False))}
+
+
 class TestComparing:
     @pytest.mark.parametrize(
         ("scratch", "warm", "measure", "won"),
         [
-            ({"train_loss": 1, "val_loss": 1, "val_accuracy": 0.5}, {"train_loss": 2, "val_loss": 2, "val_accuracy": 0.6}, "val_accuracy", True),
-            ({"train_loss": 2, "val_loss": 2, "val_accuracy": 0.6}, {"train_loss": 1, "val_loss": 1, "val_accuracy": 0.5}, "val_accuracy", False),
-            ({"train_loss": 1, "val_loss": 1, "val_accuracy": 0.5}, {"train_loss": 2, "val_loss": 0.9, "val_accuracy": 0.5}, "val_loss", True),
-            ({"train_loss": 2, "val_loss": 1, "val_accuracy": 0.5}, {"train_loss": 1, "val_loss": 1, "val_accuracy": 0.5}, "val_loss", False),
-            ({"train_loss": 1}, {"train_loss": 0.9}, "train_loss", True),
-            ({"train_loss": 1}, {"train_loss": 1.1}, "train_loss", False),
-            ({"train_loss": math.nan}, {"train_loss": 5.0, "val_loss": 2, "val_accuracy": 0.1}, "train_loss", True),
-            ({"train_loss": 5.0, "val_loss": 2, "val_accuracy": 0.1}, {"train_loss": math.inf}, "train_loss", False),
-            ({"train_loss": 1, "val_loss": 1, "val_accuracy": 0.1}, {"train_loss": 1, "val_loss": math.nan, "val_accuracy": 0.9}, "val_accuracy", False),
-            ({"train_loss": math.nan}, {"train_loss": math.nan}, "train_loss", False),
+            (epoch(1, 1, 0.5), epoch(2, 2, 0.6), "val_accuracy", True),
+            (epoch(2, 2, 0.6), epoch(1, 1, 0.5), "val_accuracy", False),
+            (epoch(1, 1, 0.5), epoch(2, 0.9, 0.5), "val_loss", True),
+            (epoch(2, 1, 0.5), epoch(1, 1, 0.5), "val_loss", False),
+            (epoch(1), epoch(0.9), "train_loss", True),
+            (epoch(1), epoch(1.1), "train_loss", False),
+            (epoch(math.nan), epoch(5, 2, 0.1), "train_loss", True),
+            (epoch(5, 2, 0.1), epoch(math.inf), "train_loss", False),
+            (epoch(1, 1, 0.1), epoch(1, math.nan, 0.9), "val_accuracy", False),
+            (epoch(math.nan), epoch(math.nan), "train_loss", False),
         ],
-    )  # fmt: skip
+    )
     def test_the_better_epoch_wins(
         self, scratch: dict[str, float], warm: dict[str, float], measure: str, won: bool
     ) -> None:
@@ -126,8 +132,8 @@ class TestComparing:
         json.dumps(race, allow_nan=False)
 
     def test_by_is_how_much_better_the_warm_epoch_was(self) -> None:
-        better = {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.75}
-        worse = {"train_loss": 2.0, "val_loss": 1.5, "val_accuracy": 0.5}
+        better = epoch(1.0, 1.0, 0.75)
+        worse = epoch(2.0, 1.5, 0.5)
         assert compare_epochs(worse, better)["by"] == 0.25
         assert compare_epochs(better, worse)["by"] == -0.25
         equal = {**better, "val_loss": 1.5}
@@ -149,7 +155,7 @@ class TestRacing:
         }  # fmt: skip
         plain = train_attempt(prepare(pictures, **changes), MemoryRecorder())
         prepared, trained = prepare(pictures, **changes), Trained()
-        spoilt = {key: torch.zeros_like(value) for key, value in prepared.model.state_dict().items()}
+        spoilt = {key: 100 * value for key, value in prepared.model.state_dict().items()}
         race = race_against_scratch(prepared, trained, spoilt)
         assert not race["won"]
         assert len(trained.curve) == 1
@@ -236,7 +242,7 @@ class TestStarting:
         from mlmeta.store import open_client
 
         open_client().delete_run(find_run_id("plain"))
-        run_id, trained, metrics = run_attempt(make_commands("new", pictures, initial_weights="auto"), base_dir=Path())
+        run_id, trained, _ = run_attempt(make_commands("new", pictures, initial_weights="auto"), base_dir=Path())
         params = read_params(run_id)
         assert params["source"] == stripes
         assert params["name"] == "stripes"
@@ -255,7 +261,7 @@ class TestStarting:
         assert trained.curve[0]["train_loss"] < scratch.curve[0]["train_loss"]
         shown = capsys.readouterr().err
         assert f"mlmeta: initial weights: {params['reason']}\n" in shown
-        assert [f"new: epoch {epoch}/3" in shown for epoch in (1, 2, 3)] == [True, True, True]
+        assert [f"new: epoch {n}/3" in shown for n in (1, 2, 3)] == [True, True, True]
 
     def test_every_epoch_is_recorded_once_also_the_one_that_won(self, history: str, pictures: Path) -> None:
         from mlflow import MlflowClient
@@ -264,6 +270,26 @@ class TestStarting:
         run_id, trained, _ = run_attempt(commands, base_dir=Path(), test=False)
         points = MlflowClient().get_metric_history(run_id, "train_loss")
         assert sorted((point.step, point.value) for point in points) == list(enumerate(trained.train_losses, start=1))
+
+    def test_weights_that_score_well_and_lose_the_race_are_not_used(self, history: str, past: Path) -> None:
+        """The score does not see the head, taken over with equal labels; here it is sure, and always wrong."""
+        stripes = past.parent / "stripes"
+        plain = train_attempt(prepare(stripes), MemoryRecorder())
+        prepared, trained = prepare(stripes, initial_weights="auto"), Trained()
+        start = look_up_start(prepared)
+        assert start is not None
+        (source,) = (source for source in start.sources if source.name == "stripes")
+        wrong = {key: -1000 * value if key.startswith("7.") else value for key, value in source.weights.items()}
+        start_training(prepared, trained, replace(start, sources=[replace(source, weights=wrong)]))
+        told = trained.initial_weights
+        (candidate,) = json.loads(told["candidates"])
+        assert candidate["score"] > told["untrained"]
+        assert not json.loads(told["race"])["won"]
+        assert told["source"] == "scratch"
+        assert told["reason"].startswith("from scratch: stripes scores")
+        assert ", but " in told["reason"]
+        train_attempt(prepared, MemoryRecorder(), trained=trained)
+        assert are_equal(trained.state, plain.state)
 
     @pytest.mark.parametrize("by_id", [True, False])
     def test_named_weights_are_taken_without_guard_and_race(self, history: str, pictures: Path, by_id: bool) -> None:
