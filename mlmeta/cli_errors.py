@@ -37,8 +37,9 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             reason = " ".join(str(error).split())[:500]
             _fail(f"unexpected {type(error).__name__}: {reason} (--debug shows where)", 1)
-        except KeyboardInterrupt:
-            _fail("interrupted; the run keeps what was recorded", 130)
+        except KeyboardInterrupt as error:
+            hints = getattr(error, "__notes__", [])
+            _fail("; ".join(["interrupted; the run keeps what was recorded", *hints]), 130)
 
     return wrapped
 

@@ -15,7 +15,7 @@ from mlmeta.status import Status
 
 STD_COLUMN = "lesson_std"
 _TAUGHT = (Status.COMPLETE, Status.TRAINED, Status.PRUNED, Status.INTERRUPTED, Status.DIVERGED, Status.FAILED)
-_FINISHED = (Status.COMPLETE, Status.TRAINED, Status.TESTING)
+FINISHED = (Status.COMPLETE, Status.TRAINED, Status.TESTING)
 _STOPPED = (Status.PRUNED, Status.INTERRUPTED)
 # Of the score in which a training that was stopped would have ended, where no past curve tells.
 _UNKNOWN_STD = 0.15
@@ -37,11 +37,12 @@ def add_lessons(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         The table with the column `metric`, and the standard deviation of each lesson in `STD_COLUMN`: 0 for a test.
 
     Raises:
-        BadInputError: If no attempt has the metric or, for an accuracy, anything that stands for it.
+        BadInputError: If no attempt has the metric; but attempts without an accuracy, such as a first one that failed,
+            teach beside those that come with mlmeta.
     """
     scores, stds = np.full(len(table), np.nan), np.zeros(len(table))
     instead = metric == "accuracy" and len({"val_accuracy", "kept_val_accuracy"} & set(table.columns)) > 0
-    if metric in table.columns or not instead:
+    if metric in table.columns or metric != "accuracy":
         check_column(table, metric, what="metric")
         scores = read_scores(table, metric)
     if instead:
@@ -55,7 +56,7 @@ def split_lessons(history: pd.DataFrame, task_digest: str, metric: str) -> tuple
     """Return the attempts on other tasks, and those on the task of a digest, that teach anything; see `add_lessons`.
 
     Raises:
-        BadInputError: If there are attempts, and none has the metric.
+        BadInputError: If there are attempts, and none has the metric, which is no accuracy.
     """
     if not len(history):
         return history, history
@@ -77,7 +78,7 @@ def _fill(table: pd.DataFrame, scores: Floats) -> tuple[Floats, Floats]:
     pictures = read_numbers(table, "task.n_validation")
     shares = np.clip(kept, 0.01, 0.99)
     finished_std = np.sqrt(shares * (1 - shares) / np.where(pictures > 0, pictures, _FEWEST))
-    untested, finished = np.isnan(scores), table["status"].isin(_FINISHED).to_numpy(dtype=bool)
+    untested, finished = np.isnan(scores), table["status"].isin(FINISHED).to_numpy(dtype=bool)
     stopped = table["status"].isin(_STOPPED).to_numpy(dtype=bool)
     known = np.isfinite(expected)
     return (

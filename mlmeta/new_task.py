@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mlmeta.architecture import describe_architecture, walk_layers
+from mlmeta.attempt_features import read_numbers
 from mlmeta.commands import TrainCommands, digest_document
 from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import MlmetaError
@@ -47,6 +49,11 @@ class NewTask:
     own: pd.DataFrame
     past: pd.DataFrame
     shipped: Shipped
+
+    def n_scored(self, metric: str) -> int:
+        """Return how many past attempts, on this task and others, have a score."""
+        tables = [table for table in (self.past, self.own) if len(table)]
+        return sum(int(np.count_nonzero(np.isfinite(read_numbers(table, metric)))) for table in tables)
 
     @property
     def distances(self) -> pd.Series[float]:
@@ -99,13 +106,10 @@ def fit_proposals(
         if len(kept) == at_most:
             break
         try:
-            commands = make_commands(task.commands, proposal.training, task.commands.model_name)
-            key = digest_document({"model": commands.model})
-            if key not in networks:
-                networks[key] = _describe_network(commands, task)
-            _check_optimizer(commands)
+            commands = _check_fit(task, proposal, networks)
         except MlmetaError:
             continue
+        key = digest_document({"model": commands.model})
         params = _type_params(commands)
         arch = {f"arch.{name}": value for name, value in networks[key].items()}
         counts = {f"task.{name}": value for name, value in task.counts.items()}
@@ -113,6 +117,29 @@ def fit_proposals(
         rows.append(facts | {"task": NEW_TASK} | params | arch | counts)
         kept.append(proposal)
     return kept, rows
+
+
+def explain_unfit(task: NewTask, proposal: Proposal) -> str:
+    """Return why a proposal cannot be built for a task; empty where it can."""
+    try:
+        _check_fit(task, proposal, {})
+    except MlmetaError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _check_fit(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, Any]]) -> TrainCommands:
+    """Return a proposal's commands; its network is described in `networks`, if it is not there yet.
+
+    Raises:
+        MlmetaError: If it cannot be built.
+    """
+    commands = make_commands(task.commands, proposal.training, task.commands.model_name)
+    key = digest_document({"model": commands.model})
+    if key not in networks:
+        networks[key] = _describe_network(commands, task)
+    _check_optimizer(commands)
+    return commands
 
 
 def _describe_network(commands: TrainCommands, task: NewTask) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _compare_with_incumbent(client: MlflowClient, run: Run) -> str:
     )  # fmt: skip
     others = [other for other in best if other.info.run_id != run.info.run_id]
     if not others:
-        return "The first attempt on this task."
+        return "No other attempt on this task has been tested."
     other = others[0]
     head = f"The best other attempt on this task: {other.info.run_name}, {other.data.metrics['accuracy']:.1%}."
     return f"{head} Different here: {_describe_differences(run.data.params, other.data.params)}."

@@ -56,6 +56,19 @@ def take_training(commands: TrainCommands) -> dict[str, Any]:
     return {key: whole[key] for key in TRAINING_KEYS}
 
 
+def digest_training(training: Mapping[str, Any]) -> str:
+    """Return a digest that is equal for trainings that are the same, whatever pictures their models are made for."""
+    parts = {key: copy.deepcopy(training.get(key)) for key in TRAINING_KEYS}
+    model = parts["model"]
+    if isinstance(model, dict) and model.get("layers"):
+        parts["model"] = {"layers": [_without_channels(model["layers"][0]), *model["layers"][1:]]}
+    return digest_document(parts)
+
+
+def _without_channels(layer: Any) -> Any:
+    return {**layer, "in_channels": "auto"} if isinstance(layer, dict) and "in_channels" in layer else layer
+
+
 def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -> TrainCommands:
     """Return the commands of a task with another training, under another name.
 
@@ -66,11 +79,9 @@ def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -
     document |= {key: copy.deepcopy(training[key]) for key in TRAINING_KEYS if key in training}
     document["model_name"] = name
     layers = document["model"].get("layers")
-    if layers and "in_channels" in layers[0]:
-        # The winner's pictures may have had other channels.
-        layers[0]["in_channels"] = "auto"
     if layers:
-        document["model"] = {key: value for key, value in document["model"].items() if key == "layers"}
+        # The winner's pictures may have had other channels.
+        document["model"] = {"layers": [_without_channels(layers[0]), *layers[1:]]}
     return parse_train_commands(document, source="a proposal")
 
 
@@ -138,7 +149,7 @@ def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]
     for _, row in best.head(_LOOKED_AT).iterrows():
         training = read_training(row, params)
         origin = f"{row['model_name']} on {row['task']}"
-        found.setdefault(digest_document(training), Proposal(training, origin, (str(row["run_id"]),)))
+        found.setdefault(digest_training(training), Proposal(training, origin, (str(row["run_id"]),)))
         if len(found) == N_WINNERS:
             break
     return list(found.values())

@@ -229,6 +229,23 @@ def similar(
 
     found = similar_tasks(task, limit=limit, history=history)
     _write(found, output, form, important=found.columns)
+    if form in (None, "table") and output is None:
+        for line in _describe_similar(found):
+            click.echo(line)
+
+
+def _describe_similar(found: pd.DataFrame) -> Iterator[str]:
+    """Yield in words what makes each task near, whole, and a warning where pictures and words disagree."""
+    rows = found.to_dict("records")
+    for row in rows:
+        yield f"{row['task']}: alike in {row['alike'] or 'nothing'}; unlike in {row['terms'] or 'nothing'}"
+    for row in rows:
+        near, far = ("pictures", "words") if row["pictures"] < row["words"] else ("words", "pictures")
+        if row["disagrees"]:
+            yield (
+                f"warning: the {near} of {row['task']} are near ({row[near]:.2f}), its {far} far ({row[far]:.2f}): "
+                "what worked there may not work here"
+            )
 
 
 @click.command()

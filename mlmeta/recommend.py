@@ -20,13 +20,15 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_features import FAILED, list_params, read_numbers
-from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError
-from mlmeta.lessons import STD_COLUMN
-from mlmeta.new_task import NewTask, fit_proposals, look_at_task
+from mlmeta.lessons import FINISHED, STD_COLUMN
+from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
+from mlmeta.param_features import Floats
 from mlmeta.proposals import (
     Proposal,
     derive_space,
+    digest_training,
     draw_proposals,
     find_winners,
     keep_in_space,
@@ -36,13 +38,15 @@ from mlmeta.proposals import (
     take_training,
     vary,
 )
-from mlmeta.search_space import TRAINING_KEYS, read_space
+from mlmeta.search_space import read_space
 from mlmeta.similarity import NEW_TASK
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
 
 _LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3
+# Similar attempts whose durations say how long one takes.
+_N_TIMED = 10
 # Trainings nearer to each other than this would hardly differ in what they reach: it is a factor of 1.45 in the
 # learning rate alone, at which the surrogate sees a correlation of 0.99.
 SAME = 0.1
@@ -107,32 +111,42 @@ def recommend_commands(
         seed: Decides the variations.
 
     Raises:
-        BadInputError: If the commands or their pictures cannot be used, the metric is none, or no candidate fits.
+        BadInputError: If the commands or their pictures cannot be used, the metric is none, or nothing that might be
+            tried fits the pictures.
         MlmetaError: If the history cannot be read.
     """
     task = look_at_task(commands, base_dir or Path(), history, metric)
+    n_known = len(task.past) + len(task.own)
+    if n_known and not task.n_scored(metric):
+        _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
     is_cold = not (len(task.past) or len(task.own) or given)
-    proposals, rows = fit_proposals(task, given or _propose(task, metric, rng), at_most=n if is_cold else None)
-    if given and not proposals:
-        raise BadInputError("candidates: none of them can be built for these pictures")
+    wanted = given or list(_propose(task, metric, rng))
+    proposals, rows = fit_proposals(task, wanted, at_most=n if is_cold else None)
     if not proposals:
+        _refuse_unfit(task, wanted, are_candidates=bool(given))
         return []
     for one in given:
         if one not in proposals:
-            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out", one.origin)
+            why = explain_unfit(task, one)
+            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
     new = pd.DataFrame(rows)
     own = task.own.reset_index(drop=True)
+    apart = _measure_from_own(new, own, task.tasks)
     if not given and len(own):
-        fresh = _find_fresh(new, own, task.tasks)
-        new, proposals = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh]
+        # More than a repetition of an attempt on the task; all where none is.
+        fresh = [int(row) for row in np.flatnonzero(apart.min(axis=1) > SAME)] or list(range(len(new)))
+        new, proposals, apart = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh], apart[fresh]
+    nearest = [own.iloc[int(np.argmin(line))] if len(own) else None for line in apart]
     surrogate = _make_surrogate(task, new, metric, seed)
     # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
     chosen = list(range(len(new))) if is_cold else surrogate.choose(n, len(new))
     predicted = surrogate.predict()
     return [
-        _explain(task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank)
+        _explain(
+            task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank, nearest[row]
+        )
         for rank, row in enumerate(chosen, start=1)
     ]
 
@@ -171,6 +185,18 @@ def judge_attempts(
     return dict(zip(task.own["run_id"], worth.tolist(), strict=True))
 
 
+def _refuse_unfit(task: NewTask, wanted: Sequence[Proposal], *, are_candidates: bool) -> None:
+    """Say why nothing can be built; where attempts on the task were made, those were all that could be.
+
+    Raises:
+        BadInputError: If it is no wonder that nothing was made.
+    """
+    if not wanted or (len(task.own) and not are_candidates):
+        return
+    what = "candidates: none of them" if are_candidates else f"space: none of {len(wanted)} trainings drawn from it"
+    raise BadInputError(f"{what} can be built for these pictures: {explain_unfit(task, wanted[0])}")
+
+
 def _make_surrogate(task: NewTask, new: pd.DataFrame, metric: str, seed: int) -> Surrogate:
     """Return a surrogate of proposals and, after them, of the attempts on the task, whose scores it has taken in."""
     own = task.own.reset_index(drop=True)
@@ -181,11 +207,13 @@ def _make_surrogate(task: NewTask, new: pd.DataFrame, metric: str, seed: int) ->
     return surrogate
 
 
-def _find_fresh(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> list[int]:
-    """Return the rows that are more than a repetition of an attempt on the task; all where none is."""
+def _measure_from_own(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> Floats:
+    """Return how far each proposal is from each attempt on the task, shape (n_new, n_own)."""
+    if not len(own):
+        return np.zeros((len(new), 0))
     points = describe_trainings(pd.concat([new, own.assign(task=NEW_TASK)], ignore_index=True), tasks)
-    distances = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2).min(axis=1)
-    return [int(row) for row in np.flatnonzero(distances > SAME)] or list(range(len(new)))
+    distances: Floats = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2)
+    return distances
 
 
 def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int) -> None:
@@ -204,7 +232,7 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
     """Yield what might be tried, each once: without a past the defaults first, then the commands themselves."""
     closeness = {str(name): -float(distance) for name, distance in task.distances.items()}
     winners = find_winners(task.past, metric, closeness) if len(task.past) else []
-    best_here = find_winners(task.own.assign(task=NEW_TASK), metric, {}) if len(task.own) > 1 else []
+    best_here = find_winners(task.own.assign(task="this task"), metric, {}) if len(task.own) > 1 else []
     known = [*best_here, *winners]
     given = take_training(task.commands)
     as_given = Proposal(given, "the commands as they are")
@@ -215,17 +243,13 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
     else:
         space = derive_space(given, task.past)
     found += draw_proposals(given, space, rng)
-    tried = {digest_document(_take_training_of_row(task.own, i)) for i in range(len(task.own))}
+    params = list_params(task.own)
+    tried = {digest_training(read_training(task.own.iloc[i], params)) for i in range(len(task.own))}
     for proposal in found:
-        digest = digest_document({key: proposal.training.get(key) for key in TRAINING_KEYS})
+        digest = digest_training(proposal.training)
         if digest not in tried:
             tried.add(digest)
             yield proposal
-
-
-def _take_training_of_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
-    training = read_training(table.iloc[place], list_params(table))
-    return {key: training.get(key) for key in TRAINING_KEYS}
 
 
 def _explain(
@@ -236,26 +260,30 @@ def _explain(
     score: tuple[float, float],
     metric: str,
     rank: int,
+    near: pd.Series[Any] | None,
 ) -> Recommendation:
     commands = make_commands(task.commands, proposal.training, f"{task.commands.model_name}-{rank}")
     distances = task.distances
-    places = surrogate.find_evidence(row, N_EVIDENCE)
-    rows = [surrogate.past.iloc[place] for place in places]
-    evidence = tuple(
-        Evidence(str(one["run_id"]), str(one["model_name"]), str(one["task"]),
-                 float(distances.get(one["task"], np.nan)), float(one[metric]) if pd.notna(one[metric]) else np.nan)
-        for one in rows
-    )  # fmt: skip
-    seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10)])
+    found = [] if near is None else [_make_evidence(near, 0.0, metric)]
+    for place in surrogate.find_evidence(row, N_EVIDENCE - len(found)):
+        one = surrogate.past.iloc[place]
+        found.append(_make_evidence(one, float(distances.get(one["task"], np.nan)), metric))
+    evidence = tuple(found)
+    seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10 * _N_TIMED)])
     mean, std = float(score[0]), float(score[1])
     return Recommendation(commands, mean, std, seconds, evidence, _say_why(task, proposal, evidence, metric))
+
+
+def _make_evidence(attempt: pd.Series[Any], distance: float, metric: str) -> Evidence:
+    score = float(attempt[metric]) if pd.notna(attempt[metric]) and attempt["status"] not in FAILED else np.nan
+    return Evidence(str(attempt["run_id"]), str(attempt["model_name"]), str(attempt["task"]), distance, score)
 
 
 def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], metric: str) -> str:
     n_past, n_own = len(task.past), len(task.own)
     if not n_past and not n_own:
         return f"There is no past attempt of yours to learn from: this is {proposal.origin}."
-    n_shipped = len(task.shipped.attempts)
+    n_shipped, n_tasks = len(task.shipped.attempts), task.past["task"].nunique() if n_past else 0
     own = f" and {n_own} on this task" if n_own else ""
     own += f", beside {n_shipped} that come with mlmeta" if n_shipped else ""
     near = ""
@@ -264,11 +292,17 @@ def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], me
         distance = "" if np.isnan(one.distance) else f" (distance {one.distance:.2f})"
         result = "failed" if np.isnan(one.score) else f"reached {metric} {one.score:.3g}"
         near = f"; {one.model_name} on {one.task}{distance} {result}"
-    return f"From {proposal.origin}: best by {n_past} attempts on {task.past['task'].nunique()} other tasks{own}{near}."
+    past = f"{n_past} attempt{_s(n_past)} on {n_tasks} other task{_s(n_tasks)}"
+    return f"From {proposal.origin}: best by {past}{own}{near}."
+
+
+def _s(n: int) -> str:
+    return "" if n == 1 else "s"
 
 
 def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
-    """Return the seconds that similar attempts took, in proportion to pixels and epochs."""
+    """Return the seconds that similar attempts took to their end, in proportion to pixels and epochs."""
+    similar = similar[similar["status"].isin(FINISHED)].head(_N_TIMED)
     if not len(similar):
         return float("nan")
     seconds = similar["duration_s"].to_numpy(dtype=np.float64, na_value=np.nan)

@@ -15,14 +15,31 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_features import FAILED, list_params
-from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError
 from mlmeta.history import load_attempts
 from mlmeta.lessons import split_lessons
 from mlmeta.preparation import prepare_task
-from mlmeta.proposals import derive_space, find_winners, make_commands, read_training, take_training
+from mlmeta.proposals import (
+    derive_space,
+    digest_training,
+    find_winners,
+    make_commands,
+    read_training,
+    take_training,
+)
 from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
-from mlmeta.search_space import TRAINING_KEYS, Range, Space, fill_training, get_value, read_space
+from mlmeta.search_space import (
+    Choices,
+    Range,
+    Space,
+    can_have,
+    fill_training,
+    get_value,
+    order_paths,
+    put_value,
+    read_space,
+)
 
 OPTUNA_SAMPLERS = ("tpe", "gp", "random")
 SAMPLERS = ("mlmeta", *OPTUNA_SAMPLERS)
@@ -77,33 +94,37 @@ class _OptunaSampler:
         space = read_space(self._commands.space) if self._commands.space else derive_space(self._training, past)
         study = self._optuna.create_study(direction="maximize", sampler=self._make_sampler(seed))
         distributions = self._describe(space)
-        for row, score in _read_scores(own):
-            if (values := _locate(space, row)) is not None:
-                study.add_trial(
-                    self._optuna.trial.create_trial(params=values, distributions=distributions, value=score)
-                )
-        tried = {digest_document(row) for row, _ in _read_scores(own)}
+        known = _read_scores(own)
+        for row, score in known:
+            values = _locate(space, row)
+            if self._lies_in(space, row, values):
+                described = {path: distributions[path] for path in values}
+                study.add_trial(self._optuna.trial.create_trial(params=values, distributions=described, value=score))
         if len(own) < _N_WINNERS:
             for winner in find_winners(past, "accuracy", {})[:_N_WINNERS] if len(past) else []:
-                study.enqueue_trial(_locate(space, winner.training, partly=True) or {})
-        return self._ask(study, distributions, space, n, tried)
+                study.enqueue_trial(_locate(space, winner.training))
+        return self._ask(study, space, n, {digest_training(row) for row, _ in known})
 
     def judge(self) -> Mapping[str, float]:
         return {}
 
-    def _ask(
-        self, study: Any, distributions: Mapping[str, Any], space: Space, n: int, tried: set[str]
-    ) -> list[Recommendation]:
+    def _lies_in(self, space: Space, training: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+        """Return whether a training has only values of the space, and is else as the commands say.
+
+        The score of one that differs in more would be put down to its values.
+        """
+        filled = fill_training(space, self._training, _pick(space, values))
+        is_whole = all(path in values for path in space if can_have(training, path))
+        return is_whole and digest_training(filled) == digest_training(training)
+
+    def _ask(self, study: Any, space: Space, n: int, tried: set[str]) -> list[Recommendation]:
         """Return what a study asks for, each once; a small space may not have that many."""
         found: list[Recommendation] = []
         for _ in range(_MOST_ASKED * n):
             if len(found) == n:
                 break
-            values = study.ask(dict(distributions)).params
-            chosen = {path: values[path] if isinstance(one, Range) else one.values[values[path]]
-                      for path, one in space.items()}  # fmt: skip
-            training = fill_training(space, self._training, chosen)
-            digest = digest_document({key: training.get(key) for key in TRAINING_KEYS})
+            training = self._draw(study.ask(), space)
+            digest = digest_training(training)
             if digest in tried:
                 continue
             tried.add(digest)
@@ -111,6 +132,14 @@ class _OptunaSampler:
             reason = f"Drawn from the search space by Optuna's {self._name} sampler."
             found.append(Recommendation(commands, math.nan, math.nan, math.nan, (), reason))
         return found
+
+    def _draw(self, trial: Any, space: Space) -> dict[str, Any]:
+        """Return the training of a trial, which has a value for each path that the training can have."""
+        training = self._training
+        for path in order_paths(space):
+            if can_have(training, path):
+                training = fill_training(space, training, _pick(space, {path: _suggest(trial, path, space[path])}))
+        return training
 
     def _make_sampler(self, seed: int) -> Any:
         samplers = self._optuna.samplers
@@ -135,8 +164,18 @@ def _import_optuna(name: str) -> Any:
     except ImportError:
         message = f"tune: the sampler {name!r} is Optuna's, which is not installed: pip install 'mlmeta[optuna]'"
         raise BadInputError(message) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # It warns of each value that only some optimizers have, as the GP draws those at random.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def _suggest(trial: Any, path: str, values: Range | Choices) -> Any:
+    """Return what a trial suggests at a path; choices, which may be any JSON, by their number."""
+    if isinstance(values, Choices):
+        return trial.suggest_categorical(path, list(range(len(values.values))))
+    if values.whole:
+        return trial.suggest_int(path, values.low, values.high, log=values.log)
+    return trial.suggest_float(path, values.low, values.high, log=values.log)
 
 
 def _read_scores(own: pd.DataFrame) -> list[tuple[dict[str, Any], float]]:
@@ -151,11 +190,35 @@ def _read_scores(own: pd.DataFrame) -> list[tuple[dict[str, Any], float]]:
     return [(read_training(own.iloc[i], params), float(values[i])) for i in np.flatnonzero(np.isfinite(values))]
 
 
-def _locate(space: Space, training: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any] | None:
-    """Return a training's values on the paths of a space; None where some lie outside, unless `partly` is enough."""
+def _locate(space: Space, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a training's values on the paths of a space where they lie in it, choices by their number."""
     values: dict[str, Any] = {}
     for path, one in space.items():
         found, value = get_value(training, path)
-        if found and one.holds(value):
-            values[path] = value if isinstance(one, Range) else one.find(value)
-    return values if partly or len(values) == len(space) else None
+        if found and isinstance(one, Range) and one.holds(value):
+            values[path] = int(value) if one.whole else float(value)
+        elif found and isinstance(one, Choices) and (place := _find_choice(space, training, path)) is not None:
+            values[path] = place
+    return values
+
+
+def _find_choice(space: Space, training: Mapping[str, Any], path: str) -> int | None:
+    """Return which choice of a path a training has; values within it that have paths of their own may differ."""
+    choices = space[path]
+    within = {inner: get_value(training, inner)[1] for inner in space if inner.startswith(f"{path}.")}
+    wanted = digest_training(training)
+    for place, choice in enumerate(choices.values if isinstance(choices, Choices) else ()):
+        filled = fill_training(space, put_value(training, path, choice) or {}, within)
+        if digest_training(filled) == wanted:
+            return place
+    return None
+
+
+def _pick(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that stand for choices by their number."""
+    picked = dict(values)
+    for path, value in values.items():
+        one = space[path]
+        if isinstance(one, Choices):
+            picked[path] = one.values[value]
+    return picked

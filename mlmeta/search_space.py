@@ -140,6 +140,12 @@ def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -
         if key not in training:
             continue
         ends = (values.low, values.high) if isinstance(values, Range) else values.values
+        if path == key and (names := _find_names(space, key)):
+            strange = [value for value in ends if not names.holds(_read_name(value))]
+            if strange:
+                message = f"{shorten(strange[0])} is none of the names that {key}.name may have"
+                yield (path,), Fault("", message)
+                continue
         for value in ends:
             faults = [_find_fault(base, path, value) for base in _bases(space, training, key)]
             if all(faults):
@@ -147,14 +153,24 @@ def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -
                 break
 
 
+def _find_names(space: Space, key: str) -> Choices | None:
+    names = space.get(f"{key}.name")
+    return names if isinstance(names, Choices) else None
+
+
+def _read_name(part: Any) -> Any:
+    return part.get("name") if isinstance(part, Mapping) else None
+
+
 def _bases(space: Space, training: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the trainings that a value of a part can get into: with each of the names that the part may have."""
-    yield training
-    for path in (key, f"{key}.name"):
-        named = space.get(path)
-        if isinstance(named, Choices):
-            for value in named.values:
-                yield _rename(training, key, value) if path != key else {**training, key: value}
+    """Yield the trainings that a value of a part can get into: with each whole part and each name that it may have."""
+    whole, names = space.get(key), _find_names(space, key)
+    for part in whole.values if isinstance(whole, Choices) else (training[key],):
+        base = {**training, key: part}
+        if names is None:
+            yield base
+        else:
+            yield from (base if _read_name(part) == name else _rename(base, key, name) for name in names.values)
 
 
 def _find_fault(training: Mapping[str, Any], path: str, value: Any) -> str:
@@ -242,15 +258,22 @@ def _is_known(training: Mapping[str, Any], path: str) -> bool:
     return isinstance(part, Mapping) and rest.partition(".")[0] in _list_arguments(key, part.get("name"))
 
 
-def _in_order(space: Space) -> list[str]:
+def can_have(training: Mapping[str, Any], path: str) -> bool:
+    """Return whether a training can have a value at a path: Adam no momentum, a model of two layers none in a third."""
+    return _is_known(training, path) and put_value(training, path, None) is not None
+
+
+def order_paths(space: Space) -> list[str]:
     """Return the paths of a space, whole parts and names before what depends on them."""
     return sorted(space, key=lambda path: (path.count("."), not path.endswith(".name")))
 
 
 def fill_training(space: Space, training: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a training with a value for every path of the space; what it cannot have (Adam a momentum) is left out."""
+    """Return a training with values for paths of the space; what it cannot have (Adam a momentum) is left out."""
     filled = copy.deepcopy(dict(training))
-    for path in _in_order(space):
+    for path in order_paths(space):
+        if path not in values:
+            continue
         filled = set_value(filled, path, values[path])
     return filled
 
@@ -266,13 +289,13 @@ def set_value(training: Mapping[str, Any], path: str, value: Any) -> dict[str, A
     if key in _ROLES and rest == "name":
         _, name = get_value(training, path)
         return dict(training) if name == value else _rename(training, key, value)
-    return (put_value(training, path, value) if _is_known(training, path) else None) or dict(training)
+    return (put_value(training, path, value) if can_have(training, path) else None) or dict(training)
 
 
 def fit_training(space: Space, training: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any] | None:
     """Return a training with values outside the space drawn anew; None where another name or part is asked for."""
     fitted = copy.deepcopy(dict(training))
-    for path in _in_order(space):
+    for path in order_paths(space):
         key, _, rest = path.partition(".")
         found, value = get_value(fitted, path)
         if found and space[path].holds(value):

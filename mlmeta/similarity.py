@@ -31,10 +31,11 @@ Floats = npt.NDArray[np.float64]
 
 NEW_TASK = "new task"
 TASK_COLUMNS = ("task", "task_digest", "n_attempts", "best_score", "label_names", *META_FEATURES)
-RANK_COLUMNS = ("task", "distance", "pictures", "words", "terms", "disagrees", "n_attempts", "best_score")
+RANK_COLUMNS = ("task", "distance", "pictures", "words", "alike", "terms", "disagrees", "n_attempts", "best_score")
 # The columns of attempts that describe their task.
 _READ = ("tags.mlmeta.task_digest", "label_names", "tags.mlmeta.task", "task.n_train", "task.n_labels")
 _N_TERMS = 3
+_ALIKE = 0.1
 _LARGEST = 1e300
 _LEAST_SHARE = 0.1
 _WORD = re.compile(r"[^\W_]+")
@@ -105,8 +106,10 @@ def rank_similar_tasks(tasks: pd.DataFrame, name: str) -> pd.DataFrame:
         name: The task to compare with; of two tasks of one name the last one.
 
     Returns:
-        Columns `RANK_COLUMNS`: task, distance, pictures and words (its two parts), terms (the three meta-features
-        that differ most: value here, value there, difference by scale), disagrees (one of pictures and words says
+        Columns `RANK_COLUMNS`: task, distance, pictures and words (its two parts), alike (what makes it near: words
+        that both have, at most three, and the meta-features that differ least, at most three and by no more than a
+        tenth of their scale), terms (the three meta-features that differ most: value here, value there, difference by
+        scale), disagrees (one of pictures and words says
         near, the lowest third of these tasks, and the other far, the highest third), n_attempts, best_score. Where
         nothing can be compared a distance is NaN; such tasks come last.
 
@@ -126,6 +129,7 @@ def rank_similar_tasks(tasks: pd.DataFrame, name: str) -> pd.DataFrame:
             "distance": _average(pictures, by_words),
             "pictures": pictures,
             "words": by_words,
+            "alike": [_name_alike(terms[i], words[place] & words[i]) for i in range(len(names))],
             "terms": [_explain(values[place], values[i], terms[i]) for i in range(len(names))],
             "disagrees": False,
             "n_attempts": tasks["n_attempts"].to_numpy(),
@@ -247,6 +251,12 @@ def _explain(here: Floats, there: Floats, terms: Floats) -> str:
     names = list(META_FEATURES)
     largest = sorted((i for i in range(len(names)) if terms[i] > 0), key=lambda i: -terms[i])[:_N_TERMS]
     return ", ".join(f"{names[i]} {here[i]:.3g} here, {there[i]:.3g} there ({terms[i]:.2f})" for i in largest)
+
+
+def _name_alike(terms: Floats, shared: frozenset[str]) -> str:
+    names = list(META_FEATURES)
+    least = sorted((i for i in range(len(names)) if terms[i] <= _ALIKE), key=lambda i: terms[i])[:_N_TERMS]
+    return ", ".join([*map(repr, sorted(shared)[:_N_TERMS]), *(f"{names[i]} ({terms[i]:.2f})" for i in least)])
 
 
 def _disagree(pictures: Floats, words: Floats) -> npt.NDArray[np.bool_]:

@@ -18,6 +18,8 @@ from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import evaluate_attempt
+from mlmeta.pictures import choose_pictures
+from mlmeta.preparation import prepare_task
 from mlmeta.samplers import make_sampler
 from mlmeta.status import Status
 from mlmeta.tuning_progress import TuningProgress
@@ -34,7 +36,7 @@ class Tuned:
         attempts: In the order in which they were begun.
         incumbent: The best by validation accuracy of those that were finished, else of all; None where none learnt.
         metrics: Of its test; empty where it was not tested.
-        seconds: What this call took.
+        seconds: What it took, without the time in which it was stopped.
     """
 
     run_id: str
@@ -75,6 +77,9 @@ def tune_task(
     settings.check()
     if commands.validation == 0:
         raise BadInputError("validation: tuning chooses by validation pictures; make it more than 0")
+    # Looked at now, so that a test without pictures is refused before hours of training.
+    pictures = prepare_task(commands, base_dir=base_dir, probe=True).pictures
+    choose_pictures(pictures, limit=commands.test.limit, ids=commands.test.ids, seed=commands.seed)
     sampler = make_sampler(settings.sampler, commands, base_dir=base_dir)
     # Whatever cannot be used shows here, before a run is started.
     first = [] if resume_run_id else sampler.propose(settings.round_left(0), seed=settings.seed)
@@ -85,17 +90,25 @@ def tune_task(
         progress or TuningProgress(commands) as shown,
     ):
         tuning = Tuning(commands.model_name, settings, base_dir, recorder, sampler, shown, commands.n_epoch, started)
-        while tuning.go_on():
-            proposals = first or sampler.propose(tuning.n_wanted(), seed=settings.seed + len(tuning.attempts()))
-            first = []
-            if not tuning.run_round(proposals):
-                shown.say("nothing is left to try in the search space")
-                break
-        attempts = tuning.attempts()
-        incumbent = choose_incumbent(attempts)
-        metrics = _test(incumbent, commands, base_dir)
-        tuned = Tuned(recorder.run_id, attempts, incumbent, metrics, time.monotonic() - started)
-        recorder.log_result(write_note(tuned), {})
+        try:
+            while tuning.go_on():
+                proposals = first or sampler.propose(tuning.n_wanted(), seed=settings.seed + len(tuning.attempts()))
+                first = []
+                if not tuning.run_round(proposals):
+                    shown.say("nothing is left to try in the search space")
+                    break
+            metrics = _test(choose_incumbent(tuning.attempts()), commands, base_dir)
+        except KeyboardInterrupt:
+            _conclude(tuning, {})
+            raise
+        return _conclude(tuning, metrics)
+
+
+def _conclude(tuning: Tuning, metrics: Mapping[str, float]) -> Tuned:
+    """Record what came of a tuning, so far or at last, and return it."""
+    attempts, incumbent = tuning.log_progress()
+    tuned = Tuned(tuning.recorder.run_id, attempts, incumbent, metrics, tuning.recorder.seconds)
+    tuning.recorder.log_note(write_note(tuned))
     return tuned
 
 
@@ -116,7 +129,9 @@ def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = No
 
 
 def _test(incumbent: TunedAttempt | None, commands: TrainCommands, base_dir: Path) -> Mapping[str, float]:
-    """Test the incumbent, if it is finished and was not tested before."""
+    """Test the incumbent if it is finished; one that was tested before has its accuracy."""
+    if incumbent is not None and not math.isnan(incumbent.accuracy):
+        return {"accuracy": incumbent.accuracy}
     if incumbent is None or incumbent.status != Status.TRAINED:
         return {}
     _, metrics = evaluate_attempt(make_test_commands(commands, run_id=incumbent.run_id), base_dir=base_dir)

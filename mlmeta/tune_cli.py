@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -62,7 +63,9 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
         tuned = resume_tuning(str(resume), changes=wanted)
     click.echo(describe_result(tuned))
     click.echo(f"run {tuned.run_id}; go on with: mlmeta tune --resume {tuned.run_id} --attempts N")
-    if file is not None and tuned.incumbent is not None:
+    if tuned.incumbent is None:
+        sys.exit(1)
+    if file is not None:
         _write(tuned.incumbent.run_id, file)
 
 

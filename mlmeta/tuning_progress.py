@@ -16,9 +16,15 @@ from mlmeta.commands import TrainCommands
 from mlmeta.progress import describe_epoch
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleDimensions
+
     from mlmeta.recommend import Recommendation
 
 _COLUMNS = ("attempt", "round", "expected", "how", "epoch", "val_accuracy", "heading for", "state")
+# Of the table: its title, head, rules and a line to spare; what "how" is not made narrower than; between columns.
+_LINES_AROUND = 7
+_LEAST_HOW = 12
+_GAP = 3
 
 
 @dataclass
@@ -58,7 +64,8 @@ class TuningProgress:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(stderr=True), get_renderable=self._draw, refresh_per_second=4)
+            console = Console(stderr=True)
+            self._live = Live(console=console, get_renderable=lambda: self._draw(console.size), refresh_per_second=4)
             self._live.start()
         return self
 
@@ -96,17 +103,36 @@ class TuningProgress:
         if not self._live:
             click.echo(line, err=True)
 
-    def _draw(self) -> Any:
+    def _draw(self, size: ConsoleDimensions) -> Any:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=f"tuning of {self.commands.model_name}", title_justify="left", box=box.SIMPLE)
-        for name in _COLUMNS:
-            table.add_column(name, no_wrap=True, ratio=1 if name == "how" else None)
         best = max((row.val_accuracy for row in self._rows.values() if row.val_accuracy >= 0), default=math.nan)
-        for name, row in self._rows.items():
-            table.add_row(name, *row.cells(), style="bold" if row.val_accuracy == best else "")
+        # Of more attempts than the terminal has lines the last ones, and the best.
+        n_shown = max(1, size.height - _LINES_AROUND)
+        places = range(len(self._rows) - n_shown, len(self._rows))
+        rows = [item for i, item in enumerate(self._rows.items()) if i in places or item[1].val_accuracy == best]
+        cells = [[name, *row.cells()] for name, row in rows]
+        n_hidden = len(self._rows) - len(rows)
+        title = f"tuning of {self.commands.model_name}" + (f", {n_hidden} attempts not shown" if n_hidden else "")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE)
+        for name in _COLUMNS:
+            table.add_column(name, no_wrap=True, overflow="ellipsis")
+        for (_, row), texts in zip(rows, _shorten_how(cells, size.width), strict=True):
+            table.add_row(*texts, style="bold" if row.val_accuracy == best else "")
         return table
+
+
+def _shorten_how(rows: list[list[str]], width: int) -> list[list[str]]:
+    """Return rows with as much of the column ``how`` as the other columns leave room for."""
+    how = _COLUMNS.index("how")
+    widths = [max(map(len, [name, *column])) for name, *column in zip(_COLUMNS, *rows, strict=True)]
+    room = max(_LEAST_HOW, width - sum(widths) + widths[how] - _GAP * len(_COLUMNS) - 1)
+    return [[_cut(text, room) if i == how else text for i, text in enumerate(row)] for row in rows]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 class AttemptProgress:

@@ -165,6 +165,7 @@ class Tuning:
             if members and self._is_over():
                 break
             self._begin(proposal, number, until)
+            self.log_progress()
             members = [attempt for attempt in self.attempts() if attempt.round == number]
         self._cut(number)
         return bool(members or proposals)
@@ -218,7 +219,7 @@ class Tuning:
         for attempt in waiting[: max(n_kept, 0)]:
             if (until := self._affordable(attempt)) > attempt.n_epochs:
                 self._go_on_with(attempt, until)
-        self._log_progress()
+        self.log_progress()
 
     def _rank(self, waiting: Sequence[TunedAttempt]) -> tuple[list[TunedAttempt], str]:
         """Return attempts, the best first, and in words by what: all that is known, or validation accuracy alone."""
@@ -235,10 +236,9 @@ class Tuning:
             return self.n_epoch
         return min(self.n_epoch, attempt.n_epochs + max(0, int(left / self.epoch_s)))
 
-    def _log_progress(self) -> None:
+    def log_progress(self) -> tuple[list[TunedAttempt], TunedAttempt | None]:
+        """Record how far it is; return its attempts and the incumbent."""
         attempts = self.attempts()
         incumbent = choose_incumbent(attempts)
-        if incumbent is not None:
-            epochs = float(sum(attempt.n_epochs for attempt in attempts))
-            metrics = {"incumbent_val_accuracy": incumbent.val_accuracy, "tuning_epochs": epochs}
-            self.recorder.log_progress(metrics, step=len(attempts))
+        self.recorder.log_progress(attempts, incumbent)
+        return attempts, incumbent

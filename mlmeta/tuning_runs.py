@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mlmeta.tracking import first_tags, start_run, telling
 
 KIND = "tuning"
 PARENT_TAG, ROUND_TAG = "mlflow.parentRunId", "mlmeta.tuning_round"
+INCUMBENT_TAG, INCUMBENT_RUN_TAG = "mlmeta.incumbent", "mlmeta.incumbent_run_id"
 _SETTINGS_TAG = "mlmeta.tuning"
 _MAX_TAG = 8000
 
@@ -43,6 +45,7 @@ class TunedAttempt:
         n_epochs: How many epochs were trained.
         val_accuracy: Of the weights that it keeps; NaN where it has none.
         val_loss: Of its last epoch; NaN where it has none.
+        accuracy: Of its test; NaN where it was not tested.
     """
 
     run_id: str
@@ -52,6 +55,7 @@ class TunedAttempt:
     n_epochs: int
     val_accuracy: float
     val_loss: float
+    accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -65,27 +69,48 @@ class StoppedTuning:
 
 
 class TuningRecorder:
-    """Writes into the run of a tuning; a store that is away for a while costs a line on standard error, no attempt."""
+    """Writes into the run of a tuning; a store that is away for a while costs a line on standard error, no attempt.
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    Args:
+        client: Of the tracking store.
+        run_id: The run.
+        seconds_before: What the tuning took before it was stopped.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, *, seconds_before: float = 0.0) -> None:
         self._client = client
         self.run_id = run_id
+        self._began = time.monotonic() - seconds_before
 
-    def log_progress(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record how far it is: numbers, with the number of attempts made as the step."""
-        now = int(time.time() * 1000)
+    @property
+    def seconds(self) -> float:
+        """What the tuning has taken so far, without the time in which it was stopped."""
+        return time.monotonic() - self._began
+
+    def log_progress(self, attempts: Sequence[TunedAttempt], incumbent: TunedAttempt | None) -> None:
+        """Record which attempt is the best so far and what it cost, with the number of attempts made as the step."""
+        metrics = {
+            "tuning_attempts": float(len(attempts)),
+            "tuning_epochs": float(sum(attempt.n_epochs for attempt in attempts)),
+            "tuning_seconds": self.seconds,
+        }
+        tags = {}
+        if incumbent is not None:
+            metrics["incumbent_val_accuracy"] = incumbent.val_accuracy
+            if not math.isnan(incumbent.accuracy):
+                metrics["incumbent_accuracy"] = incumbent.accuracy
+            tags = {INCUMBENT_TAG: incumbent.name, INCUMBENT_RUN_TAG: incumbent.run_id}
+        now, step = int(time.time() * 1000), len(attempts)
         with _warning(f"the progress of the tuning {self.run_id} is not recorded"):
             self._client.log_batch(
                 self.run_id,
-                metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()],
-                tags=[RunTag("mlmeta.heartbeat", str(now // 1000))],
+                metrics=[Metric(key, value, now, step) for key, value in metrics.items()],
+                tags=[RunTag("mlmeta.heartbeat", str(now // 1000)), *(RunTag(*item) for item in tags.items())],
             )
 
-    def log_result(self, note: str, files: Mapping[str, str]) -> None:
-        """Record the note that people read first, and text files."""
+    def log_note(self, note: str) -> None:
+        """Record the note that people read first."""
         with _warning(f"the result of the tuning {self.run_id} is not recorded"):
-            for name, text in files.items():
-                self._client.log_text(self.run_id, text, name)
             self._client.set_tag(self.run_id, "mlflow.note.content", note[:_MAX_TAG])
 
     def end(self, status: Status, *, error: str = "") -> None:
@@ -118,21 +143,24 @@ def record_tuning(
         "mlmeta.commands_dir": str(base_dir.resolve()),
         _SETTINGS_TAG: json.dumps(settings),
     }
+    before = 0.0
     with contextlib.ExitStack() as held:
         with telling("the tuning cannot be started"):
             if resume_run_id:
                 held.enter_context(hold_run(resume_run_id))
                 run_id = resume_run_id
                 client.update_run(run_id, status="RUNNING")
+                before = client.get_run(run_id).data.metrics.get("tuning_seconds", 0.0)
                 client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
             else:
                 run_id = start_run(client, f"tuning of {commands.model_name}", tags, held=held)
                 _describe(client, run_id, commands, settings)
-        recorder = TuningRecorder(client, run_id)
+        recorder = TuningRecorder(client, run_id, seconds_before=before)
         try:
             yield recorder
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
+            error.add_note(f"go on with: mlmeta tune --resume {run_id}")
             recorder.end(Status.INTERRUPTED if stopped else Status.FAILED, error="" if stopped else str(error))
             raise
         recorder.end(Status.COMPLETE)
@@ -193,6 +221,7 @@ def _read_attempt(client: MlflowClient, run: Run) -> TunedAttempt:
         len({metric.step for metric in steps}),
         metrics.get("kept_val_accuracy", metrics.get("val_accuracy", nothing)),
         metrics.get("val_loss", nothing),
+        metrics.get("accuracy", nothing),
     )
 
 

@@ -62,5 +62,11 @@ def test_attempts_none_of_which_was_tested_teach_all_the_same() -> None:
 def test_a_metric_that_nobody_has_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"no attempt has the metric 'acuracy'\. Did you mean 'accuracy'"):
         add_lessons(attempts(), "acuracy")
-    with pytest.raises(BadInputError, match="no attempt has the metric 'accuracy'"):
-        add_lessons(attempts()[["status"]], "accuracy")
+    with pytest.raises(BadInputError, match="no attempt has the metric 'test_loss'"):
+        add_lessons(attempts()[["status"]], "test_loss")
+
+
+def test_attempts_without_any_accuracy_still_teach_by_their_state() -> None:
+    taught = add_lessons(attempts()[["status"]], "accuracy")
+    assert taught["accuracy"].isna().all()
+    assert taught["status"].tolist() == attempts()["status"].tolist()

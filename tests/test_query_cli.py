@@ -184,6 +184,23 @@ def test_similar_tasks_are_printed(many: pd.DataFrame) -> None:
     assert [row["task"].split("-")[0] for row in rows] == ["omniglot"] * 3
 
 
+def test_similar_tasks_come_with_what_makes_them_so_and_a_warning(many: pd.DataFrame, write_json: Any) -> None:
+    config = write_json(
+        {
+            "model_name": "terriers",
+            "label_names": ["American Hairless Terrier", "Boston Terrier", "Toy Fox Terrier"],
+            "data": {"source": "sample", "name": "dogs", "size": 32, "n_per_label": 8},
+            "model": {"layers": [{"name": "Flatten"}, {"name": "Linear", "in_features": "auto", "out_features": 3}]},
+        }
+    )
+    rows = rows_of("similar", config)
+    lines = invoke("similar", config).stdout.splitlines()
+    for row in rows:
+        assert f"{row['task']}: alike in {row['alike'] or 'nothing'}; unlike in {row['terms']}" in lines
+    warned = [line.split()[5] for line in lines if line.startswith("warning: the ")]
+    assert warned == [row["task"] for row in rows if row["disagrees"]]
+
+
 def test_a_report_and_figures_are_written(many: pd.DataFrame, tmp_path: Path) -> None:
     result = invoke("report", "--output", tmp_path / "report.html", "--task", TASK, "--figures", tmp_path / "figures")
     assert result.exit_code == 0, result.output

@@ -163,11 +163,26 @@ def test_candidates_that_do_not_fit_the_pictures_are_refused(
 ) -> None:
     layers = [{"name": "Flatten"}, {"name": "Linear", "in_features": 5, "out_features": "n_labels"}]
     unfit = parse_train_commands(toy_document | {"model": {"layers": layers}})
-    with pytest.raises(BadInputError, match="none of them can be built"):
+    with pytest.raises(BadInputError, match=r"candidates: none of them can be built .* model.layers.1: Linear"):
         recommend(toy_document, history, candidates=[unfit])
     found = recommend(toy_document, history, candidates=[unfit, parse_train_commands(toy_document)])
     assert len(found) == 1
     assert "the candidate colours cannot be built for these pictures and is left out" in caplog.text
+
+
+def test_a_space_of_which_nothing_fits_the_pictures_is_refused(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    # Pictures of 8 pixels have no room for such a kernel.
+    layers = [
+        {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 2},
+        *toy_document["model"]["layers"],
+    ]
+    space = {"model.layers.0.kernel_size": {"low": 50, "high": 60}}
+    with pytest.raises(
+        BadInputError, match=r"space: none of .* trainings drawn from it can be built for these pictures"
+    ):
+        recommend(toy_document | {"model": {"layers": layers}, "space": space}, history)
 
 
 def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
@@ -224,6 +239,46 @@ def test_attempts_of_which_all_failed_leave_the_defaults(toy_document: dict[str,
     failed = history.assign(status="Failed", accuracy=np.nan)
     failed.attrs = history.attrs
     assert len(recommend(toy_document, failed, n=3)) == 3
+
+
+@pytest.mark.parametrize("n_past", [1, 6])
+def test_a_first_attempt_that_failed_is_no_hindrance(
+    toy_document: dict[str, Any], history: pd.DataFrame, n_past: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Nothing has ever been tested: the table has no such column.
+    failed = history.iloc[:n_past].drop(columns=["accuracy", "test_accuracy"], errors="ignore").assign(status="Failed")
+    failed.attrs = history.attrs
+    assert len(recommend(toy_document, failed, n=3)) == 3
+    assert f"none of {n_past} past attempts has the metric 'accuracy' to learn from" in caplog.text
+    with pytest.raises(BadInputError, match="no attempt has the metric 'macro_f1'"):
+        recommend(toy_document, failed, metric="macro_f1")
+
+
+def test_attempts_on_the_task_itself_are_the_first_evidence(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
+    own = history[history["task"] == "digits-0"].head(20)
+    own = own.assign(**{"task": "colours", "tags.mlmeta.task_digest": digest, "model_name": "own-" + own["model_name"]})
+    both = pd.concat([history, own], ignore_index=True)
+    both.attrs = history.attrs
+    found = recommend(toy_document, both, n=3)
+    for one in found:
+        assert [evidence.task == "colours" for evidence in one.evidence] == [True, False, False]
+        first = one.evidence[0]
+        assert (first.distance, first.score) == (0.0, own.set_index("model_name")["accuracy"][first.model_name])
+        assert f"{first.model_name} on colours (distance 0.00)" in one.reason
+    assert not any("new task" in one.reason for one in found)
+
+
+def test_attempts_that_were_pruned_do_not_make_a_training_seem_short(
+    toy_document: dict[str, Any], history: pd.DataFrame
+) -> None:
+    pruned = history.assign(status=[*["Pruned"] * 3, "Complete"] * 208)
+    pruned["duration_s"] = pruned["duration_s"].mask(pruned["status"] == "Pruned", 1e-6)
+    pruned.attrs = history.attrs
+    whole, half = (recommend(toy_document, table, n=1)[0].seconds for table in (history, pruned))
+    assert half > whole / 20
 
 
 def test_attempts_without_meta_features_are_a_history_too(toy_document: dict[str, Any], history: pd.DataFrame) -> None:

@@ -15,6 +15,7 @@ from mlmeta.proposals import derive_space, draw_proposals, keep_in_space, read_d
 from mlmeta.search_space import TRAINING_KEYS, Range, draw_training, fit_training, get_value, read_space
 
 LOG_RATE = {"optimizer.lr": {"low": 1e-4, "high": 0.1, "log": True}}
+FLAT = {"layers": [{"name": "Flatten"}, {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}]}
 OPTIMIZERS = {
     "optimizer.name": {"choices": ["SGD", "Adam"]},
     "optimizer.momentum": {"low": 0, "high": 0.9},
@@ -48,6 +49,18 @@ def training_of(document: dict[str, Any]) -> dict[str, Any]:
         ({"batch_size": {"low": 1.5, "high": 4}}, "1.5 cannot stand there: must be a whole number"),
         ({"model.layers.99.p": {"low": 0.1, "high": 0.5}}, "the commands have no model.layers.99.p"),
         ({"optimizer": {"choices": [{"name": "SGD", "lr": -1}]}}, "cannot stand there: must be a number above 0"),
+        (
+            {"optimizer": {"choices": [{"name": "Adam", "lr": 0.1}]}, "optimizer.name": {"choices": ["SGD"]}},
+            "space.optimizer: {'name': 'Adam', 'lr': 0.1} is none of the names that optimizer.name may have",
+        ),
+        (
+            {"optimizer.name": {"choices": ["SGD"]}, "optimizer.amsgrad": {"choices": [True]}},
+            "space.optimizer.amsgrad: true cannot stand there: SGD has no such argument",
+        ),
+        (
+            {"model": {"choices": [FLAT]}, "model.layers.3.p": {"low": 0.1, "high": 0.5}},
+            "space.model.layers.3.p: 0.1 cannot stand there: the commands have no model.layers.3.p",
+        ),
     ],
 )
 def test_a_space_that_contradicts_itself_is_refused(toy_document: dict[str, Any], space: Any, words: str) -> None:
@@ -78,6 +91,12 @@ def test_a_value_may_belong_to_one_of_the_optimizers_only(toy_document: dict[str
         assert 0.001 <= optimizer["lr"] <= 0.01
         parse_train_commands(toy_document | drawn)
     assert seen == {"SGD", "Adam"}
+
+
+def test_a_value_may_belong_to_one_of_the_whole_parts_only(toy_document: dict[str, Any]) -> None:
+    parts = {"choices": [{"name": "SGD", "lr": 0.1, "momentum": 0.9}, {"name": "Adam", "lr": 0.1}]}
+    space = {"optimizer": parts, "optimizer.momentum": {"low": 0.5, "high": 0.9}}
+    assert parse_train_commands(toy_document | {"space": space}).space == space
 
 
 def test_draws_fill_a_range_on_its_scale() -> None:

@@ -214,6 +214,7 @@ def test_a_bat_among_birds_is_said_to_disagree() -> None:
     )
     ranked = rank_similar_tasks(tasks, "bat").set_index("task")
     assert ranked.index[ranked["disagrees"]].tolist() == ["owls", "swifts"]
+    assert ranked["alike"][["owls", "swifts", "cars"]].tolist() == ["'bat', 'owl'", "mean_red (0.00)", ""]
 
 
 def test_words_that_no_task_shares_disagree_with_nothing(tasks: pd.DataFrame) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,19 @@ def test_what_stands_in_mlflow(toy_document: dict[str, Any], store: str) -> None
     assert parent.data.tags["mlmeta.kind"] == "tuning"
     assert parent.data.params["tuning.seed"] == "3"
     assert "Best: colours-" in parent.data.tags["mlflow.note.content"]
-    assert [metric.step for metric in client.get_metric_history(tuned.run_id, "incumbent_val_accuracy")] == [2]
+    steps = [metric.step for metric in client.get_metric_history(tuned.run_id, "incumbent_val_accuracy")]
+    assert sorted(set(steps)) == [1, 2]
+    best = tuned.incumbent
+    assert best is not None
+    assert parent.data.tags["mlmeta.incumbent"] == best.name
+    assert parent.data.tags["mlmeta.incumbent_run_id"] == best.run_id
+    metrics = parent.data.metrics
+    assert (metrics["tuning_attempts"], metrics["tuning_epochs"]) == (2, tuned.n_epochs)
+    assert metrics["incumbent_val_accuracy"] == best.val_accuracy
+    assert metrics["incumbent_accuracy"] == tuned.metrics["accuracy"]
+    assert 0 < metrics["tuning_seconds"] <= tuned.seconds
+    # Tested by now.
+    assert f"| {best.name} | 1 | 3 | {best.val_accuracy:.1%} | Complete |" in parent.data.tags["mlflow.note.content"]
     pruned = next(one for one in tuned.attempts if one.status == "Pruned")
     child = client.get_run(pruned.run_id)
     assert child.info.status == "FINISHED"
@@ -95,15 +108,22 @@ def test_a_tuning_that_was_stopped_goes_on_where_it_was(
         return run_epoch(*arguments)
 
     monkeypatch.setattr(mlmeta.train, "run_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         tune(toy_document, attempts=4, round_size=2, keep=0.5)
     parent = MlflowClient().search_runs(["0"], "tags.`mlmeta.kind` = 'tuning'")[0]
     assert parent.data.tags["mlmeta.status"] == "Interrupted"
+    assert "It cost 2 attempts, 3 epochs" in parent.data.tags["mlflow.note.content"]
+    assert caught.value.__notes__ == [f"go on with: mlmeta tune --resume {parent.info.run_id}"]
+    spent = parent.data.metrics["tuning_seconds"]
     assert len(list_attempts(parent.info.run_id)) == 2
     tuned = resume_tuning("colours")
+    assert tuned.seconds > spent
     assert tuned.run_id == parent.info.run_id
     assert [one.round for one in tuned.attempts] == [1, 1, 2, 2]
     assert sorted(one.n_epochs for one in tuned.attempts) == [1, 1, 3, 3]
+    again = resume_tuning(tuned.run_id)
+    assert (len(again.attempts), again.metrics["accuracy"]) == (4, tuned.metrics["accuracy"])
+    assert again.seconds >= tuned.seconds
     more = resume_tuning(tuned.run_id, changes={"attempts": 6})
     assert len(more.attempts) == 6
     assert MlflowClient().get_run(tuned.run_id).info.status == "FINISHED"
@@ -167,6 +187,8 @@ def test_nothing_is_recorded_of_a_tuning_that_cannot_begin(toy_document: dict[st
         tune(toy_document | {"validation": 0.0})
     with pytest.raises(BadInputError):
         tune(toy_document | {"data": {"source": "folder", "path": "nowhere"}})
+    with pytest.raises(BadInputError, match="ids"):
+        tune(toy_document | {"test": {"ids": ["no such picture"]}})
     with pytest.raises(NotFoundError, match="there is no tuning of 'colours'"):
         resume_tuning("colours")
     assert MlflowClient().search_runs(["0"]) == []
@@ -197,11 +219,12 @@ def test_the_command(toy_document: dict[str, Any], store: str, tmp_path: Path) -
     assert CliRunner().invoke(cli, ["tune"]).exit_code == 2
 
 
-def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", "160")
@@ -213,6 +236,45 @@ def test_a_terminal_has_a_table(toy_document: dict[str, Any], monkeypatch: pytes
     assert "tuning of colours" in text
     assert "50.0%" in text
     assert "1/4" in text
+
+
+@pytest.mark.parametrize("n_columns", [100, 150])
+def test_the_table_shows_results_before_how_they_came_about(
+    toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n_columns: int
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(n_columns))
+    monkeypatch.setenv("LINES", "20")
+    layers = [{"name": "Linear", "in_features": "auto", "out_features": 7}] * 30
+    document = toy_document | {"model": {"layers": [{"name": "Flatten"}, *layers]}}
+    expected = {"expected_accuracy": 0.75, "expected_accuracy_std": 0.1, "epoch_seconds": 0.1}
+    with TuningProgress(parse_train_commands(toy_document)) as shown:
+        for number in range(40):
+            commands = parse_train_commands(document | {"model_name": f"colours-{number}"})
+            with shown.attempt(commands, 1, None) as attempt:
+                attempt.epoch(1, expected | {"val_accuracy": 0.9 if number == 3 else 0.5})
+                attempt.end("Pruned")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    last = plain.rpartition("tuning of colours")[2].splitlines()
+    rows = [line.split() for line in last if line.split()[:1] and line.split()[0].startswith("colours-")]
+    names = [row[0] for row in rows]
+    assert names[0] == "colours-3"
+    assert names[1:] == [f"colours-{number}" for number in range(40 - len(names) + 1, 40)]
+    assert "attempts not shown" in last[0]
+    assert len(last) <= 20
+    for row in rows:
+        assert row[-4:] == ["1/4", "90.0%" if row[0] == "colours-3" else "50.0%", "75.0%", "Pruned"]
+
+
+def test_a_tuning_in_which_nothing_learnt_fails(
+    toy_document: dict[str, Any], store: str, write_json: Any, tmp_path: Path
+) -> None:
+    rates = {"optimizer": {"choices": [{"name": "SGD", "lr": 1e30}]}, "batch_size": {"low": 4, "high": 9}}
+    config = write_json(toy_document | {"optimizer": {"name": "SGD", "lr": 1e30}, "space": rates})
+    result = CliRunner().invoke(cli, ["tune", str(config), "--attempts", "1", "--write", str(tmp_path / "best.json")])
+    assert (result.exit_code, "No attempt learnt anything" in result.output) == (1, True)
+    assert not (tmp_path / "best.json").exists()
 
 
 @pytest.mark.parametrize("sampler", ["mlmeta", "random"])
