@@ -122,7 +122,7 @@ def _start_from_best(prepared: Prepared, trained: Trained, probe: Probe, sources
     if not is_better(score, untrained, probe.n):
         margin = find_margin(untrained, probe.n)
         return _start_from_scratch(trained, f"{compared}: not more by {margin:.3f}")
-    race = race_against_scratch(prepared, trained, shrink_and_perturb(prepared.model, source.weights))
+    race = race_against_scratch(prepared, trained, shrink_and_perturb(prepared.model, source.weights, kept=KEPT))
     trained.initial_weights["race"] = json.dumps(race)
     ran = f"{race['measure']} after one epoch {_format(race['warm'])}, from scratch {_format(race['scratch'])}"
     if not race["won"]:
@@ -135,7 +135,7 @@ def _start_from_named(prepared: Prepared, trained: Trained, probe: Probe, source
     (source,) = sources
     untrained, (score,) = _score(prepared.model, probe, sources)
     trained.initial_weights = _describe(untrained, [source], [score])
-    prepared.model.load_state_dict(shrink_and_perturb(prepared.model, source.weights))
+    prepared.model.load_state_dict(shrink_and_perturb(prepared.model, source.weights, kept=KEPT))
     compared = f"{source.name} scores {score:.3f}, the untrained network {untrained:.3f}"
     warning = "" if is_better(score, untrained, probe.n) else "; it may do no better than weights from scratch"
     _start_from(trained, source, score, f"as commanded; {compared}{warning}")
@@ -241,7 +241,7 @@ def compare_epochs(scratch: Metrics, warm: Metrics) -> dict[str, Any]:
 
 def _keep_finite(value: float) -> float | None:
     """Return a number that JSON has, None for what it has not."""
-    return value if math.isfinite(value) else None
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _format(value: float | None) -> str:

@@ -94,6 +94,10 @@ def train_recorded(job: Job, recorder: Recorder, recorded: set[int], start: Star
     recorder.log_params({f"initial_weights.{key}": value for key, value in trained.initial_weights.items()})
     epochs = _NewEpochs(recorder, recorded)
     watch = _watch_training(prepared, trained, run_id)
+    if start and trained.curve:
+        # The epoch that won the race, shown like every other.
+        watch.look(trained.curve)
+        job.progress.epoch(1, trained.curve[0])
     for epoch, metrics in enumerate(trained.curve, start=1):
         epochs.log_metrics(metrics, step=epoch)
     try:

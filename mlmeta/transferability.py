@@ -31,6 +31,8 @@ from mlmeta.tensors import Batches, use_channels_last
 
 N_NEIGHBOURS = 5
 MAX_PICTURES = 500
+# Of float32 numbers: 128 MiB for the features of all pictures.
+MAX_NUMBERS = 2**25
 N_ERRORS = 2.0
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -42,10 +44,12 @@ class Head:
     Attributes:
         layer: The layer; a `Residual` or `Concat` is one layer.
         keys: Of the model's state dict: all of the layer's, and of what runs after it.
+        n_features: How many numbers of a picture arrive at the layer.
     """
 
     layer: nn.Module
     keys: frozenset[str]
+    n_features: int
 
 
 def find_head(model: nn.Module, input_shape: Sequence[int]) -> Head:
@@ -59,9 +63,9 @@ def find_head(model: nn.Module, input_shape: Sequence[int]) -> Head:
         BadInputError: If no layer has weights.
     """
     layers = dict(_list_layers(model))
-    ran: list[str] = []
+    ran: list[tuple[str, int]] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _layer, _inputs, name=name: ran.append(name))
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: ran.append((name, inputs[0].numel() // 2)))
         for name, layer in layers.items()
     ]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -72,12 +76,13 @@ def find_head(model: nn.Module, input_shape: Sequence[int]) -> Head:
     finally:
         for hook in hooks:
             hook.remove()
-    weighted = [place for place, name in enumerate(ran) if any(p.ndim > 1 for p in layers[name].parameters())]
+    weighted = [place for place, (name, _) in enumerate(ran) if any(p.ndim > 1 for p in layers[name].parameters())]
     if not weighted:
         raise BadInputError("model: no layer has weights that could be taken from another attempt")
-    last = tuple(ran[weighted[-1] :])
-    keys = frozenset(key for key in model.state_dict() if any(key.startswith(f"{name}.") for name in last))
-    return Head(layers[last[0]], keys)
+    (first, n_features), *after = ran[weighted[-1] :]
+    last = tuple(f"{name}." for name in (first, *(name for name, _ in after)))
+    keys = frozenset(key for key in model.state_dict() if key.startswith(last))
+    return Head(layers[first], keys, n_features)
 
 
 def _list_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -90,8 +95,8 @@ def _list_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
             yield from _list_layers(child, f"{path}.")
 
 
-def draw_pictures(task: Task, *, seed: int) -> DecodedPictures:
-    """Return at most `MAX_PICTURES` training pictures, each label's share as in all of them."""
+def draw_pictures(task: Task, *, seed: int, n: int = MAX_PICTURES) -> DecodedPictures:
+    """Return at most n training pictures, each label's share as in all of them."""
     training = task.select("train")
     labels = training.labels.numpy()
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -99,7 +104,7 @@ def draw_pictures(task: Task, *, seed: int) -> DecodedPictures:
     for label in np.unique(labels):
         own = order[labels[order] == label]
         place[own] = (np.arange(len(own)) + 0.5) / len(own)
-    chosen = sorted(order[np.argsort(place[order], kind="stable")][:MAX_PICTURES])
+    chosen = sorted(order[np.argsort(place[order], kind="stable")][:n])
     return task.decoded.select([training.pictures[index] for index in chosen])
 
 
@@ -128,10 +133,11 @@ class Probe:
 
 
 def make_probe(model: nn.Module, head: Head, task: Task, *, batch_size: int, seed: int) -> Probe:
-    """Draw the pictures on which weights of a model are scored."""
+    """Draw the pictures on which weights of a model are scored: fewer where their features would fill the memory."""
     device = next(p.device for p in model.parameters())
+    n = max(2, min(MAX_PICTURES, MAX_NUMBERS // head.n_features))
     batches = task.batches(
-        draw_pictures(task, seed=seed),
+        draw_pictures(task, seed=seed, n=n),
         batch_size=batch_size,
         device=device,
         channels_last=use_channels_last(model, device),

@@ -145,6 +145,8 @@ def _fetch(fit: Fit, *, run_id: str | None = None, name: str | None = None) -> S
     with tempfile.TemporaryDirectory() as folder:
         state = read_weights(download_weights(attempt, Path(folder)), sha256=attempt.weights_sha256)
     weights, overlap = fit.measure(state, attempt.label_names)
+    if odd := next((key for key, value in weights.items() if not bool(value.float().isfinite().all())), None):
+        raise WeightsError(f"the attempt {attempt.name} ({attempt.run_id}) has numbers in {odd} that are not finite")
     if overlap < LEAST_OVERLAP:
         raise WeightsError(
             f"the attempt {attempt.name} ({attempt.run_id}) has {overlap:.0%} of the model's weights below the head, "
