@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mlmeta.metafeatures import META_FEATURES
@@ -41,15 +42,17 @@ class Shipped:
         """Return what is left without the attempts that a history has too, and without those on one task.
 
         Args:
-            past: Attempts; two are the same that have the same task digest and name.
+            past: Attempts; two are the same that have the same name and the same task, by its digest or, since pictures
+                that were not there when they were imported have another one, by its name.
             task_digest: Of the task; None for none.
         """
+        names = self.attempts["model_name"]
         digests = self.attempts["task"].map(self.tasks.set_index("task")["task_digest"])
-        known = set()
-        if _DIGEST in past.columns:
-            known = set(zip(past[_DIGEST], past["model_name"], strict=True))
-        names = zip(digests, self.attempts["model_name"], strict=True)
-        is_left = [one not in known and one[0] != task_digest for one in names]
+        is_left = (digests != task_digest).to_numpy(copy=True)
+        for column, here in ((_DIGEST, digests), ("task", self.attempts["task"].str.removeprefix(_PREFIX))):
+            if column in past.columns:
+                known = set(zip(past[column], past["model_name"], strict=True))
+                is_left &= np.array([one not in known for one in zip(here, names, strict=True)], dtype=bool)
         attempts = self.attempts[is_left].reset_index(drop=True)
         attempts.attrs = dict(self.attempts.attrs)
         tasks = self.tasks[self.tasks["task"].isin(attempts["task"])].reset_index(drop=True)

@@ -38,9 +38,12 @@ def test_what_a_history_has_too_is_left_out() -> None:
     digest = shipped.tasks["task_digest"].iloc[0]
     table = make_table().iloc[:100]
     digests = dict(zip(shipped.tasks["task"], shipped.tasks["task_digest"], strict=True))
+    unseen = table.assign(**{"tags.mlmeta.task_digest": "of pictures that were not there"})
+    assert len(shipped.without(unseen).attempts) == 832 - 100
     table["tags.mlmeta.task_digest"] = ("mlmeta's " + table["task"]).map(digests)
     assert len(shipped.without(table).attempts) == 832 - 100
-    assert len(shipped.without(table.drop(columns="tags.mlmeta.task_digest")).attempts) == 832
+    assert len(shipped.without(table.assign(task="by another name")).attempts) == 832 - 100
+    assert len(shipped.without(table.assign(model_name="another")).attempts) == 832
     assert len(shipped.without(table.iloc[:0], digest).attempts) == 832 - 64
     left = shipped.without(table.iloc[:0], digest)
     assert set(left.tasks["task"]) == set(left.attempts["task"])
