@@ -73,10 +73,8 @@ class Overview:
 def describe_history(table: pd.DataFrame) -> Overview:
     """Return which tasks and metrics some attempts have."""
     kinds = table.attrs.get("kinds", {})
-    known = [
-        name for name in table.columns
-        if (kinds.get(name) == "metric" or name == "duration_s") and is_numeric(table[name]) and table[name].notna().any()
-    ]  # fmt: skip
+    scores = [name for name in table.columns if kinds.get(name) == "metric" or name == "duration_s"]
+    known = [name for name in scores if is_numeric(table[name]) and table[name].notna().any()]
     usual = [name for name in _FIRST_METRICS if name in known]
     metrics = [*usual, *sorted(set(known) - set(usual))] or ["accuracy"]
     return Overview(len(table), sorted(str(task) for task in table["task"].dropna().unique()), metrics)
