@@ -119,9 +119,9 @@ class RequestGuard:
             more = message.get("more_body", False)
         body = bytes(pieces)
         if len(body) > _SMALL_BYTES:
-            await asyncio.to_thread(check_depth, body, self.settings.max_depth)
+            await asyncio.to_thread(check_json, body, self.settings.max_depth)
         else:
-            check_depth(body, self.settings.max_depth)
+            check_json(body, self.settings.max_depth)
         return body
 
 
@@ -254,12 +254,19 @@ def _too_large(limit: int) -> RefusedError:
     return RefusedError(413, f"the body is too large: at most {limit:,} bytes are read")
 
 
-def check_depth(body: bytes, limit: int) -> None:
+def check_json(body: bytes, limit: int) -> None:
     """Check how deep lists and objects lie in each other, in one pass over the bytes and without recursion.
 
     Raises:
-        RefusedError: If deeper than `limit`.
+        RefusedError: If deeper than `limit`; or if the body is not UTF-8, as JSON on a network is (RFC 8259): in
+            UTF-16, which Python's reader would guess, half a letter can look like a quote and hide brackets.
     """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise RefusedError(400, "the body must be JSON in UTF-8")
     if body.count(b"[") + body.count(b"{") <= limit:
         return
     depth = 0
