@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmeta.attempts import terminating_gently
 from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import BadInputError

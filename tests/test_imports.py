@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mlmeta"
 LAYERS = [
     {"errors", "status"},
     {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file", "store_uri"},
-    {"jobs", "job_queue"},
+    {"interruption", "jobs", "job_queue"},
     {"json_stream", "loss_curve", "text_table", "report_html", "filter_tree", "functional_anova"},
     {"specs", "search_space", "schema", "stop_rules", "commands", "documents", "data_roots"},
     {"history_rows", "history_table", "history_cache"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
     {"training_features", "surrogate", "proposals", "shipped"},
     {"pictures", "plots", "curves", "stopping", "progress", "store", "curve_plot"},
-    {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
+    {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "queued_runs"},
     {"tuning_runs", "history_blocks", "history_readers", "history_sql", "history_api", "history"},
     {"imported_runs", "exporting", "query_recording", "past_curves", "watching"},
     {"report_data", "report_figures", "report_curves", "report_effects", "report_tables", "task_map"},
@@ -51,6 +51,7 @@ PLUGIN = {module for layer in LAYERS for module in layer if module.startswith("p
 WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | PLUGIN | {"meta_query"}
 KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
 KNOW_MLFLOW |= {"store_uri", "history_api", "imported_runs", "importing", "exporting", "query_recording", "tuning_runs"}
+KNOW_MLFLOW |= {"queued_runs"}
 # They are parts of MLflow's server.
 KNOW_MLFLOW |= PLUGIN
 
