@@ -31,12 +31,12 @@ Filter = Annotated[str, Query(max_length=10_000, description="As `mlmeta query` 
 TaskName = Annotated[str | None, Query(max_length=250, description="Name or digest of a task; none for all.")]
 
 
-async def _ask(caller: Caller, question: Callable[[pd.DataFrame], _T]) -> _T:
-    """Return the answer to a question about the attempts that a caller may read."""
+async def _ask(caller: Caller, question: Callable[[pd.DataFrame], _T], *, fresh: bool = False) -> _T:
+    """Return the answer to a question about the attempts that a caller may read; fresh: as they are right now."""
 
     def answer() -> _T:
         names = None if caller.experiments is None else list(caller.experiments.values())
-        return question(questions.choose_readable(caller.server.attempts.read(), names))
+        return question(questions.choose_readable(caller.server.attempts.read(fresh=fresh), names))
 
     return await caller.server.work(answer)
 
@@ -109,8 +109,11 @@ async def list_curves(
     metric: Metric = "train_loss",
 ) -> dict[str, Any]:
     """Return a metric by epoch, of attempts at work too."""
-    store_uri = caller.server.store_uri
-    curves = await _ask(caller, lambda table: questions.list_curves(table, run_id, metric, store_uri))
+    store_uri, queue = caller.server.store_uri, caller.server.queue
+    # An attempt of ours that waits or is trained may be newer than the kept table, and somebody watches it grow.
+    jobs = await caller.server.work(lambda: [queue.find(one) for one in run_id])
+    is_open = any(job is not None and job.state in (JobState.QUEUED, JobState.RUNNING) for job in jobs)
+    curves = await _ask(caller, lambda table: questions.list_curves(table, run_id, metric, store_uri), fresh=is_open)
     return {"metric": metric, "curves": curves}
 
 
