@@ -19,10 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from mlmeta.commands import FolderData, ManifestData, SampleData, TestCommands, TorchvisionData, TrainCommands
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
+
+if TYPE_CHECKING:
+    # The command line, which knows the server's settings, answers --help without pydantic.
+    from mlmeta.commands import FolderData, ManifestData, TestCommands, TorchvisionData, TrainCommands
 
 ROOTS_VARIABLE = "MLMETA_DATA_ROOT"
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -88,9 +91,9 @@ def confine_commands(commands: TrainCommands | TestCommands, roots: Sequence[Pat
 
 def _find_faults(commands: TrainCommands | TestCommands, roots: Sequence[Path]) -> Iterator[Fault]:
     data = commands.data
-    if isinstance(data, TorchvisionData) and data.download:
+    if data is not None and data.source == "torchvision" and data.download:
         yield Fault("data.download", "nothing is fetched for commands that came over HTTP; must be false", "true")
-    if data is not None and not isinstance(data, SampleData):
+    if data is not None and data.source != "sample":
         yield from _check_data(data, roots)
     weights = (commands.model or {}).get("weights")
     if weights:

@@ -42,7 +42,7 @@ LAYERS = [
     {"plugin.settings"},
     {"plugin.limits"},
     {"cli_errors"},
-    {"exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
+    {"plugin.server_cli", "exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
     {"cli"},
 ]
 COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli", "tune_cli"}

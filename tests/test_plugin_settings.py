@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from mlmeta.errors import BadInputError
 from mlmeta.plugin.settings import ServerSettings, read_settings
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_without_variables_all_is_as_documented() -> None:
@@ -86,3 +89,27 @@ def test_a_faulty_value_is_refused_with_its_variable(name: str, value: str, allo
         read_settings({name: value})
     assert allowed in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+def test_the_readme_names_every_variable_and_its_default() -> None:
+    rows = re.findall(
+        r"^\| `(MLMETA_\w+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    asked: set[str] = set()
+
+    class Asked(dict[str, str]):
+        def get(self, key: str, default: object = None) -> str:  # type: ignore[override]
+            asked.add(key)
+            return ""
+
+    default = read_settings(Asked())
+    table = dict(rows)
+    assert asked == {name for name in table if name in asked}
+    numbers = {
+        "MLMETA_MAX_BODY_BYTES": default.max_body_bytes,
+        "MLMETA_MAX_COMMANDS_BYTES": default.max_commands_bytes,
+        "MLMETA_MAX_JSON_DEPTH": default.max_depth,
+        "MLMETA_MAX_QUEUE": default.max_queue,
+        "MLMETA_AT_ONCE": default.at_once,
+    }
+    assert {name: table[name] for name in numbers} == {name: f"{value:,}" for name, value in numbers.items()}
