@@ -18,6 +18,7 @@ from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.query_cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS
 from mlmeta.tune_cli import COMMANDS as TUNE_COMMANDS
+from mlmeta.worker_cli import COMMANDS as WORKER_COMMANDS
 
 if TYPE_CHECKING:
     from mlmeta.train import Trained
@@ -153,7 +154,7 @@ def cache(clear: bool) -> None:
         click.echo(format_entries(kept))
 
 
-for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS, *RECOMMEND_COMMANDS, *TUNE_COMMANDS):
+for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS, *RECOMMEND_COMMANDS, *TUNE_COMMANDS, *WORKER_COMMANDS):
     cli.add_command(_command)
 
 
