@@ -104,10 +104,9 @@ class JobRunner:
                 self._tell_to_end(job)
         at_work = self._queue.count((JobState.RUNNING,))
         while at_work < self._at_once and self._queue.count((JobState.QUEUED,)) and self._server_answers():
-            job = self._queue.take()
-            if job is None:
+            if (taken := self._queue.take()) is None:
                 break
-            self._start(job)
+            self._start(taken)
             at_work += 1
 
     def _server_answers(self) -> bool:
@@ -125,7 +124,7 @@ class JobRunner:
         log = self._queue.log_file(job.run_id)
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._at_once)), **os.environ}
         with log.open("ab") as stream:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own command line
                 [sys.executable, "-m", "mlmeta.job_process", str(self._queue.folder), str(job.job_id)],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True,
             )  # fmt: skip
