@@ -17,6 +17,7 @@ from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import evaluate_attempt
+from mlmeta.interruption import terminating_gently
 from mlmeta.samplers import make_sampler
 from mlmeta.status import Status
 from mlmeta.tuning_progress import TuningProgress

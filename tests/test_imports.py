@@ -39,16 +39,18 @@ LAYERS = [
     {"import_tasks", "importing", "import_progress", "meta_query", "new_task", "recommend"},
     {"samplers"},
     {"tuning_progress", "tuning_rounds", "tune"},
+    {"job_process", "job_runner"},
     {"plugin.settings"},
     {"plugin.limits"},
     {"cli_errors"},
-    {"plugin.server_cli", "exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
+    {"plugin.server_cli", "exchange_cli", "query_cli", "recommend_cli", "tune_cli", "worker_cli"},
     {"cli"},
 ]
-COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli", "tune_cli"}
+COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli", "tune_cli", "worker_cli"}
 _FIRST_WITH_TORCH = next(index for index, layer in enumerate(LAYERS) if "layers" in layer)
 PLUGIN = {module for layer in LAYERS for module in layer if module.startswith("plugin.")}
-WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | PLUGIN | {"meta_query"}
+WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | PLUGIN
+WITHOUT_TORCH |= {"meta_query", "job_process", "job_runner"}
 KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
 KNOW_MLFLOW |= {"store_uri", "history_api", "imported_runs", "importing", "exporting", "query_recording", "tuning_runs"}
 KNOW_MLFLOW |= {"queued_runs"}
