@@ -2,9 +2,8 @@
 
     python benchmarks/server_load.py [--attempts 10000] [--seconds 60] [--readers 50] [--writers 5] [--workers 4]
 
-A SQLite store is filled with attempts and served by `mlflow server --app-name mlmeta` with a runner that trains what the
-writers post, one attempt at once. Readers ask one question after another, without a pause, each on a connection that is
-kept. Afterwards as many readers ask MLflow's own search API for the same page of attempts, in the same server.
+writers post, one attempt at once. Readers ask one question after another, without a pause, each on a kept connection.
+connection. Afterwards as many readers ask MLflow's own search API for the same page of attempts, in the same server.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Server:
         self.process.wait()
 
     def measure_memory_mb(self) -> float:
-        """Return the resident memory of the server's processes, without the runner and its trainings, which pay apart."""
+        """Return the resident memory of the server's processes, without the runner and its trainings."""
         pids = {self.process.pid} | set(_list_children(self.process.pid))
         return sum(_read_rss_kb(pid) for pid in pids) / 1024
 
