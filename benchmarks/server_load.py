@@ -2,7 +2,7 @@
 
     python benchmarks/server_load.py [--attempts 10000] [--seconds 60] [--readers 50] [--writers 5] [--workers 4]
 
-A SQLite store is filled with attempts and served by `mlflow server --app-name mlmeta` with a runner that trains what the
+A SQLite store is filled with attempts and served by `mlflow server --app-name mlmeta`; its runner trains what the
 writers post, one at once. Readers ask one question after another, without a pause, each on a connection that it keeps.
 Afterwards as many readers ask MLflow's own search API for the same page of attempts, in the same server.
 """

@@ -184,9 +184,9 @@ def test_faulty_commands_are_listed_with_the_nearest_match(browser: Browser, ser
 
 
 def test_a_recommendation_is_queued_and_a_running_attempt_cancelled(browser: Browser, server: Server) -> None:
-    long = post(server, "long", n_epoch=MANY_EPOCHS)
-    show(browser, server, f"next?run_id={long}")
-    browser.wait("the attempt", lambda: browser.read("document.querySelector('[name=run_id]').value") == long)
+    short, long = post(server, "short", n_epoch=3), post(server, "long", n_epoch=MANY_EPOCHS)
+    show(browser, server, f"next?run_id={short}")
+    browser.wait("the attempt", lambda: browser.read("document.querySelector('[name=run_id]').value") == short)
     Select(browser.find("[name=task]"))
     browser.find("#ask button").click()
     browser.wait("recommendations", lambda: "recommendations, the best first" in browser.text("#state"))
