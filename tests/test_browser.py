@@ -41,7 +41,7 @@ MARKUP = '<img src=x onerror="window.hacked=1">'
 EXAMPLE = json.loads(read_example())
 N_POINTS = "document.querySelector('#left-figure').data?.[0]?.x?.length ?? 0"
 # An epoch takes some tenths of a second; the page asks once in that time or two, also on a busy machine.
-N_EPOCHS, MANY_EPOCHS = 150, 100_000
+N_EPOCHS, MANY_EPOCHS = 600, 100_000
 
 
 @pytest.fixture(scope="module")
