@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands import TrainCommands
@@ -15,6 +11,7 @@ from mlmeta.documents import make_test_commands
 from mlmeta.errors import NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
 from mlmeta.initial_weights import look_up_start
+from mlmeta.interruption import terminating_gently
 from mlmeta.pictures import choose_pictures
 from mlmeta.progress import EpochProgress, TrainingProgress
 from mlmeta.recorded_training import Job, train_recorded
@@ -109,23 +106,6 @@ def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trai
 
     attempt = tracking.find_stopped_attempt(name_or_run_id)
     return run_attempt(attempt.commands, base_dir=attempt.commands_dir, test=test, resume_run_id=attempt.run_id)
-
-
-@contextlib.contextmanager
-def terminating_gently() -> Iterator[None]:
-    """Make SIGTERM end what is inside as SIGINT does, so that the run is closed; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("terminated")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _go_on(prepared: Prepared, checkpoint: Checkpoint, recorded: set[int]) -> Trained:

@@ -15,9 +15,11 @@ import click
 from mlmeta.cli_errors import reporting_errors
 from mlmeta.errors import BadInputError
 from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
+from mlmeta.plugin.server_cli import COMMANDS as SERVER_COMMANDS
 from mlmeta.query_cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS
 from mlmeta.tune_cli import COMMANDS as TUNE_COMMANDS
+from mlmeta.worker_cli import COMMANDS as WORKER_COMMANDS
 
 if TYPE_CHECKING:
     from mlmeta.train import Trained
@@ -153,7 +155,15 @@ def cache(clear: bool) -> None:
         click.echo(format_entries(kept))
 
 
-for _command in (*QUERY_COMMANDS, *EXCHANGE_COMMANDS, *RECOMMEND_COMMANDS, *TUNE_COMMANDS):
+_GROUPS = (
+    QUERY_COMMANDS,
+    EXCHANGE_COMMANDS,
+    RECOMMEND_COMMANDS,
+    TUNE_COMMANDS,
+    WORKER_COMMANDS,
+    SERVER_COMMANDS,
+)
+for _command in (command for group in _GROUPS for command in group):
     cli.add_command(_command)
 
 

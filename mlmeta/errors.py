@@ -6,6 +6,7 @@
     │   └── PicturesError       the pictures do not make a task
     ├── NotFoundError           no such attempt, file or artifact (exit code 2)
     ├── WeightsError            a weights file does not belong to its attempt (exit code 2)
+    ├── QueueFullError          as many jobs wait as may (exit code 1)
     └── AttemptFailedError      an attempt started and could not end well (exit code 1)
         └── DivergedError       its loss is no longer a number
 
@@ -106,6 +107,10 @@ class WeightsError(MlmetaError):
     """A weights file is damaged, hostile or belongs to another model."""
 
     exit_code = 2
+
+
+class QueueFullError(MlmetaError):
+    """As many jobs wait to be done as may."""
 
 
 class AttemptFailedError(MlmetaError):

@@ -194,5 +194,6 @@ def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[st
         "testing_commands": test,
         "accuracy": run.data.metrics.get("accuracy"),
         "status": run.data.tags.get("mlmeta.status", Status.INCOMPLETE),
-        "limit": int(run.data.params.get("test.limit", 0)),
+        # A test by itself has its params in a run of its own.
+        "limit": int(run.data.params.get("test.limit") or (test or {}).get("limit", 0)),
     }

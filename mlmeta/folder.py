@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mlmeta.data_roots import confine_path, list_folder
 from mlmeta.errors import PicturesError, nearest_name
 from mlmeta.picture_files import PARTS, SUFFIXES, Found, Part, explain_missing, file_picture, strip_operators
 from mlmeta.specs import CONTROL
@@ -24,9 +24,9 @@ def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
     Raises:
         PicturesError: If there is no such folder, it cannot be read, or a wanted label has no folder.
     """
-    if not root.is_dir():
-        raise PicturesError(_explain_no_folder(root))
     try:
+        if not confine_path(root).is_dir():
+            raise PicturesError(_explain_no_folder(root))
         folders = _subfolders(root)
         if not _has_parts(folders, label_names):
             return list(_read_labels(folders, label_names, part=None, root=root))
@@ -44,14 +44,17 @@ def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
 def _explain_no_folder(root: Path) -> str:
     if root.exists():
         return f'data.path: {root} is a file, not a folder (a table of pictures is {{"source": "manifest"}})'
-    siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+    try:
+        siblings = [name for name, is_folder in list_folder(root.parent) if is_folder]
+    except OSError:
+        siblings = []
     near = nearest_name(root.name, siblings)
     return f"data.path: there is no folder {root}" + (f". Did you mean {near!r}?" if near else "")
 
 
 def _subfolders(root: Path) -> dict[str, Path]:
-    folders = (path for path in sorted(root.iterdir()) if not path.name.startswith(".") and path.is_dir())
-    return {folder.name: folder for folder in folders if not _leads_back(folder, root)}
+    names = (name for name, is_folder in list_folder(root) if is_folder and not name.startswith("."))
+    return {name: root / name for name in names if not _leads_back(root / name, root)}
 
 
 def _leads_back(folder: Path, root: Path) -> bool:
@@ -67,7 +70,10 @@ def _has_parts(folders: Mapping[str, Path], label_names: Sequence[str]) -> bool:
         return True
     if not inner or (label_names and not _without_folder(label_names, folders)):
         return False
-    holds_pictures = any(p.suffix.lower() in SUFFIXES and p.is_file() for folder in train for p in folder.iterdir())
+    holds_pictures = any(
+        Path(name).suffix.lower() in SUFFIXES and Path(folder, name).is_file()
+        for folder in train for name, is_folder in list_folder(folder) if not is_folder
+    )  # fmt: skip
     return not holds_pictures or all(name.lower() in PARTS for name in folders)
 
 
@@ -104,13 +110,10 @@ def _printable(name: str) -> str:
 
 
 def _picture_files(folder: Path) -> Iterator[Path]:
-    for path, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            file = Path(path, name)
-            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
-                yield file
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    """Yield the pictures in a folder, then those in the folders below; links to other folders are not followed."""
+    folders = [folder]
+    while folders:
+        here = folders.pop()
+        entries = [(here / name, is_folder) for name, is_folder in list_folder(here) if not name.startswith(".")]
+        yield from (path for path, is_folder in entries if not is_folder and path.suffix.lower() in SUFFIXES)
+        folders += [path for path, is_folder in reversed(entries) if is_folder and not path.is_symlink()]

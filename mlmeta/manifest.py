@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlmeta.data_roots import OutsideRootsError, confine_path, list_folder, open_confined
 from mlmeta.errors import PicturesError, nearest_name, shorten
 from mlmeta.picture_files import PARTS, Found, Part, file_picture
 
@@ -27,8 +29,11 @@ def read_manifest(file: Path) -> list[Found]:
         PicturesError: If the file is missing, unreadable or empty, lacks a column, a row is faulty, or pictures
             are missing; names the first row.
     """
-    if not file.is_file():
-        raise PicturesError(_explain_no_file(file))
+    try:
+        if not confine_path(file).is_file():
+            raise PicturesError(_explain_no_file(file))
+    except OutsideRootsError as error:
+        raise PicturesError(f"data.path: {file} cannot be read: {error}") from None
     columns, rows = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_csv(file)
     _check_columns(file, columns)
     if not rows:
@@ -43,14 +48,17 @@ def read_manifest(file: Path) -> list[Found]:
 def _explain_no_file(file: Path) -> str:
     if file.is_dir():
         return f'data.path: {file} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
-    siblings = [p.name for p in file.parent.iterdir() if p.is_file()] if file.parent.is_dir() else []
+    try:
+        siblings = [name for name, is_folder in list_folder(file.parent) if not is_folder]
+    except OSError:
+        siblings = []
     near = nearest_name(file.name, siblings)
     return f"data.path: there is no manifest {file}" + (f". Did you mean {near!r}?" if near else "")
 
 
 def _read_csv(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with open_confined(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             return list(reader.fieldnames or ()), list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
@@ -62,7 +70,7 @@ def _read_parquet(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(file) as table:
+        with open_confined(file) as stream, ParquetFile(stream) as table:
             columns = table.schema_arrow.names
             rows: list[_Row] = table.read(columns=[name for name in _COLUMNS if name in columns]).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -112,10 +120,18 @@ def _check_repeated(values: Sequence[str], column: str, file: Path) -> None:
 
 
 def _check_files(rows: Sequence[_Row], file: Path) -> None:
-    missing = [number for number, row in enumerate(rows, start=1) if not _locate(row, file).is_file()]
+    missing = [number for number, row in enumerate(rows, start=1) if _is_missing(_locate(row, file))]
     if missing:
         first = _locate(rows[missing[0] - 1], file)
         raise PicturesError(
             f"data.path: {len(missing)} of the {len(rows)} pictures of {file} are not there, the first in row "
             f"{missing[0]}: {first}"
         )
+
+
+def _is_missing(picture: Path) -> bool:
+    try:
+        return not confine_path(picture).is_file()
+    except OutsideRootsError:
+        # It is left out as a picture that cannot be read, be it there or not.
+        return False

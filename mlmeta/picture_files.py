@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mlmeta.data_roots import confine_path, open_descriptor
 from mlmeta.errors import nearest_name
 from mlmeta.image_ops import REFUSALS
 
@@ -103,8 +104,10 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file that is one: a pipe would wait for a writer, and some devices never end.
 
     Raises:
-        OSError: If it cannot be read, is of another kind, or is larger than a picture can be.
+        OSError: If it cannot be read, is of another kind, is larger than a picture can be, or lies outside the data
+            roots where MLMETA_DATA_ROOT is set.
     """
+    path = confine_path(path)
     _check_regular(path.stat())
     # The name may mean something else by now.
     stream = open(path, "rb", opener=_open_without_waiting)
@@ -117,7 +120,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    return open_descriptor(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_regular(status: os.stat_result) -> None:

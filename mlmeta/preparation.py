@@ -12,6 +12,7 @@ from torch import nn
 
 from mlmeta.commands import Data, SampleData, TorchvisionData, TrainCommands
 from mlmeta.criteria import Criterion
+from mlmeta.data_roots import confined_copy
 from mlmeta.decoding import DecodedPictures, decode_first, decode_pictures
 from mlmeta.errors import BadInputError, CommandsError, Fault
 from mlmeta.picture_cache import find_slot
@@ -160,7 +161,8 @@ def prepare_model(
     model = build_model(commands.model, n_labels=n_labels, input_shape=input_shape)
     weights = commands.model.get("weights")
     if weights:
-        load_backbone(model, read_weights(base_dir / weights), source=str(weights))
+        with confined_copy(base_dir / weights) as file:
+            load_backbone(model, read_weights(file), source=str(weights))
     return model
 
 

@@ -33,6 +33,8 @@ from mlmeta.store_uri import store_key
 _UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)
 _RESUMABLE = (Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
 STALE_AFTER_S = 3600.0
+# Has a run that a server made for a job, until its process takes it over; MLflow says SCHEDULED.
+QUEUED_TAG = "mlmeta.queued"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def _silence(run: Run) -> float:
 def mark_interrupted(run_id: str) -> Status:
     """Close a run whose process is dead: its note and, for an attempt, its document; Interrupted if it was at work.
 
+    A run that waits for its process, made by a server, is closed too; no process takes it over any more.
+
     Returns:
         Its status now; another than Interrupted where it had done its work, and died while it was being closed.
 
@@ -117,9 +121,11 @@ def mark_interrupted(run_id: str) -> Status:
                 raise
             raise NotFoundError(f"run_id: the tracking store has no run {run_id!r}") from None
         status = run.data.tags.get("mlmeta.status", "")
-        if run.info.status != "RUNNING" or status not in MLFLOW_STATUS:
+        if run.info.status not in ("RUNNING", "SCHEDULED") or status not in MLFLOW_STATUS:
             raise BadInputError(f"the run {run_id} is not at work; its status is {status or 'not of mlmeta'}")
         ended = Status.INTERRUPTED if status in _UNFINISHED else Status(status)
+        if QUEUED_TAG in run.data.tags:
+            client.delete_tag(run_id, QUEUED_TAG)
         _close(client, run, ended)
     return ended
 

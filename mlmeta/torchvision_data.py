@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from mlmeta.commands import TorchvisionData
+from mlmeta.data_roots import check_tree, read_roots
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.picture_files import DAMAGED, FORMATS, Found, Part, open_file, turn_upright
+from mlmeta.picture_files import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright
 
 _Calls = Mapping[Part | None, Mapping[str, Any]]
 
@@ -80,6 +81,13 @@ def read_torchvision(data: TorchvisionData, *, root: Path) -> list[Found]:
         near = nearest_name(data.name, DATASETS)
         hint = f". Did you mean {near!r}?" if near else ""
         raise PicturesError(f"data.name: {data.name!r} is not one of {', '.join(DATASETS)}{hint}")
+    if data.download and read_roots() is not None:
+        raise PicturesError("data.download: must be false where MLMETA_DATA_ROOT is set: nothing is fetched")
+    try:
+        # torchvision opens files itself.
+        check_tree(root)
+    except OSError as error:
+        raise PicturesError(f"data.path: {data.path} cannot be read: {error}") from None
     found = []
     for part, call in DATASETS[data.name].items():
         try:
@@ -171,7 +179,7 @@ def _make_readers(
     dataset: Any, index: int, files: Sequence[Path]
 ) -> tuple[Callable[[], bytes], Callable[..., Image.Image]]:
     if files:
-        return files[index].read_bytes, partial(_open_file, files[index])
+        return partial(read_file, files[index]), partial(_open_file, files[index])
     return partial(_read_pixels, dataset, index), partial(_open_picture, dataset, index)
 
 

@@ -21,12 +21,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 import mlmeta
-from mlmeta.commands import TrainCommands
+from mlmeta.commands import TestCommands, TrainCommands
 from mlmeta.errors import MlmetaError
 from mlmeta.finding import COMMANDS_TAG, AttemptRecord, download_weights, find_attempt, make_document, read_text
 from mlmeta.mlflow_recorder import MlflowRecorder, read_flush_s, telling
 from mlmeta.params import flatten_params
 from mlmeta.recovery import (
+    QUEUED_TAG,
     check_resumable,
     find_resumable,
     find_stale_attempts,
@@ -55,6 +56,7 @@ __all__ = [
     "mark_interrupted",
     "package_version",
     "prune_attempt",
+    "queued_tags",
     "read_text",
     "record_attempt",
     "record_test",
@@ -100,12 +102,7 @@ def record_attempt(
     flush_s = read_flush_s()
     client = open_client()
     resumed = resume_run_id or find_resumable(commands)
-    all_tags = first_tags("attempt") | {
-        **(tags or {}),
-        "mlmeta.status": Status.INCOMPLETE,
-        "mlmeta.commands_digest": commands.digest(),
-        "mlmeta.commands_dir": str(base_dir.resolve()),
-    }
+    all_tags = _attempt_tags(commands, base_dir, tags or {})
     with contextlib.ExitStack() as held:
         with telling("the attempt cannot be started"):
             if resumed:
@@ -133,6 +130,33 @@ def first_tags(kind: str) -> dict[str, str]:
         "mlmeta.host": socket.gethostname(),
         "mlmeta.heartbeat": str(int(time.time())),
     }
+
+
+def _attempt_tags(commands: TrainCommands, base_dir: Path, more: Mapping[str, str]) -> dict[str, str]:
+    return first_tags("attempt") | {
+        **more,
+        "mlmeta.status": Status.INCOMPLETE,
+        "mlmeta.commands_digest": commands.digest(),
+        "mlmeta.commands_dir": str(base_dir.resolve()),
+    }
+
+
+def queued_tags(commands: TrainCommands | TestCommands, *, base_dir: Path) -> dict[str, str]:
+    """Return the tags of a run that is made for a job, before its process begins; MLflow is to call it SCHEDULED.
+
+    The process that `MLFLOW_RUN_ID` names it to takes the run over, and `mlmeta.queued` off it. Should it never come
+    to that, an attempt has all that `mlmeta train --resume` needs.
+
+    Args:
+        commands: What is to be done.
+        base_dir: What relative paths in them are relative to.
+    """
+    queued = {QUEUED_TAG: "1"}
+    if isinstance(commands, TrainCommands):
+        tags = _attempt_tags(commands, base_dir, queued) | _commands_tag(commands)
+    else:
+        tags = first_tags("test") | {"mlmeta.status": Status.INCOMPLETE, **queued}
+    return {key: value[:_MAX_TAG] for key, value in tags.items()}
 
 
 def _commands_tag(commands: TrainCommands) -> dict[str, str]:
@@ -170,22 +194,37 @@ def start_run(
     """
     tags = {key: value[:_MAX_TAG] for key, value in tags.items()}
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id and _is_free(client, run_id):
+    if run_id and (free := _find_free(client, run_id, kind=tags["mlmeta.kind"])):
         held.enter_context(hold_run(run_id))
         client.update_run(run_id, status="RUNNING", name=name)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        _take_from_queue(client, free)
         return run_id
     run: Run = client.create_run(experiment_id or _experiment_id(client), run_name=name, tags=resolve_tags() | tags)
     held.enter_context(hold_run(run.info.run_id))
     return str(run.info.run_id)
 
 
-def _is_free(client: MlflowClient, run_id: str) -> bool:
-    """Return whether the run of MLFLOW_RUN_ID is there to be adopted: no attempt has used it."""
+def _find_free(client: MlflowClient, run_id: str, *, kind: str | None = None) -> Run | None:
+    """Return the run of MLFLOW_RUN_ID if it is there to be adopted: no attempt has used it, or it was queued for one.
+
+    Args:
+        client: Of the tracking store.
+        run_id: Of the run.
+        kind: Of what is to adopt it; None for anything.
+    """
     try:
-        return "mlmeta.kind" not in client.get_run(run_id).data.tags
+        run = client.get_run(run_id)
     except MlflowException as error:
         raise missing_run(run_id, error) from error
+    tags = run.data.tags
+    is_queued = QUEUED_TAG in tags and kind in (None, tags.get("mlmeta.kind"))
+    return run if is_queued or "mlmeta.kind" not in tags else None
+
+
+def _take_from_queue(client: MlflowClient, run: Run) -> None:
+    if QUEUED_TAG in run.data.tags:
+        client.delete_tag(run.info.run_id, QUEUED_TAG)
 
 
 def _experiment_id(client: MlflowClient) -> str:
@@ -262,10 +301,12 @@ def fail_adopted_run(error: MlmetaError) -> None:
         return
     with contextlib.suppress(MlmetaError, MlflowException):
         client = open_client()
-        if not _is_free(client, run_id):
+        free = _find_free(client, run_id)
+        if free is None:
             return
         client.set_tag(run_id, "mlmeta.status", Status.FAILED)
         client.set_tag(run_id, "mlmeta.error", str(error)[:_MAX_TAG])
         note = f"**Failed**: nothing was trained.\n\n```\n{str(error)[:7000]}\n```"
         client.set_tag(run_id, "mlflow.note.content", note)
+        _take_from_queue(client, free)
         client.set_terminated(run_id, MLFLOW_STATUS[Status.FAILED])

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmeta.attempts import terminating_gently
 from mlmeta.commands import TrainCommands
 from mlmeta.documents import make_test_commands
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import evaluate_attempt
+from mlmeta.interruption import terminating_gently
 from mlmeta.pictures import choose_pictures
 from mlmeta.preparation import prepare_task
 from mlmeta.samplers import make_sampler

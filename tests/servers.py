@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,8 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def find_port() -> int:
@@ -22,34 +26,78 @@ def find_port() -> int:
 
 
 class Server:
-    """A tracking server, which can be killed and started again."""
+    """A tracking server, which can be killed and started again.
 
-    def __init__(self, folder: Path, store_uri: str) -> None:
+    Args:
+        folder: Where it works, and keeps artifacts and its log.
+        store_uri: Of its backend store.
+        options: More of `mlflow server`, such as ``--app-name mlmeta``.
+        environment: More variables.
+        prefix: Its ``--static-prefix``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store_uri: str,
+        *,
+        options: Sequence[str] = ("--workers", "1"),
+        environment: Mapping[str, str] | None = None,
+        prefix: str = "",
+    ) -> None:
         self.folder = folder
         self.store_uri = store_uri
+        self.options = [*options, *(["--static-prefix", prefix] if prefix else [])]
+        self.environment = dict(environment or {})
         self.port = find_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://127.0.0.1:{self.port}{prefix}"
+        self.log = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", *self.options, "--port", str(self.port)]
         command += ["--backend-store-uri", self.store_uri]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.environment}
         environment.pop("MLFLOW_TRACKING_URI", None)
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
                 return
-            assert self.process.poll() is None, "the server did not start"
+            assert self.process.poll() is None, f"the server did not start: {self.log.read_text()[-2000:]}"
             time.sleep(0.1)
+
+    def ask(
+        self,
+        path: str,
+        document: Any = None,
+        *,
+        method: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Any]:
+        """Return status and JSON, or text, of an answer; a document is sent as JSON, bytes as they are."""
+        body = document if document is None or isinstance(document, bytes) else json.dumps(document).encode()
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(f"{self.uri}{path}", data=body, method=method, headers=sent)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                status, content = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, content = error.code, error.read()
+        try:
+            return status, json.loads(content)
+        except ValueError:
+            return status, content.decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does, with all that it has started."""
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait()
+            self.process = None
 
     def kill(self) -> None:
         if self.process:

@@ -51,6 +51,7 @@ def test_a_commands_error_survives_the_way_from_another_process() -> None:
         ("PicturesError", 2),
         ("NotFoundError", 2),
         ("WeightsError", 2),
+        ("QueueFullError", 1),
         ("AttemptFailedError", 1),
         ("DivergedError", 1),
     ],

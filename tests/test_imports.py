@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "mlmeta"
 LAYERS = [
     {"errors", "status"},
     {"catalog", "values", "params", "architecture", "state_folder", "operations", "row_file", "store_uri"},
+    {"interruption", "jobs", "job_queue"},
     {"json_stream", "loss_curve", "text_table", "report_html", "filter_tree", "functional_anova"},
-    {"specs", "search_space", "schema", "stop_rules", "commands", "documents"},
+    {"specs", "search_space", "schema", "stop_rules", "commands", "documents", "data_roots"},
     {"history_rows", "history_table", "history_cache"},
     {"filter_syntax", "column_values", "table_output", "filters", "selection"},
     {"param_features", "attempt_features", "attempt_tables", "exchange_documents", "attempt_files"},
@@ -23,7 +24,7 @@ LAYERS = [
     {"folder", "manifest", "torchvision_data", "attempt_records", "similarity"},
     {"training_features", "surrogate", "proposals", "shipped"},
     {"pictures", "plots", "curves", "stopping", "progress", "store", "curve_plot"},
-    {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking"},
+    {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "queued_runs"},
     {"tuning_runs", "history_blocks", "history_readers", "history_sql", "history_api", "history"},
     {"imported_runs", "exporting", "query_recording", "past_curves", "watching"},
     {"report_data", "report_figures", "report_curves", "report_effects", "report_tables", "task_map"},
@@ -38,23 +39,42 @@ LAYERS = [
     {"import_tasks", "importing", "import_progress", "meta_query", "new_task", "recommend"},
     {"samplers"},
     {"tuning_progress", "tuning_rounds", "tune"},
+    {"job_process", "job_runner"},
+    {"plugin.settings", "plugin.listening", "plugin.loopback"},
+    {"plugin.limits", "plugin.answers", "plugin.runner_keeper", "plugin.server"},
+    {"plugin.callers"},
+    {"plugin.runs", "plugin.questions", "plugin.job_answers", "plugin.attempt_documents"},
+    {"plugin.submitting", "plugin.recommend_process", "plugin.recommending"},
+    {"plugin.routes", "plugin.verbs", "plugin.openapi", "plugin.page_files", "plugin.pages"},
+    {"plugin.app"},
     {"cli_errors"},
-    {"exchange_cli", "query_cli", "recommend_cli", "tune_cli"},
+    {"plugin.server_cli", "exchange_cli", "query_cli", "recommend_cli", "tune_cli", "worker_cli"},
     {"cli"},
 ]
-COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli", "tune_cli"}
+COMMAND_LINE = {"cli", "cli_errors", "exchange_cli", "query_cli", "recommend_cli", "tune_cli", "worker_cli"}
 _FIRST_WITH_TORCH = next(index for index, layer in enumerate(LAYERS) if "layers" in layer)
-WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | {"meta_query"}
+PLUGIN = {module for layer in LAYERS for module in layer if module.startswith("plugin.")}
+WITHOUT_TORCH = set().union(*LAYERS[:_FIRST_WITH_TORCH]) | COMMAND_LINE | PLUGIN
+WITHOUT_TORCH |= {"meta_query", "job_process", "job_runner"}
 KNOW_MLFLOW = {"store", "finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "cli"}
 KNOW_MLFLOW |= {"store_uri", "history_api", "imported_runs", "importing", "exporting", "query_recording", "tuning_runs"}
+KNOW_MLFLOW |= {"queued_runs"}
+# They are parts of MLflow's server.
+KNOW_MLFLOW |= PLUGIN
 
 
 def modules() -> list[str]:
-    return sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
+    """Return the modules, those of a package inside with its name: ``plugin.settings``."""
+    files = (file.relative_to(PACKAGE).with_suffix("") for file in PACKAGE.rglob("*.py"))
+    return sorted(".".join(file.parts) for file in files if not file.stem.startswith("__"))
+
+
+def file_of(module: str) -> Path:
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def imported(module: str, *, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
     nodes = tree.body if top_level_only else [n for n in ast.walk(tree) if not _is_entry_point(n)]
     inside_main = {id(n) for main in ast.walk(tree) if _is_entry_point(main) for n in ast.walk(main)}
     names = set()
@@ -84,7 +104,7 @@ def test_every_module_has_its_layer() -> None:
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_down(module: str) -> None:
     for name in imported(module):
-        target = name.removeprefix("mlmeta.").split(".")[0]
+        target = name.removeprefix("mlmeta.")
         if name.startswith("mlmeta.") and target in modules():
             assert layer_of(target) <= layer_of(module), f"{module} imports {target}"
 
@@ -95,6 +115,11 @@ def test_lower_layers_import_no_torch_when_they_are_imported(module: str) -> Non
     assert not roots & {"torch", "torchvision"}
 
 
+@pytest.mark.parametrize("module", sorted(PLUGIN))
+def test_the_server_never_imports_torch_itself(module: str) -> None:
+    assert not {name.split(".")[0] for name in imported(module)} & {"torch", "torchvision"}
+
+
 @pytest.mark.parametrize("module", modules())
 def test_only_the_tracking_knows_mlflow(module: str) -> None:
     roots = {name.split(".")[0] for name in imported(module)}
@@ -103,7 +128,7 @@ def test_only_the_tracking_knows_mlflow(module: str) -> None:
 
 @pytest.mark.parametrize("module", modules())
 def test_no_module_holds_two_concepts(module: str) -> None:
-    assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 400
+    assert len(file_of(module).read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_public_names_are_where_they_are_said_to_be() -> None:

@@ -36,6 +36,7 @@ from mlmeta.tracking import (
     find_stopped_attempt,
     make_document,
     mark_interrupted,
+    queued_tags,
     record_attempt,
     send_spool,
 )
@@ -329,6 +330,24 @@ def test_an_attempt_killed_after_its_training_is_closed_too(
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["mlmeta.status"]) == (ended, marked)
     assert find_stale_attempts() == []
+
+
+@pytest.mark.usefixtures("store")
+def test_a_queued_run_is_not_stale_but_can_be_closed_and_gone_on_with(tmp_path: Path) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0", run_name="toy", tags=queued_tags(commands(), base_dir=tmp_path)).info.run_id
+    client.update_run(run_id, status="SCHEDULED")
+    client.set_tag(run_id, "mlmeta.heartbeat", "1")
+    assert find_stale_attempts(older_than_s=0) == []
+    assert mark_interrupted(run_id) == "Interrupted"
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["mlmeta.status"]) == ("KILLED", "Interrupted")
+    assert "mlmeta.queued" not in run.data.tags
+    assert json.loads(artifact(run_id, "attempt.json", tmp_path))["status"] == "Interrupted"
+    attempt = find_stopped_attempt(run_id)
+    assert (attempt.commands.digest(), attempt.commands_dir) == (commands().digest(), tmp_path)
+    with record_attempt(attempt.commands, base_dir=tmp_path, resume_run_id=run_id) as recorder:
+        assert recorder.run_id == run_id
 
 
 @pytest.mark.usefixtures("store")

@@ -15,10 +15,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlmeta.attempts import run_attempt
-from mlmeta.documents import parse_train_commands
+from mlmeta.documents import parse_test_commands, parse_train_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
+from mlmeta.evaluate import evaluate_attempt
 from mlmeta.status import Status
-from mlmeta.tracking import MlflowRecorder, fail_adopted_run, find_attempt, make_document, record_attempt
+from mlmeta.tracking import MlflowRecorder, fail_adopted_run, find_attempt, make_document, queued_tags, record_attempt
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -141,6 +142,53 @@ def test_a_run_that_holds_an_attempt_is_not_adopted_again(
     first = run(toy_document)
     monkeypatch.setenv("MLFLOW_RUN_ID", first.info.run_id)
     assert run(toy_document).info.run_id != first.info.run_id
+
+
+def queue_run(document: dict[str, Any], *, kind: str = "train") -> str:
+    """Return a run as a server makes it for a job."""
+    parse = parse_train_commands if kind == "train" else parse_test_commands
+    client = MlflowClient()
+    queued = client.create_run("0", tags=queued_tags(parse(document), base_dir=Path()))
+    client.update_run(queued.info.run_id, status="SCHEDULED")
+    return str(queued.info.run_id)
+
+
+def test_a_run_that_a_server_queued_is_adopted(toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = queue_run(toy_document)
+    assert make_document(run_id)["training_commands"] == toy_document
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    attempt = run(toy_document)
+    assert attempt.info.run_id == run_id
+    assert (attempt.info.status, attempt.data.tags["mlmeta.status"]) == ("FINISHED", "Complete")
+    assert "mlmeta.queued" not in attempt.data.tags
+    assert run(toy_document).info.run_id != run_id
+
+
+def test_a_test_adopts_the_run_that_was_queued_for_a_test_only(
+    toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = run(toy_document)
+    document = {"run_id": attempt.info.run_id}
+    for_training, for_test = queue_run(toy_document), queue_run(document, kind="test")
+    monkeypatch.setenv("MLFLOW_RUN_ID", for_training)
+    assert evaluate_attempt(parse_test_commands(document), base_dir=Path())[0] not in (for_training, for_test)
+    monkeypatch.setenv("MLFLOW_RUN_ID", for_test)
+    assert evaluate_attempt(parse_test_commands(document), base_dir=Path())[0] == for_test
+    tags = MlflowClient().get_run(for_test).data.tags
+    assert (tags["mlflow.parentRunId"], tags["mlmeta.status"]) == (attempt.info.run_id, "Complete")
+    assert "mlmeta.queued" not in tags
+
+
+def test_a_queued_run_whose_commands_fail_is_failed_with_the_reason(
+    toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = queue_run(toy_document)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    fail_adopted_run(NotFoundError("no such folder"))
+    failed = MlflowClient().get_run(run_id)
+    assert (failed.info.status, failed.data.tags["mlmeta.status"]) == ("FAILED", "Failed")
+    assert "no such folder" in failed.data.tags["mlflow.note.content"]
+    assert "mlmeta.queued" not in failed.data.tags
 
 
 def test_an_unknown_run_id_in_the_environment_is_named(

@@ -1,0 +1,131 @@
+"""One job in a process of its own: ``python -m mlmeta.job_process QUEUE_FOLDER JOB_ID``.
+
+It holds the job's lock while it lives, fills the job's run, and writes into the queue how it ended, so that a runner
+which died meanwhile loses nothing. SIGTERM ends it gently: the attempt keeps what it has, and the job is cancelled if
+that was asked for, else put back to go on later.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
+from mlmeta.errors import BadInputError, DivergedError, MlmetaError
+from mlmeta.interruption import terminating_gently
+from mlmeta.job_queue import Job, JobKind, JobQueue, JobState
+from mlmeta.status import Status
+
+INTERRUPTED_CODE = 130
+_FAILED = (Status.FAILED, Status.DIVERGED)
+
+
+def work_on(queue: JobQueue, job_id: int) -> int:
+    """Do a job and write down how it ended.
+
+    Returns:
+        The exit code of the process: 0, that of the error, or 130 where it was interrupted.
+
+    Raises:
+        NotFoundError: If there is no such job.
+        BadInputError: If another process works on it, or it is not to be worked on.
+    """
+    with queue.hold(job_id):
+        job = queue.get(job_id)
+        if job.state != JobState.RUNNING:
+            raise BadInputError(f"the job {job_id} is not to be worked on: it is {job.state}")
+        queue.note_process(job_id, os.getpid())
+        try:
+            with terminating_gently():
+                _set_environment(queue, job)
+                state, error = _do(job)
+        except KeyboardInterrupt:
+            _stop(queue, job_id)
+            return INTERRUPTED_CODE
+        except MlmetaError as fault:
+            _tell_run(job, fault)
+            sys.stderr.write(f"mlmeta: {fault}\n")
+            queue.end(job_id, JobState.FAILED, exit_code=fault.exit_code, error=str(fault))
+            return fault.exit_code
+        except Exception as fault:  # noqa: BLE001 - whatever a library raises is written down
+            traceback.print_exc()
+            queue.end(job_id, JobState.FAILED, exit_code=1, error=f"{type(fault).__name__}: {fault}")
+            return 1
+        code = int(state == JobState.FAILED)
+        queue.end(job_id, state, exit_code=code, error=error)
+        return code
+
+
+def _set_environment(queue: JobQueue, job: Job) -> None:
+    address = queue.address()
+    if address is None:
+        raise MlmetaError("nobody has said yet where the tracking server is")
+    os.environ |= {
+        "MLFLOW_TRACKING_URI": address,
+        "MLFLOW_RUN_ID": job.run_id,
+        "MLFLOW_EXPERIMENT_ID": job.experiment_id,
+        ROOTS_VARIABLE: join_roots([Path(root) for root in job.data_roots]),
+    }
+
+
+def _do(job: Job) -> tuple[JobState, str]:
+    """Return the state in which a job ends, and why."""
+    from mlmeta.queued_runs import prepare_run
+
+    ended = prepare_run(job.run_id, is_restart=job.n_starts > 1)
+    if ended is not None:
+        return (JobState.FAILED, f"its run is {ended}") if ended in _FAILED else (JobState.DONE, "")
+    if job.kind == JobKind.TEST:
+        _test(job)
+    else:
+        _train(job)
+    return JobState.DONE, ""
+
+
+def _train(job: Job) -> None:
+    from mlmeta.attempts import run_attempt
+    from mlmeta.documents import parse_train_commands
+
+    run_attempt(parse_train_commands(job.document), base_dir=Path(job.base_dir), test=job.with_test)
+
+
+def _test(job: Job) -> None:
+    from mlmeta.documents import parse_test_commands
+    from mlmeta.evaluate import evaluate_attempt
+
+    evaluate_attempt(parse_test_commands(job.document), base_dir=Path(job.base_dir))
+
+
+def _stop(queue: JobQueue, job_id: int) -> None:
+    """Write down that a job was interrupted: by whoever cancelled it, else with its runner."""
+    job = queue.put_back(job_id, was_stopped=True)
+    if job.state == JobState.CANCELLED:
+        from mlmeta.queued_runs import close_run
+
+        close_run(job.run_id)
+
+
+def _tell_run(job: Job, fault: MlmetaError) -> None:
+    """Say in a run that nothing was trained, and why; one that was begun says itself how it ended."""
+    if isinstance(fault, DivergedError):
+        return
+    from mlmeta.tracking import fail_adopted_run
+
+    fail_adopted_run(fault)
+
+
+def main() -> None:
+    """Do the job that the arguments name."""
+    folder, number = sys.argv[1:]
+    try:
+        code = work_on(JobQueue(Path(folder)), int(number))
+    except MlmetaError as error:
+        sys.stderr.write(f"mlmeta: {error}\n")
+        code = error.exit_code
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

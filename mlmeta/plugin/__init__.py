@@ -1,0 +1,1 @@
+"""mlmeta inside the MLflow server: ``mlflow server --app-name mlmeta``."""

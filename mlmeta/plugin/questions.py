@@ -1,0 +1,113 @@
+"""What the history answers, as the routes give it; functions that block, run in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlmeta import meta_query
+from mlmeta.selection import FACTS, find_task
+from mlmeta.similarity import rank_similar_tasks, task_distances, task_table
+from mlmeta.task_map import place_tasks
+
+_HIDDEN = ("curve",)
+
+
+def choose_readable(table: pd.DataFrame, experiments: Sequence[str] | None) -> pd.DataFrame:
+    """Return the attempts of some experiments; None for all."""
+    if experiments is None:
+        return table
+    chosen = table[table["experiment"].isin(experiments)].reset_index(drop=True)
+    chosen.attrs = dict(table.attrs)
+    return chosen
+
+
+def page_attempts(
+    table: pd.DataFrame, *, filter: str, order_by: Sequence[str], columns: Sequence[str] | None, limit: int, offset: int
+) -> tuple[pd.DataFrame, int]:
+    """Return a page of the attempts that a filter finds, without columns that are empty on it, and their number.
+
+    Raises:
+        FilterError: If a filter, an order or a column is not understood.
+    """
+    found = meta_query.search_attempts(filter, order_by=order_by, history=table, columns=["run_id"])
+    rows = table.set_index("run_id", drop=False).loc[found["run_id"].iloc[offset : offset + limit]]
+    rows = rows.reset_index(drop=True)
+    rows.attrs = dict(table.attrs)
+    page = meta_query.search_attempts("", order_by=[], history=rows, columns=columns) if len(rows) else rows
+    if columns is None and len(page):
+        facts = [*FACTS, "experiment"]
+        named = [name for name in page.columns if name in facts or page[name].notna().any()]
+        page = page[[name for name in named if name not in _HIDDEN]]
+    return page, len(found)
+
+
+def list_curves(table: pd.DataFrame, run_ids: Sequence[str], metric: str, store_uri: str) -> list[dict[str, Any]]:
+    """Return a metric's curve of each attempt, those without it empty.
+
+    Raises:
+        NotFoundError: If there is no such attempt.
+    """
+    points = meta_query.learning_curves(*run_ids, metric=metric, history=table, tracking_uri=store_uri)
+    facts = table.set_index("run_id").loc[list(dict.fromkeys(run_ids))]
+    curves = []
+    for run_id, row in zip(facts.index, facts.to_dict("records"), strict=True):
+        own = points[points["run_id"] == run_id]
+        values = [float(value) if np.isfinite(value) else None for value in own["value"]]
+        curves.append(
+            {
+                "run_id": run_id,
+                "model_name": row["model_name"],
+                "status": row["status"],
+                "n_epoch": _read_count(row.get("n_epoch")),
+                "steps": [int(step) for step in own["step"]],
+                "values": values,
+            }
+        )
+    return curves
+
+
+def _read_count(value: Any) -> int | None:
+    return None if value is None or pd.isna(value) else int(value)
+
+
+def find_similar(table: pd.DataFrame, task: str, limit: int) -> pd.DataFrame:
+    """Return the tasks most like one that the history knows; see `mlmeta.similarity.rank_similar_tasks`.
+
+    Raises:
+        NotFoundError: If there is no such task; names the nearest.
+    """
+    # Never `similar_tasks`, which takes the name of a task that it does not know for that of a file.
+    tasks = task_table(table if "accuracy" in table.columns else table.assign(accuracy=np.nan))
+    return rank_similar_tasks(tasks, find_task(table, task)).head(limit)
+
+
+def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Return all tasks by name, with their places on a map and their distances.
+
+    Raises:
+        BadInputError: If no attempt has the metric.
+    """
+    tasks = task_table(table if metric in table.columns else table.assign(**{metric: np.nan}), metric)
+    tasks = tasks.sort_values("task", ignore_index=True)
+    if not len(tasks):
+        return {"tasks": [], "distances": [], "stress": 0.0}
+    distances = task_distances(tasks)
+    places, stress = place_tasks(distances.to_numpy(dtype=np.float64))
+    rows = [
+        {
+            "task": str(row["task"]),
+            "n_attempts": int(row["n_attempts"]),
+            "best_score": None if np.isnan(row["best_score"]) else float(row["best_score"]),
+            "label_names": list(row["label_names"]),
+            "x": round(float(x), 5),
+            "y": round(float(y), 5),
+        }
+        for row, (x, y) in zip(tasks.to_dict("records"), places, strict=True)
+    ]
+    known = distances.to_numpy(dtype=np.float64)
+    matrix = [[None if np.isnan(value) else round(float(value), 4) for value in row] for row in known]
+    return {"tasks": rows, "distances": matrix, "stress": round(stress, 4)}

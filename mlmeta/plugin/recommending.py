@@ -1,0 +1,79 @@
+"""Asks for recommendations in a process of their own, a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlmeta.data_roots import ROOTS_VARIABLE
+from mlmeta.errors import CommandsError, Fault, MlmetaError
+from mlmeta.plugin.answers import RefusedError
+from mlmeta.plugin.callers import Caller
+from mlmeta.plugin.submitting import check_train_commands
+
+# A process takes seconds and half a gigabyte.
+_LIMIT_S = 300.0
+_WAITING = 4
+_at_work = asyncio.Semaphore(1)
+_n_waiting = 0
+
+
+async def recommend(caller: Caller, document: Mapping[str, Any], *, n: int) -> dict[str, Any]:
+    """Return what to try next on the task of some commands; see `mlmeta.plugin.recommend_process`.
+
+    Raises:
+        CommandsError: If the commands cannot be used.
+        RefusedError: If too many ask at the same time, or it takes too long.
+        MlmetaError: If there is no answer.
+    """
+    _, base_dir = await check_train_commands(caller, document)
+    experiments = None if caller.experiments is None else sorted(caller.experiments.values())
+    request = {
+        "commands": document, "n": n, "base_dir": str(base_dir), "store_uri": caller.server.store_uri,
+        "experiments": experiments,
+    }  # fmt: skip
+    return _read_answer(await _ask_in_turn(request, caller.server.settings.data_roots))
+
+
+async def _ask_in_turn(request: Mapping[str, Any], roots: tuple[Path, ...]) -> bytes:
+    global _n_waiting
+    if _n_waiting >= _WAITING:
+        raise RefusedError(429, "others are asking for recommendations already; try again in a moment")
+    _n_waiting += 1
+    try:
+        async with _at_work:
+            return await _ask(json.dumps(request).encode(), roots)
+    finally:
+        _n_waiting -= 1
+
+
+async def _ask(request: bytes, roots: tuple[Path, ...]) -> bytes:
+    environment = {**os.environ, ROOTS_VARIABLE: os.pathsep.join(map(str, roots))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mlmeta.plugin.recommend_process",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(request), _LIMIT_S)
+    except TimeoutError:
+        raise RefusedError(504, f"no recommendation after {_LIMIT_S:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0:
+        raise MlmetaError(f"no recommendation could be made: {errors.decode(errors='replace').strip()[-500:]}")
+    return output
+
+
+def _read_answer(output: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(output)
+    if "error" not in answer:
+        return answer
+    if answer["faults"]:
+        raise CommandsError([Fault(**fault) for fault in answer["faults"]], source="the request")
+    raise RefusedError(422 if answer["exit_code"] == 2 else 500, answer["error"])

@@ -1,0 +1,199 @@
+"""The resource forms of the API: attempts, curves, questions across them, recommendations, jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import pandas as pd
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from mlmeta import meta_query
+from mlmeta.errors import NotFoundError
+from mlmeta.job_queue import Job, JobState
+from mlmeta.plugin import questions
+from mlmeta.plugin.answers import RefusedError, answer_rows
+from mlmeta.plugin.attempt_documents import make_document
+from mlmeta.plugin.callers import Caller, identify
+from mlmeta.plugin.job_answers import describe_job, describe_jobs, link_to_run
+from mlmeta.plugin.recommending import recommend
+from mlmeta.plugin.runs import end_waiting_run, get_run, set_tags
+from mlmeta.plugin.submitting import queue_training, read_body
+
+router = APIRouter(prefix="/ajax-api/mlmeta", tags=["mlmeta"])
+_T = TypeVar("_T")
+Asking = Annotated[Caller, Depends(identify)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
+Offset = Annotated[int, Query(ge=0, description="Leave out so many first.")]
+Metric = Annotated[str, Query(max_length=250, description="A metric; its name says whether lower is better.")]
+Filter = Annotated[str, Query(max_length=10_000, description="As `mlmeta query` takes it.")]
+TaskName = Annotated[str | None, Query(max_length=250, description="Name or digest of a task; none for all.")]
+
+
+async def _ask(caller: Caller, question: Callable[[pd.DataFrame], _T], *, fresh: bool = False) -> _T:
+    """Return the answer to a question about the attempts that a caller may read; fresh: as they are right now."""
+
+    def answer() -> _T:
+        names = None if caller.experiments is None else list(caller.experiments.values())
+        return question(questions.choose_readable(caller.server.attempts.read(fresh=fresh), names))
+
+    return await caller.server.work(answer)
+
+
+@router.get("/attempts")
+async def list_attempts(
+    caller: Asking,
+    filter: Filter = "",
+    order_by: Annotated[list[str], Query(description="`accuracy DESC`; may be repeated.")] = ["started DESC"],  # noqa: B006
+    columns: Annotated[str, Query(description="Names with commas between; all that are not empty by default.")] = "",
+    limit: Limit = 50,
+    offset: Offset = 0,
+) -> Response:
+    """Find attempts: one row each, and how many there are in all."""
+    names = [name.strip() for name in columns.split(",") if name.strip()] or None
+
+    def question(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+        return questions.page_attempts(
+            table, filter=filter, order_by=order_by, columns=names, limit=limit, offset=offset
+        )
+
+    page, total = await _ask(caller, question)
+    following = offset + limit if offset + limit < total else None
+    return answer_rows("attempts", page, total=total, offset=offset, next_offset=following)
+
+
+@router.post("/attempts", status_code=202)
+async def add_attempt(
+    request: Request, caller: Asking, experiment: Annotated[str | None, Query(max_length=250)] = None
+) -> JSONResponse:
+    """Train and test an attempt in the background; the body holds train commands."""
+    document = await read_body(request, caller.server.settings)
+    job = await queue_training(caller, document, with_test=True, experiment=experiment)
+    return JSONResponse(await describe_job(caller, job), status_code=202)
+
+
+@router.get("/attempts/{run_id}")
+async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
+    """Return an attempt: its document, its job if it has one here, a link into MLflow's UI.
+
+    Of a test by itself the document is that of its attempt; metrics, job and link are the test's own.
+    """
+    run = await get_run(caller, run_id)
+    attempt = await get_run(caller, run.tags["mlmeta.attempt"]) if "mlmeta.attempt" in run.tags else run
+    job = await caller.server.work(caller.server.queue.find, run_id)
+    return {
+        "attempt": await make_document(caller, attempt),
+        "metrics": {name: value for name, value in run.metrics.items() if value == value},
+        "job": await describe_job(caller, job) if job else None,
+        "ui": link_to_run(caller.server, run.experiment_id, run_id),
+    }
+
+
+@router.post("/attempts/{run_id}/cancel")
+async def cancel_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
+    """End an attempt that waits or is trained; what it has learnt is kept, and it can be resumed."""
+    # MLflow decides whether the caller may change this run.
+    await set_tags(caller, run_id, {"mlmeta.cancelled_by": caller.login or "the page"})
+    job: Job | None = await caller.server.work(caller.server.queue.find, run_id)
+    if job is None:
+        raise NotFoundError(f"the run {run_id} has no job in this server's queue")
+    if job.state not in (JobState.QUEUED, JobState.RUNNING):
+        raise RefusedError(409, f"the job of {job.name} has ended already: {job.state}")
+    cancelled = await caller.server.work(caller.server.queue.request_cancel, run_id)
+    if cancelled.state == JobState.CANCELLED:
+        await end_waiting_run(caller, run_id)
+    return await describe_job(caller, cancelled)
+
+
+@router.get("/curves")
+async def list_curves(
+    caller: Asking,
+    run_id: Annotated[list[str], Query(description="May be repeated, at most 50 times.", max_length=50)],
+    metric: Metric = "train_loss",
+) -> dict[str, Any]:
+    """Return a metric by epoch, of attempts at work too."""
+    store_uri, queue = caller.server.store_uri, caller.server.queue
+    # An attempt of ours that waits or is trained may be newer than the kept table, and somebody watches it grow.
+    jobs = await caller.server.work(lambda: [queue.find(one) for one in run_id])
+    is_open = any(job is not None and job.state in (JobState.QUEUED, JobState.RUNNING) for job in jobs)
+    curves = await _ask(caller, lambda table: questions.list_curves(table, run_id, metric, store_uri), fresh=is_open)
+    return {"metric": metric, "curves": curves}
+
+
+@router.get("/leaderboard")
+async def show_leaderboard(
+    caller: Asking, task: TaskName = None, metric: Metric = "accuracy", limit: Limit = 20
+) -> Response:
+    """Return the best attempts on a task."""
+    table = await _ask(
+        caller, lambda history: meta_query.leaderboard(task, metric=metric, limit=limit, history=history)
+    )
+    return answer_rows("attempts", table, task=task, metric=metric)
+
+
+@router.get("/importance")
+async def show_importance(caller: Asking, metric: Metric = "accuracy", task: TaskName = None) -> Response:
+    """Return how much each hyperparameter matters."""
+    server = caller.server
+    names = None if caller.experiments is None else tuple(sorted(caller.experiments.values()))
+
+    def measure(history: pd.DataFrame) -> pd.DataFrame:
+        key = ("importance", names, metric, task)
+        return server.answers.keep(
+            key, history, metric, lambda: meta_query.hyperparameter_importance(metric, task=task, history=history)
+        )
+
+    return answer_rows("importance", await _ask(caller, measure), metric=metric, task=task)
+
+
+@router.get("/similar")
+async def list_similar(caller: Asking, task: Annotated[str, Query(max_length=250)], limit: Limit = 10) -> Response:
+    """Return the tasks most like one, with the terms that make them near."""
+
+    def question(history: pd.DataFrame) -> pd.DataFrame:
+        return questions.find_similar(history, task, limit)
+
+    return answer_rows("tasks", await _ask(caller, question), task=task)
+
+
+@router.get("/tasks")
+async def map_tasks(caller: Asking, metric: Metric = "accuracy") -> dict[str, Any]:
+    """Return all tasks with their places on a map and their distances."""
+    server = caller.server
+    names = None if caller.experiments is None else tuple(sorted(caller.experiments.values()))
+
+    def question(history: pd.DataFrame) -> dict[str, Any]:
+        key = ("tasks", names, metric)
+        return server.answers.keep(key, history, metric, lambda: questions.map_tasks(history, metric))
+
+    return await _ask(caller, question)
+
+
+@router.post("/recommend")
+async def recommend_next(request: Request, caller: Asking) -> dict[str, Any]:
+    """Say what to try next on the task of some commands: ``{"commands": {…}, "n": 5}``; takes some seconds."""
+    document = await read_body(request, caller.server.settings)
+    n = document.get("n", 5)
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 20:
+        raise RefusedError(422, f"n must be a whole number from 1 to 20; got {n!r}")
+    return await recommend(caller, document.get("commands", document), n=n)
+
+
+@router.get("/jobs")
+async def list_jobs(
+    caller: Asking,
+    state: Annotated[list[JobState] | None, Query(description="May be repeated; all by default.")] = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> dict[str, Any]:
+    """Return the queue: the newest job first, each with its progress."""
+    return await describe_jobs(caller, state, limit=limit, offset=offset)
+
+
+@router.get("/jobs/{run_id}/log")
+async def read_log(caller: Asking, run_id: str, offset: Offset = 0) -> dict[str, Any]:
+    """Return what an attempt's process has printed, from a byte offset on."""
+    await get_run(caller, run_id)
+    text, following = await caller.server.work(caller.server.queue.read_log, run_id, offset=offset)
+    return {"text": text, "next_offset": following}

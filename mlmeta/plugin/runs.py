@@ -1,0 +1,183 @@
+"""Runs that wait for their training: made, changed and removed through MLflow, in the caller's name.
+
+A run that waits is SCHEDULED and has the tag `mlmeta.queued`: 1 while it is in the queue, 0 where it is only described.
+The training process adopts it and takes the tag away.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.errors import NotFoundError
+from mlmeta.finding import COMMANDS_TAG
+from mlmeta.plugin.callers import Caller, list_experiments
+from mlmeta.status import Status
+from mlmeta.tracking import first_tags
+
+QUEUED_TAG, TEST_TAG = "mlmeta.queued", "mlmeta.test_commands"
+_MAX_TAG = 8000
+_MOST_FOUND = 1000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as MLflow's REST API gives it.
+
+    Attributes:
+        artifact_uri: Where its artifacts lie.
+    """
+
+    run_id: str
+    name: str
+    experiment_id: str
+    artifact_uri: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def status(self) -> str:
+        """What mlmeta says of its state."""
+        return self.tags.get("mlmeta.status", "")
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it waits to be trained, or to be put into the queue."""
+        return QUEUED_TAG in self.tags
+
+
+def _read_run(run: Mapping[str, Any]) -> RunRecord:
+    info, data = run["info"], run.get("data", {})
+    tags, params = ({one["key"]: one["value"] for one in data.get(kind, [])} for kind in ("tags", "params"))
+    metrics = {one["key"]: float(one.get("value", math.nan)) for one in data.get("metrics", [])}
+    return RunRecord(
+        info["run_id"], info.get("run_name", ""), info["experiment_id"], info["artifact_uri"], tags, params, metrics
+    )
+
+
+async def get_run(caller: Caller, run_id: str) -> RunRecord:
+    """Return a run of mlmeta that the caller may read.
+
+    Raises:
+        NotFoundError: If there is no such run, or it is none of mlmeta.
+        RefusedError: If they may not read it.
+    """
+    run = _read_run((await caller.get("runs/get", run_id=run_id))["run"])
+    if not run.status:
+        raise NotFoundError(f"the run {run_id} is no attempt of mlmeta")
+    return run
+
+
+async def find_runs(caller: Caller, name: str) -> list[RunRecord]:
+    """Return the attempts of a name, the newest first.
+
+    Raises:
+        NotFoundError: If there is none.
+    """
+    experiments = caller.experiments or await list_experiments(caller.server, caller.scope)
+    # No name of an attempt has a quote.
+    known = {} if "'" in name else await caller.change("runs/search", {
+        "experiment_ids": list(experiments),
+        "filter": f"tags.`mlmeta.kind` = 'attempt' and attributes.run_name = '{name}'",
+        "order_by": ["attributes.start_time DESC"],
+        "max_results": _MOST_FOUND,
+    })  # fmt: skip
+    found = [_read_run(run) for run in known.get("runs", [])]
+    if not found:
+        raise NotFoundError(f"there is no attempt named {name!r}")
+    return found
+
+
+async def create_run(
+    caller: Caller, name: str, kind: str, *, experiment_id: str, tags: Mapping[str, str], queued: bool
+) -> RunRecord:
+    """Make a run that waits, in the caller's name.
+
+    Args:
+        caller: Whose it is.
+        name: Of the run.
+        kind: ``attempt`` or ``test``.
+        experiment_id: Where.
+        tags: More of them.
+        queued: Whether it is to be put into the queue at once.
+
+    Raises:
+        RefusedError: If they may not make runs there.
+        NotFoundError: If there is no such experiment.
+    """
+    now = int(time.time() * 1000)
+    all_tags = first_tags(kind) | {"mlmeta.status": Status.INCOMPLETE, QUEUED_TAG: str(int(queued))} | dict(tags)
+    all_tags |= {"mlflow.user": caller.login} if caller.login else {}
+    document = {"experiment_id": experiment_id, "run_name": name, "start_time": now, "tags": _pair(all_tags)}
+    run = _read_run((await caller.change("runs/create", document))["run"])
+    await caller.change("runs/update", {"run_id": run.run_id, "status": "SCHEDULED"})
+    return run
+
+
+def _pair(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in tags.items()]
+
+
+async def set_tags(caller: Caller, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run; refused as MLflow refuses it."""
+    await caller.change("runs/log-batch", {"run_id": run_id, "tags": _pair(tags)})
+
+
+async def describe_commands(caller: Caller, run: RunRecord, commands: TrainCommands) -> None:
+    """Give a run that waits its commands: in a tag, or as an artifact where they are too long for one."""
+    text = json.dumps(commands.document(), ensure_ascii=False)
+    tags = {"mlmeta.commands_digest": commands.digest()}
+    if len(text) <= _MAX_TAG:
+        await set_tags(caller, run.run_id, tags | {COMMANDS_TAG: text})
+        return
+    await set_tags(caller, run.run_id, tags)
+    if COMMANDS_TAG in run.tags:
+        await caller.change("runs/delete-tag", {"run_id": run.run_id, "key": COMMANDS_TAG})
+    await _log_text(caller, run, "train_commands.json", text)
+
+
+async def describe_test(caller: Caller, run: RunRecord, commands: TestCommands) -> None:
+    """Keep test commands beside the train commands of a run that waits, as far as a tag holds them."""
+    text = json.dumps(commands.document(), ensure_ascii=False)
+    if len(text) <= _MAX_TAG:
+        await set_tags(caller, run.run_id, {TEST_TAG: text})
+
+
+async def _log_text(caller: Caller, run: RunRecord, name: str, text: str) -> None:
+    scheme, _, path = run.artifact_uri.partition(":")
+    if scheme == "mlflow-artifacts":
+        await caller.put_artifact(f"{path.lstrip('/')}/{name}", text.encode())
+    else:
+        # MLflow has let the caller make the run; where artifacts are not served, clients write them themselves.
+        await caller.server.work(_write_artifact, run.artifact_uri, name, text)
+
+
+def _write_artifact(artifact_uri: str, name: str, text: str) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_text(text, encoding="utf-8")
+        get_artifact_repository(artifact_uri).log_artifact(str(file))
+
+
+async def delete_run(caller: Caller, run_id: str) -> None:
+    """Delete a run as MLflow's UI does: it can be restored."""
+    await caller.change("runs/delete", {"run_id": run_id})
+
+
+async def end_waiting_run(caller: Caller, run_id: str) -> None:
+    """Close a run that waited and will not be trained."""
+    await set_tags(
+        caller, run_id, {"mlmeta.status": Status.INTERRUPTED, "mlmeta.stop_reason": "cancelled in the queue"}
+    )
+    now = int(time.time() * 1000)
+    await caller.change("runs/update", {"run_id": run_id, "status": "KILLED", "end_time": now})

@@ -1,0 +1,140 @@
+"""The command ``server``: MLflow's server with mlmeta's routes and page."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from mlmeta.cli_errors import reporting_errors
+from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
+from mlmeta.errors import BadInputError, shorten
+from mlmeta.plugin.settings import ServerSettings, check_root, read_settings
+from mlmeta.state_folder import state_folder
+
+_JOBS_VARIABLE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """What is to be run.
+
+    Attributes:
+        arguments: The command line, the program first.
+        environ: All of its environment.
+        settings: What that says.
+        host: The network interface that it will listen on.
+    """
+
+    arguments: tuple[str, ...]
+    environ: Mapping[str, str]
+    settings: ServerSettings
+    host: str
+
+
+def plan_server(
+    options: Sequence[str],
+    *,
+    data_roots: Sequence[str] = (),
+    at_once: int | None = None,
+    run_worker: bool = True,
+    auth: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> ServerProcess:
+    """Return the process of a server; what is left out is as the environment says.
+
+    MLflow's own job runners stay off unless the environment switches them on: mlmeta has jobs of its own, and those
+    are 13 more processes.
+
+    Args:
+        options: Of ``mlflow server``.
+        data_roots: Folders that commands may read from.
+        at_once: How many attempts are trained at once.
+        run_worker: False: the server starts no runner of jobs.
+        auth: Ask for a login, by MLflow's basic authentication.
+        environ: Of this process.
+
+    Raises:
+        BadInputError: If an option or a variable is faulty.
+    """
+    if any(option.partition("=")[0] == "--app-name" for option in options):
+        raise BadInputError("--app-name: is mlmeta already; leave it out (--auth puts mlmeta on MLflow's basic-auth)")
+    given = {_JOBS_VARIABLE: "false", ROOTS_VARIABLE: "", **environ}
+    if data_roots:
+        given[ROOTS_VARIABLE] = join_roots([_check_root(root) for root in data_roots])
+    if at_once is not None:
+        given["MLMETA_AT_ONCE"] = str(at_once)
+    if not run_worker:
+        given["MLMETA_WORKER"] = "0"
+    if auth:
+        given["MLMETA_BASE_APP"] = "basic-auth"
+    arguments = (sys.executable, "-m", "mlflow", "server", "--app-name", "mlmeta", *options)
+    return ServerProcess(arguments, given, read_settings(given), _find_host(options, environ))
+
+
+def _check_root(text: str) -> Path:
+    root = check_root(text, name="--data-root")
+    if os.pathsep in str(root):
+        raise BadInputError(f"--data-root: its path may hold no {os.pathsep!r}; got {shorten(str(root))}")
+    return root
+
+
+def _find_host(options: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Return the host that ``mlflow server`` takes from its options: the last one counts."""
+    host = environ.get("MLFLOW_HOST") or "127.0.0.1"
+    for position, option in enumerate(options):
+        name, has_value, value = option.partition("=")
+        if option in ("--host", "-h") and position + 1 < len(options):
+            host = options[position + 1]
+        elif name == "--host" and has_value:
+            host = value
+        elif option.startswith("-h") and len(option) > 2:
+            host = option[2:]
+    return host
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a server that listens there; a name that is not sure is not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def describe_server(process: ServerProcess) -> list[str]:
+    """Return what somebody who starts the server has to know, a line each."""
+    settings = process.settings
+    roots = ", ".join(map(str, settings.data_roots)) or "none (only mlmeta's samples; --data-root DIR allows more)"
+    queue = settings.queue_folder or f"{state_folder() / 'jobs'} (by tracking store)"
+    lines = [f"data roots: {roots}; queue: {queue}"]
+    if not is_loopback(process.host) and settings.base_app != "basic-auth":
+        lines.append(
+            f"warning: the server listens on {process.host} and asks for no login: whoever reaches it may train, read "
+            "and delete; --auth asks for one"
+        )
+    return lines
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--data-root", "data_roots", multiple=True, metavar="DIR", help="Commands may read here; repeatable.")
+@click.option("--at-once", type=click.IntRange(1, 1000), help="Attempts at once; 1 by default.")
+@click.option("--no-worker", is_flag=True, help="Start no runner of jobs; `mlmeta worker` is one.")
+@click.option("--auth", is_flag=True, help="Ask for a login, by MLflow's basic authentication.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF mlflow server]")
+@reporting_errors
+def server(
+    data_roots: tuple[str, ...], at_once: int | None, no_worker: bool, auth: bool, options: Sequence[str]
+) -> None:
+    """Serve MLflow with mlmeta's page and API: mlflow server --app-name mlmeta."""
+    process = plan_server(options, data_roots=data_roots, at_once=at_once, run_worker=not no_worker, auth=auth)
+    for line in describe_server(process):
+        click.echo(f"mlmeta: {line}", err=True)
+    os.execvpe(process.arguments[0], list(process.arguments), dict(process.environ))  # noqa: S606  # no shell
+
+
+COMMANDS: list[click.Command] = [server]

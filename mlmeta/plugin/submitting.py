@@ -1,0 +1,191 @@
+"""From commands to a job in the queue: checked, described in MLflow, queued."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+
+from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.data_roots import confine_commands
+from mlmeta.documents import parse_json, parse_test_commands, parse_train_commands
+from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
+from mlmeta.job_queue import Job, JobKind, JobState
+from mlmeta.plugin.answers import RefusedError
+from mlmeta.plugin.attempt_documents import read_commands
+from mlmeta.plugin.callers import Caller
+from mlmeta.plugin.runs import RunRecord, create_run, delete_run, describe_commands, find_runs, get_run, set_tags
+from mlmeta.plugin.settings import ServerSettings
+
+_SOURCE = "the request"
+RUN_ID = re.compile("[0-9a-f]{32}")
+
+
+async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
+    """Return the JSON object that a request brings.
+
+    Raises:
+        BadInputError: If it is none.
+        RefusedError: If it is larger than commands may be.
+    """
+    content = await request.body()
+    if len(content) > settings.max_commands_bytes:
+        limit = f"{settings.max_commands_bytes:,}"
+        raise RefusedError(413, f"{_SOURCE}: has {len(content):,} bytes; commands may have {limit}")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{_SOURCE}: is not UTF-8 text (byte {error.start})") from None
+    document = parse_json(text, source=_SOURCE)
+    if not isinstance(document, dict):
+        raise BadInputError(f"{_SOURCE}: must be a JSON object; got {type(document).__name__}")
+    return document
+
+
+async def check_train_commands(caller: Caller, document: Mapping[str, Any]) -> tuple[TrainCommands, Path]:
+    """Return train commands that this server may run, and the folder that their paths are relative to.
+
+    Raises:
+        CommandsError: With every fault; among them data that lie where strangers may not look.
+    """
+    commands = await caller.server.work(parse_train_commands, document, source=_SOURCE)
+    return commands, await caller.server.work(confine_commands, commands, caller.server.settings.data_roots)
+
+
+async def find_experiment(caller: Caller, name_or_id: str | None) -> str:
+    """Return the id of an experiment: the given one, else MLflow's default.
+
+    Raises:
+        NotFoundError: If there is no such experiment.
+    """
+    if not name_or_id:
+        return "0"
+    if name_or_id.isdecimal():
+        return name_or_id
+    found = await caller.get("experiments/get-by-name", experiment_name=name_or_id)
+    return str(found["experiment"]["experiment_id"])
+
+
+async def queue_training(
+    caller: Caller, document: Mapping[str, Any], *, with_test: bool, experiment: str | None = None
+) -> Job:
+    """Put a training into the queue.
+
+    An attempt of that name that was only described so far becomes this one; any other stays, and this is a new one.
+
+    Args:
+        caller: Whose it is.
+        document: Train commands.
+        with_test: Whether it is tested right after.
+        experiment: Name or id.
+
+    Raises:
+        CommandsError: If the commands cannot be used.
+        RefusedError: If MLflow does not let the caller.
+        QueueFullError: If there are too many jobs.
+    """
+    commands, base_dir = await check_train_commands(caller, document)
+    await _check_source(caller, commands.initial_weights)
+    await _check_room(caller)
+    run = await _find_described(caller, commands.model_name)
+    is_new = run is None
+    if run is None:
+        experiment_id = await find_experiment(caller, experiment)
+        run = await create_run(
+            caller, commands.model_name, "attempt", experiment_id=experiment_id, queued=True, tags={
+                "mlmeta.commands_dir": str(base_dir), "mlmeta.page": f"{caller.server.prefix}/mlmeta/",
+            },
+        )  # fmt: skip
+    await describe_commands(caller, run, commands)
+    await set_tags(caller, run.run_id, {"mlmeta.queued": "1", "mlmeta.commands_dir": str(base_dir)})
+    return await _add(
+        caller, run, is_new, kind=JobKind.TRAIN, document=commands.document(), base_dir=str(base_dir),
+        with_test=with_test, name=commands.model_name,
+    )  # fmt: skip
+
+
+async def _check_source(caller: Caller, initial_weights: str | None) -> None:
+    """Refuse weights of an attempt that the caller may not read: the training process has another login."""
+    if not caller.server.needs_login or initial_weights is None:
+        return
+    if initial_weights == "auto":
+        raise RefusedError(422, "initial_weights: with logins only an attempt's run id or name; got 'auto'")
+    if RUN_ID.fullmatch(initial_weights):
+        await get_run(caller, initial_weights)
+    else:
+        await find_runs(caller, initial_weights)
+
+
+async def _find_described(caller: Caller, name: str) -> RunRecord | None:
+    try:
+        newest = (await find_runs(caller, name))[0]
+    except NotFoundError:
+        return None
+    return newest if newest.tags.get("mlmeta.queued") == "0" else None
+
+
+async def queue_test(caller: Caller, document: Mapping[str, Any]) -> Job:
+    """Put a test of an attempt into the queue; of one that is not trained yet it waits behind the training.
+
+    Raises:
+        CommandsError: If the commands cannot be used.
+        NotFoundError: If there is no such attempt.
+        RefusedError: If MLflow does not let the caller.
+        QueueFullError: If there are too many jobs.
+    """
+    commands = await caller.server.work(parse_test_commands, document, source=_SOURCE)
+    attempt = await _find_tested(caller, commands)
+    train = await caller.server.work(parse_train_commands, await read_commands(caller, attempt))
+    wanted = _overlay(train, commands)
+    base_dir = await caller.server.work(confine_commands, wanted, caller.server.settings.data_roots)
+    await _check_room(caller)
+    by_id = commands.model_copy(update={"run_id": attempt.run_id, "model_name": None})
+    run = await create_run(
+        caller, f"test of {attempt.name}", "test", experiment_id=attempt.experiment_id, queued=True,
+        tags={"mlmeta.attempt": attempt.run_id, "mlflow.parentRunId": attempt.run_id},
+    )  # fmt: skip
+    return await _add(
+        caller, run, True, kind=JobKind.TEST, document=by_id.document(), base_dir=str(base_dir), with_test=False,
+        name=attempt.name,
+    )  # fmt: skip
+
+
+async def _find_tested(caller: Caller, commands: TestCommands) -> RunRecord:
+    if commands.run_id:
+        return await get_run(caller, commands.run_id)
+    found = await find_runs(caller, str(commands.model_name))
+    attempt = next((run for run in found if run.is_untrained or "mlmeta.weights_sha256" in run.tags), found[0])
+    if attempt.tags.get("mlmeta.queued") == "0":
+        raise RefusedError(409, f"the attempt {attempt.name} ({attempt.run_id}) is not trained yet, nor in the queue")
+    return attempt
+
+
+def _overlay(train: TrainCommands, test: TestCommands) -> TrainCommands:
+    """Return the commands whose pictures and weights a test would read."""
+    data = test.data or train.data
+    return train.model_copy(update={"data": data})
+
+
+async def _check_room(caller: Caller) -> None:
+    """Refuse before a run is made for nothing."""
+    queue, most = caller.server.queue, caller.server.settings.max_queue
+    if await caller.server.work(queue.count, (JobState.QUEUED,)) >= most:
+        raise QueueFullError(f"the queue is full: {most:,} jobs wait; try again when some are done")
+
+
+async def _add(caller: Caller, run: RunRecord, is_new: bool, **job: Any) -> Job:
+    server = caller.server
+    roots = tuple(str(root) for root in server.settings.data_roots)
+    try:
+        added: Job = await server.work(
+            server.queue.add, run_id=run.run_id, data_roots=roots, owner=caller.login,
+            experiment_id=run.experiment_id, **job,
+        )  # fmt: skip
+    except MlmetaError:
+        if is_new:
+            await delete_run(caller, run.run_id)
+        raise
+    return added

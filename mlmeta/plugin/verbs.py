@@ -1,0 +1,139 @@
+"""The verbs of the older tool's HTTP service, with its documents as bodies and answers.
+
+Its programs know attempts by their names. Here a name may have several attempts, none of which is ever overwritten: by
+name the newest is meant, and to delete a name deletes all of its attempts (MLflow can restore them).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse
+
+from mlmeta.documents import parse_attempt
+from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.job_queue import JobState
+from mlmeta.plugin import questions
+from mlmeta.plugin.answers import RefusedError
+from mlmeta.plugin.attempt_documents import make_document
+from mlmeta.plugin.job_answers import describe_job
+from mlmeta.plugin.routes import Asking
+from mlmeta.plugin.runs import (
+    create_run,
+    delete_run,
+    describe_commands,
+    describe_test,
+    find_runs,
+    get_run,
+    set_tags,
+)
+from mlmeta.plugin.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
+
+router = APIRouter(prefix="/ajax-api/mlmeta", tags=["the older tool's verbs"])
+Name = Annotated[str, Query(max_length=250, description="Of the attempt.")]
+Experiment = Annotated[str | None, Query(max_length=250, description="Name or id; by default MLflow's own.")]
+
+
+@router.post("/train", status_code=202)
+async def train(request: Request, caller: Asking, test: bool = False, experiment: Experiment = None) -> JSONResponse:
+    """Train an attempt in the background; the body holds train commands. ``?test=true`` tests it right after."""
+    document = await read_body(request, caller.server.settings)
+    job = await queue_training(caller, document, with_test=test, experiment=experiment)
+    return JSONResponse(await describe_job(caller, job), status_code=202)
+
+
+@router.post("/test", status_code=202)
+async def test(request: Request, caller: Asking) -> JSONResponse:
+    """Test an attempt in the background; the body holds test commands, of which the name or run id is enough."""
+    job = await queue_test(caller, await read_body(request, caller.server.settings))
+    return JSONResponse(await describe_job(caller, job), status_code=202)
+
+
+@router.post("/create_attempt", status_code=201)
+async def create_attempt(request: Request, caller: Asking, experiment: Experiment = None) -> JSONResponse:
+    """Describe an attempt without training it; the body is an Attempt document. A name that exists is refused (409)."""
+    document = await read_body(request, caller.server.settings)
+    attempt = await caller.server.work(parse_attempt, document, source="the request")
+    commands, base_dir = await check_train_commands(caller, document)
+    _check_name(attempt.name, commands.model_name)
+    await _refuse_known(caller, attempt.name)
+    run = await create_run(
+        caller, attempt.name, "attempt", experiment_id=await find_experiment(caller, experiment), queued=False,
+        tags={"mlmeta.commands_dir": str(base_dir)},
+    )  # fmt: skip
+    await describe_commands(caller, run, commands)
+    if attempt.testing_commands:
+        await describe_test(caller, run, attempt.testing_commands)
+    return JSONResponse(await make_document(caller, await get_run(caller, run.run_id)), status_code=201)
+
+
+def _check_name(name: str, model_name: str) -> None:
+    if name != model_name:
+        raise BadInputError(f"name: must be the model_name of the training commands, {model_name!r}; got {name!r}")
+
+
+async def _refuse_known(caller: Asking, name: str) -> None:
+    try:
+        known = await find_runs(caller, name)
+    except NotFoundError:
+        return
+    raise RefusedError(409, f"there is an attempt named {name!r} already ({known[0].run_id}, {known[0].status})")
+
+
+@router.api_route("/find_attempt", methods=["GET", "POST"])
+async def find_attempt(caller: Asking, name: Name) -> dict[str, Any]:
+    """Return the Attempt document of the newest attempt of a name."""
+    return await make_document(caller, (await find_runs(caller, name))[0])
+
+
+@router.post("/update_attempt")
+async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
+    """Change the commands of an attempt that is not trained yet; the body is an Attempt document.
+
+    What was trained is never overwritten: train the name again for a new attempt.
+    """
+    document = await read_body(request, caller.server.settings)
+    attempt = await caller.server.work(parse_attempt, document, source="the request")
+    commands, base_dir = await check_train_commands(caller, document)
+    _check_name(attempt.name, commands.model_name)
+    run = (await find_runs(caller, attempt.name))[0]
+    if run.tags.get("mlmeta.queued") != "0":
+        state = "in the queue" if run.is_untrained else run.status
+        raise RefusedError(
+            409,
+            f"the attempt {attempt.name!r} ({run.run_id}) is {state}; only one that nobody has begun to train can be "
+            "changed",
+        )
+    await describe_commands(caller, run, commands)
+    await set_tags(caller, run.run_id, {"mlmeta.commands_dir": str(base_dir)})
+    if attempt.testing_commands:
+        await describe_test(caller, run, attempt.testing_commands)
+    return await make_document(caller, await get_run(caller, run.run_id))
+
+
+@router.api_route("/delete_attempt", methods=["POST", "DELETE"])
+async def delete_attempt(caller: Asking, name: Name) -> dict[str, Any]:
+    """Delete all attempts of a name; one that is being trained has to be cancelled before."""
+    runs = await find_runs(caller, name)
+    jobs = [job for run in runs if (job := await caller.server.work(caller.server.queue.find, run.run_id))]
+    if at_work := [job for job in jobs if job.state == JobState.RUNNING]:
+        raise RefusedError(409, f"the attempt {name!r} ({at_work[0].run_id}) is being trained; cancel it first")
+    for run in runs:
+        # MLflow decides whether the caller may; only then it leaves the queue.
+        await delete_run(caller, run.run_id)
+    for job in jobs:
+        if job.state == JobState.QUEUED:
+            await caller.server.work(caller.server.queue.request_cancel, job.run_id)
+    return {"deleted": [run.run_id for run in runs]}
+
+
+@router.api_route("/latest_attempt_index", methods=["GET", "POST"])
+async def latest_attempt_index(caller: Asking) -> dict[str, int]:
+    """Return how many attempts there are: the number of the newest one, from 1; 0 where there is none."""
+    names = None if caller.experiments is None else list(caller.experiments.values())
+
+    def count() -> int:
+        return len(questions.choose_readable(caller.server.attempts.read(fresh=True), names))
+
+    return {"latest_attempt_index": await caller.server.work(count)}
