@@ -181,7 +181,7 @@ def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[st
     """
     client = client or open_client()
     run = client.get_run(run_id)
-    train = json.loads(read_text(client, run_id, "train_commands.json"))
+    train = json.loads(run.data.tags.get(COMMANDS_TAG) or read_text(client, run_id, "train_commands.json"))
     has_test = any(item.path == "test_commands.json" for item in client.list_artifacts(run_id))
     test = json.loads(read_text(client, run_id, "test_commands.json")) if has_test else None
     history = sorted(client.get_metric_history(run_id, "train_loss"), key=lambda metric: metric.step)
@@ -194,6 +194,6 @@ def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[st
         "testing_commands": test,
         "accuracy": run.data.metrics.get("accuracy"),
         "status": run.data.tags.get("mlmeta.status", Status.INCOMPLETE),
-        # A test by itself has its params in a run of its own.
-        "limit": int(run.data.params.get("test.limit") or (test or {}).get("limit", 0)),
+        # The params are of the test that the train commands asked for; one by itself may have another limit.
+        "limit": int((test or {}).get("limit", run.data.params.get("test.limit", 0))),
     }

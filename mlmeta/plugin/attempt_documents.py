@@ -35,7 +35,7 @@ async def make_document(caller: Caller, run: RunRecord) -> dict[str, Any]:
         "testing_commands": test,
         "accuracy": run.metrics.get("accuracy"),
         "status": run.status or Status.INCOMPLETE,
-        "limit": int(run.params.get("test.limit") or (test or {}).get("limit", 0)),
+        "limit": int((test or {}).get("limit", run.params.get("test.limit", 0))),
     }
 
 
