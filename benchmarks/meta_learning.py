@@ -140,6 +140,8 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     middle = levels[len(levels) // 2]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
+        # One that learns is drawn where there is something to learn from.
+        own = [row for row in own if row["past_attempts"]] or own
         style: dict[str, Any] = {"lw": 2.5, "color": "#c02020"} if name.startswith("mlmeta") else {"lw": 1.2}
         style |= {"mlmeta, history only": {"linestyle": ":"}, DEFAULTS: {"lw": 1.2}}.get(name, {})
         if own[0]["past_attempts"] == 0:
