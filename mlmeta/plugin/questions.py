@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mlmeta import meta_query
+from mlmeta.filters import match_filter, sort_rows
 from mlmeta.selection import FACTS, find_task
 from mlmeta.similarity import rank_similar_tasks, task_distances, task_table
 from mlmeta.task_map import place_tasks
@@ -33,16 +34,18 @@ def page_attempts(
     Raises:
         FilterError: If a filter, an order or a column is not understood.
     """
-    found = meta_query.search_attempts(filter, order_by=order_by, history=table, columns=["run_id"])
-    rows = table.set_index("run_id", drop=False).loc[found["run_id"].iloc[offset : offset + limit]]
-    rows = rows.reset_index(drop=True)
-    rows.attrs = dict(table.attrs)
-    page = meta_query.search_attempts("", order_by=[], history=rows, columns=columns) if len(rows) else rows
-    if columns is None and len(page):
-        facts = [*FACTS, "experiment"]
-        named = [name for name in page.columns if name in facts or page[name].notna().any()]
-        page = page[[name for name in named if name not in _HIDDEN]]
-    return page, len(found)
+    if table.empty:
+        return table, 0
+    # A page is a few rows of a wide table, so they are found by their places, and only they are copied.
+    places = sort_rows(table, list(order_by))
+    places = places[match_filter(table, filter).to_numpy()[places]]
+    page = table.iloc[places[offset : offset + limit]].reset_index(drop=True)
+    page.attrs = dict(table.attrs)
+    if columns is not None:
+        return meta_query.search_attempts("", order_by=[], history=page, columns=columns), len(places)
+    is_told = page.notna().any().to_numpy() | page.columns.isin([*FACTS, "experiment"])
+    is_told &= ~(page.columns.isin(_HIDDEN) | page.columns.str.startswith("tags."))
+    return page.loc[:, is_told], len(places)
 
 
 def list_curves(table: pd.DataFrame, run_ids: Sequence[str], metric: str, store_uri: str) -> list[dict[str, Any]]:
@@ -51,8 +54,11 @@ def list_curves(table: pd.DataFrame, run_ids: Sequence[str], metric: str, store_
     Raises:
         NotFoundError: If there is no such attempt.
     """
-    points = meta_query.learning_curves(*run_ids, metric=metric, history=table, tracking_uri=store_uri)
-    facts = table.set_index("run_id").loc[list(dict.fromkeys(run_ids))]
+    asked = table[table["run_id"].isin(run_ids)]
+    asked.attrs = dict(table.attrs)
+    points = meta_query.learning_curves(*run_ids, metric=metric, history=asked, tracking_uri=store_uri)
+    shown = [name for name in ("run_id", "model_name", "status", "n_epoch") if name in asked.columns]
+    facts = asked[shown].set_index("run_id").loc[list(dict.fromkeys(run_ids))]
     curves = []
     for run_id, row in zip(facts.index, facts.to_dict("records"), strict=True):
         own = points[points["run_id"] == run_id]

@@ -28,6 +28,13 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+class _SharedKinds(dict[str, str]):
+    """What kind each column is; pandas copies it deeply with every step, which would cost more than the step."""
+
+    def __deepcopy__(self, _memo: object) -> _SharedKinds:
+        return self
+
+
 class AttemptTable:
     """All attempts of the tracking store, read when somebody asks and kept for a moment."""
 
@@ -52,6 +59,7 @@ class AttemptTable:
             started = time.monotonic()
             if fresh or self._table is None or started >= self._fresh_until:
                 self._table = load_attempts(self._store_uri)
+                self._table.attrs |= {"kinds": _SharedKinds(self._table.attrs["kinds"])}
                 ended = time.monotonic()
                 self._fresh_until = ended + max(_KEPT_S, _KEPT_READINGS * (ended - started))
             return self._table
