@@ -31,7 +31,9 @@ def write_note(client: MlflowClient, run_id: str) -> str:
         f"test pictures of {params.get('task.width')}×{params.get('task.height')}; "
         f"{int(params.get('arch.n_parameters', 0)):,} parameters"
     )
-    return f"{result}\n\n{task}.\n\n{_compare_with_incumbent(client, run)}".strip()
+    # A server that made the run says where its pages are.
+    page = f"\n\n[In mlmeta]({tags['mlmeta.page']}attempts/{run_id})" if "mlmeta.page" in tags else ""
+    return f"{result}\n\n{task}.\n\n{_compare_with_incumbent(client, run)}".strip() + page
 
 
 def _compare_with_incumbent(client: MlflowClient, run: Run) -> str:

@@ -78,5 +78,6 @@ def test_attempts_posted_at_once_all_end_well_and_the_queue_goes_on_after_a_rest
     for run_id in runs:
         run = MlflowClient(server.uri).get_run(run_id)
         assert (run.info.status, run.data.tags["mlmeta.status"]) == ("FINISHED", "Complete")
+        assert f"(/mlmeta/attempts/{run_id})" in run.data.tags["mlflow.note.content"]
     log = server.ask(f"{API}/jobs/{runs[-1]}/log")[1]["text"]
     assert "epoch 1/1" in log
