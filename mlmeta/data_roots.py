@@ -244,16 +244,24 @@ def list_folder(folder: Path) -> list[tuple[str, bool]]:
     """
     if read_roots() is None or not _HAS_DIR_FD:
         with os.scandir(confine_path(folder)) as entries:
-            return sorted((entry.name, entry.is_dir()) for entry in entries)
+            return sorted((entry.name, _is_folder(entry)) for entry in entries)
     try:
         descriptor = open_descriptor(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OutsideRootsError:
         raise OutsideRootsError(f"the folder {folder.name}") from None
     try:
         with os.scandir(descriptor) as entries:
-            return sorted((entry.name, entry.is_dir()) for entry in entries)
+            return sorted((entry.name, _is_folder(entry)) for entry in entries)
     finally:
         os.close(descriptor)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself is nothing.
+        return False
 
 
 @contextmanager

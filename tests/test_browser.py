@@ -208,7 +208,7 @@ def test_a_recommendation_is_queued_and_a_running_attempt_cancelled(browser: Bro
     browser.wait("the log", lambda: "long: epoch 1/" in browser.text("#log"))
     take_picture(browser, "queue", height=700)
     browser.find(f"{row} button[aria-label='Cancel long']").click()
-    browser.wait("the end", lambda: "cancelled" in browser.text(f"{row} .state"))
+    browser.wait("the end", lambda: browser.text(f"{row} .state") == "cancelled")
     assert read_job(server, long)["state"] == "cancelled"
     browser.wait("the next one", lambda: "done" in browser.text(f"tr[data-run='{queued}'] .state"))
     _, answer = server.ask(f"{API}/attempts/{queued}")
