@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlmeta.plugin.limits import App, Message, Receive, RefusedError, RequestGuard, Scope, Send, check_json
+from mlmeta.plugin.limits import App, Message, Receive, RefusedRequestError, RequestGuard, Scope, Send, check_json
 from mlmeta.plugin.settings import ServerSettings
 
 SETTINGS = ServerSettings(max_body_bytes=1000, max_depth=10)
@@ -421,7 +421,7 @@ def test_a_hundred_thousand_levels_are_refused(opening: bytes) -> None:
 )
 def test_only_brackets_outside_of_strings_count(body: bytes, is_deep: bool) -> None:
     if is_deep or b"\xff" in body:
-        with pytest.raises(RefusedError):
+        with pytest.raises(RefusedRequestError):
             check_json(body, 10)
     else:
         check_json(body, 10)

@@ -46,7 +46,7 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 _SMALL_BYTES = 65_536
 
 
-class RefusedError(Exception):
+class RefusedRequestError(Exception):
     """A request is refused; the answer is its status and ``{"detail": …}``."""
 
     def __init__(self, status: int, detail: str) -> None:
@@ -87,7 +87,7 @@ class RequestGuard:
             check_host(scope)
             check_origin(scope)
             body = await self._read_body(scope, receive)
-        except RefusedError as refused:
+        except RefusedRequestError as refused:
             return await _answer(refused, send)
         except _GoneError:
             return None
@@ -129,11 +129,11 @@ def _find(scope: Scope, name: bytes) -> str | None:
     """Return a header's value, or None.
 
     Raises:
-        RefusedError: If it stands more than once, so that each reader could take another.
+        RefusedRequestError: If it stands more than once, so that each reader could take another.
     """
     values = [value for key, value in scope["headers"] if key.lower() == name]
     if len(values) > 1:
-        raise RefusedError(400, f"the header {name.decode()} stands {len(values)} times")
+        raise RefusedRequestError(400, f"the header {name.decode()} stands {len(values)} times")
     return values[0].decode("latin-1").strip() if values else None
 
 
@@ -141,13 +141,13 @@ def check_host(scope: Scope) -> None:
     """Check that a request asks for a host that MLflow's own rule allows.
 
     Raises:
-        RefusedError: If it does not: a foreign name that leads to this machine (DNS rebinding).
+        RefusedRequestError: If it does not: a foreign name that leads to this machine (DNS rebinding).
     """
     from mlflow.server.fastapi_security import get_allowed_hosts
     from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_header
 
     if not is_allowed_host_header(get_allowed_hosts(), _find(scope, b"host") or ""):
-        raise RefusedError(403, INVALID_HOST_MSG)
+        raise RefusedRequestError(403, INVALID_HOST_MSG)
 
 
 def check_origin(scope: Scope) -> None:
@@ -157,7 +157,7 @@ def check_origin(scope: Scope) -> None:
     knows itself.
 
     Raises:
-        RefusedError: If it comes from elsewhere.
+        RefusedRequestError: If it comes from elsewhere.
     """
     if scope["method"] in READING:
         return
@@ -167,9 +167,9 @@ def check_origin(scope: Scope) -> None:
     if origin is not None and _is_allowed_by_name(origin):
         return
     if origin is not None and not _is_same(origin, scope):
-        raise RefusedError(403, "a request from a page of another origin is refused")
+        raise RefusedRequestError(403, "a request from a page of another origin is refused")
     if (_find(scope, b"sec-fetch-site") or "none") not in ("same-origin", "none"):
-        raise RefusedError(403, "a request from another site is refused")
+        raise RefusedRequestError(403, "a request from another site is refused")
 
 
 def _origin_of(referer: str | None) -> str | None:
@@ -220,8 +220,8 @@ def check_type(scope: Scope) -> bool:
     """Return whether the body, if there is one, is said to be JSON.
 
     Raises:
-        RefusedError: If a writing request says that it is something else, even of an empty body: what a form of any
-            page can send is none of ours.
+        RefusedRequestError: If a writing request says that it is something else, even of an empty body: what a form of
+            any page can send is none of ours.
     """
     given = _find(scope, b"content-type")
     is_json = (given or "").partition(";")[0].strip().lower() == "application/json"
@@ -230,35 +230,35 @@ def check_type(scope: Scope) -> bool:
     return is_json
 
 
-def _not_json() -> RefusedError:
-    return RefusedError(415, "the body must be JSON, with the content type application/json")
+def _not_json() -> RefusedRequestError:
+    return RefusedRequestError(415, "the body must be JSON, with the content type application/json")
 
 
 def check_length(scope: Scope, limit: int) -> None:
     """Check what a request says about the size of its body.
 
     Raises:
-        RefusedError: If that is no number, or more than `limit` bytes.
+        RefusedRequestError: If that is no number, or more than `limit` bytes.
     """
     text = _find(scope, b"content-length")
     if text is None:
         return
     if not text.isascii() or not text.isdigit():
-        raise RefusedError(400, "the header content-length is not a number")
+        raise RefusedRequestError(400, "the header content-length is not a number")
     # Python reads no longer number; so long a body is too large in any case.
     if len(text) > 15 or int(text) > limit:
         raise _too_large(limit)
 
 
-def _too_large(limit: int) -> RefusedError:
-    return RefusedError(413, f"the body is too large: at most {limit:,} bytes are read")
+def _too_large(limit: int) -> RefusedRequestError:
+    return RefusedRequestError(413, f"the body is too large: at most {limit:,} bytes are read")
 
 
 def check_json(body: bytes, limit: int) -> None:
     """Check how deep lists and objects lie in each other, in one pass over the bytes and without recursion.
 
     Raises:
-        RefusedError: If deeper than `limit`; or if the body is not UTF-8, as JSON on a network is (RFC 8259): in
+        RefusedRequestError: If deeper than `limit`; or if the body is not UTF-8, as JSON on a network is (RFC 8259): in
             UTF-16, which Python's reader would guess, half a letter can look like a quote and hide brackets.
     """
     try:
@@ -266,7 +266,7 @@ def check_json(body: bytes, limit: int) -> None:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise RefusedError(400, "the body must be JSON in UTF-8")
+        raise RefusedRequestError(400, "the body must be JSON in UTF-8")
     if body.count(b"[") + body.count(b"{") <= limit:
         return
     depth = 0
@@ -274,7 +274,9 @@ def check_json(body: bytes, limit: int) -> None:
         first = body[token.start()]
         depth += (first in b"[{") - (first in b"]}")
         if depth > limit:
-            raise RefusedError(400, f"lists and objects lie in each other too deep: at most {limit} levels are read")
+            raise RefusedRequestError(
+                400, f"lists and objects lie in each other too deep: at most {limit} levels are read"
+            )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -313,7 +315,7 @@ def _with_headers(send: Send) -> Send:
     return send_with_headers
 
 
-async def _answer(refused: RefusedError, send: Send) -> None:
+async def _answer(refused: RefusedRequestError, send: Send) -> None:
     body = json.dumps({"detail": refused.detail}).encode()
     headers = [
         (b"content-type", b"application/json"),

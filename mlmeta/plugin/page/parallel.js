@@ -7,7 +7,8 @@ const HEIGHT = 420;
 const TOP = 64;
 const BOTTOM = HEIGHT - 26;
 const SIDE = 58;
-const RIGHT = 96;
+// Of the last axis, whose name is the longest: a metric with its range.
+const RIGHT = 140;
 const STEP = 118;
 const MISSING = "none";
 const MOST_NAMES = 12;
