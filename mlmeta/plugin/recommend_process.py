@@ -3,7 +3,7 @@
     python -m mlmeta.plugin.recommend_process < request > answer
 
 The request is ``{"commands": …, "n": …, "base_dir": …, "store_uri": …, "experiments": [names] or null}``; the answer is
-``{"recommendations": […]}`` or ``{"error": …, "faults": […], "status": …}``.
+``{"recommendations": […]}`` or ``{"error": …, "faults": […], "exit_code": …}``, as the command line would end.
 """
 
 from __future__ import annotations
