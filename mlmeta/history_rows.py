@@ -6,7 +6,7 @@ A column is a fact of the run (`FACTS`), ``param:<key>`` or ``tag:<key>`` (text 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +36,12 @@ class RunRows:
 
     Attributes:
         facts: Every name of `FACTS` with one value a run.
-        texts: ``param:<key>`` or ``tag:<key>`` → (rows, values).
+        texts: ``param:<key>`` or ``tag:<key>`` → (rows, values), one by one or as arrays.
         numbers: ``metric:<key>`` → (rows, values).
     """
 
     facts: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FACTS})
-    texts: dict[str, tuple[list[int], list[str | None]]] = field(default_factory=dict)
+    texts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     numbers: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -67,9 +67,7 @@ class RunRows:
         curves = self.texts.pop(f"tag:{CURVE_TAG}", ([], []))
         columns["curve"] = _read_curves(*curves, n_rows=n)
         for name, (rows, texts) in self.texts.items():
-            spread = np.full(n, None, dtype=object)
-            spread[rows] = texts
-            columns[name] = pa.array(spread, type=pa.string()).dictionary_encode()
+            columns[name] = _spread(rows, texts, n_rows=n)
         for name, (rows, numbers) in self.numbers.items():
             present = np.zeros(n, dtype=bool)
             present[rows] = True
@@ -80,9 +78,19 @@ class RunRows:
         return pa.table(columns)
 
 
-def _read_curves(rows: Iterable[int], texts: Iterable[str | None], *, n_rows: int) -> pa.Array:
+def _spread(rows: Sequence[int], texts: Sequence[str | None] | pa.ChunkedArray, *, n_rows: int) -> pa.Array:
+    """Return texts at their rows, as a dictionary; the other rows are missing."""
+    chunked = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, type=pa.string())])
+    # All chunks come with one dictionary.
+    encoded = chunked.dictionary_encode().chunks
+    codes = np.full(n_rows, -1, dtype=np.int32)
+    codes[rows] = np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded])
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), encoded[0].dictionary)
+
+
+def _read_curves(rows: Iterable[int], texts: Any, *, n_rows: int) -> pa.Array:
     curves: list[list[float] | None] = [None] * n_rows
-    for row, text in zip(rows, texts, strict=True):
+    for row, text in zip(rows, texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts, strict=True):
         curves[row] = parse_curve(text or "")
     return pa.array(curves, type=pa.list_(pa.float64()))
 

@@ -29,6 +29,7 @@ from mlmeta.errors import MlmetaError
 from mlmeta.history_blocks import find_changed_runs, read_blocks
 from mlmeta.history_readers import Changes, Known
 from mlmeta.history_rows import UNREAD_TAGS, RunRows
+from mlmeta.history_texts import read_text_columns
 from mlmeta.store_uri import sqlite_file
 
 # MLflow's schema versions (alembic revisions) from 3.10 on, between which the tables read here did not change.
@@ -95,7 +96,7 @@ def open_sql_reader(uri: str, *, all_runs: bool = False) -> SqlReader | None:
     return SqlReader(engine, file=file, all_runs=all_runs) if version in KNOWN_SCHEMAS else None
 
 
-def _explain(error: SQLAlchemyError) -> str:
+def _explain(error: Exception) -> str:
     return " ".join(str(error).partition("(Background on")[0].split())[:300]
 
 
@@ -150,7 +151,7 @@ class SqlReader:
                     gone = set(candidates) & set(known.table["run_id"].to_pylist()) - set(runs["run_id"])
                 # Most rows are read faster with all others than one by one.
                 rows = self._read_rows(connection, runs, everything=len(runs) > len(known.table) / 2)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise MlmetaError(f"the tracking store cannot be read: {_explain(error)}") from None
         return Changes(rows.to_arrow(), sorted(gone), cursor)
 
@@ -230,7 +231,13 @@ class SqlReader:
             column.extend(None if pd.isna(value) else value for value in values)
         rows.facts["experiment_id"] = [str(value) for value in rows.facts["experiment_id"]]
         position = {run_id: row for row, run_id in enumerate(rows.facts["run_id"])}
-        for kind, query in _COLUMNS.items():
+        queries = dict(_COLUMNS)
+        if everything and self.file is not None:
+            for kind, table, unread in (("param", "params", ()), ("tag", "tags", tuple(UNREAD_TAGS))):
+                columns = read_text_columns(_sqlite(connection), table, position, unread=unread)
+                rows.texts |= {f"{kind}:{key}": column for key, column in columns.items()}
+                del queries[kind]
+        for kind, query in queries.items():
             for run_id, key, value in _select(connection, query, position, everything=everything):
                 row = position.get(run_id)
                 if row is None or (kind == "tag" and key in UNREAD_TAGS):
@@ -280,6 +287,10 @@ def _select(
     **values: Any,
 ) -> Iterator[Any]:
     """Yield a query's rows: all of them, or those of some runs."""
+    if everything and isinstance(connection.connection.dbapi_connection, sqlite3.Connection):
+        # SQLAlchemy takes as long to pass a row on as SQLite to read it.
+        yield from _sqlite(connection).execute(query, values)
+        return
     if everything:
         yield from connection.execution_options(yield_per=10_000).execute(text(query), values)
         return

@@ -25,7 +25,7 @@ LAYERS = [
     {"training_features", "surrogate", "proposals", "shipped"},
     {"pictures", "plots", "curves", "stopping", "progress", "store", "curve_plot"},
     {"finding", "notes", "sending", "mlflow_recorder", "recovery", "tracking", "queued_runs"},
-    {"tuning_runs", "history_blocks", "history_readers", "history_sql", "history_api", "history"},
+    {"tuning_runs", "history_blocks", "history_texts", "history_readers", "history_sql", "history_api", "history"},
     {"imported_runs", "exporting", "query_recording", "past_curves", "watching"},
     {"report_data", "report_figures", "report_curves", "report_effects", "report_tables", "task_map"},
     {"report_sections", "report", "paper_figures"},
