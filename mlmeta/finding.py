@@ -20,6 +20,7 @@ from mlmeta.documents import parse_train_commands
 from mlmeta.errors import NotFoundError, nearest_name
 from mlmeta.status import Status
 from mlmeta.store import open_client
+from mlmeta.store_uri import visible_experiments
 
 # Holds the commands of an attempt until their artifact is there.
 COMMANDS_TAG = "mlmeta.commands"
@@ -116,14 +117,16 @@ def newest_runs(client: MlflowClient, name: str) -> list[Run]:
 
 
 def list_experiments(client: MlflowClient) -> list[str]:
-    """Return the ids of all experiments that are not deleted."""
+    """Return the ids of all experiments that are not deleted, and that this process may look at."""
     found, token = [], None
     while True:
         page = client.search_experiments(page_token=token)
         found += [experiment.experiment_id for experiment in page]
         token = page.token
         if not token:
-            return found
+            break
+    visible = visible_experiments()
+    return found if visible is None else [experiment_id for experiment_id in found if experiment_id in visible]
 
 
 def search_all_runs(client: MlflowClient, filters: str) -> Iterator[Run]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlmeta.errors import NotFoundError, nearest_name
 from mlmeta.history_cache import CachedHistory, HistoryCache, merge_runs
@@ -17,7 +18,7 @@ from mlmeta.history_rows import empty_table
 from mlmeta.history_sql import open_sql_reader
 from mlmeta.history_table import make_frame
 from mlmeta.picture_cache import find_folder
-from mlmeta.store_uri import current_uri, store_key
+from mlmeta.store_uri import current_uri, store_key, visible_experiments
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,7 +51,11 @@ def load_attempts(
         MlmetaError: If the store cannot be read.
     """
     uri = tracking_uri or current_uri()
-    table = _update(open_reader(uri, all_runs=all_runs), _open_cache(uri, all_runs=all_runs), full=full)
+    reader = open_reader(uri, all_runs=all_runs)
+    table = _update(reader, _open_cache(uri, reader, all_runs=all_runs), full=full)
+    visible = visible_experiments()
+    if visible is not None:
+        table = table.filter(pc.is_in(table["experiment_id"], value_set=pa.array(sorted(visible), pa.string())))
     return make_frame(table if experiments is None else _choose(table, experiments))
 
 
@@ -86,9 +91,10 @@ def open_reader(uri: str, *, all_runs: bool = False) -> Reader:
     return ApiReader(open_client(uri), all_runs=all_runs)
 
 
-def _open_cache(uri: str, *, all_runs: bool) -> HistoryCache:
-    key = hashlib.sha256(f"{store_key(uri)} {'all' if all_runs else 'attempts'}".encode()).hexdigest()[:32]
-    return HistoryCache(cache_folder() / key)
+def _open_cache(uri: str, reader: Reader, *, all_runs: bool) -> HistoryCache:
+    # No reader can go on where another has stopped: where the file of a store is gone, another one is chosen.
+    what = f"{store_key(uri)} {'all' if all_runs else 'attempts'} {type(reader).__name__}"
+    return HistoryCache(cache_folder() / hashlib.sha256(what.encode()).hexdigest()[:32])
 
 
 def _update(reader: Reader, cache: HistoryCache, *, full: bool) -> pa.Table:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import urllib.request
 from pathlib import Path
 
 from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
@@ -17,6 +18,7 @@ from mlmeta.errors import BadInputError, DivergedError, MlmetaError
 from mlmeta.interruption import terminating_gently
 from mlmeta.job_queue import Job, JobKind, JobQueue, JobState
 from mlmeta.status import Status
+from mlmeta.store_uri import EXPERIMENTS_VARIABLE
 
 INTERRUPTED_CODE = 130
 _FAILED = (Status.FAILED, Status.DIVERGED)
@@ -33,6 +35,12 @@ def work_on(queue: JobQueue, job_id: int) -> int:
         BadInputError: If another process works on it, or it is not to be worked on.
     """
     with queue.hold(job_id):
+        # Now, as whatever SIGTERM breaks off in an import stays half imported. Until then it ends the process, and the
+        # runner takes care of the job.
+        import mlmeta.attempts
+        import mlmeta.evaluate
+        import mlmeta.queued_runs  # noqa: F401
+
         job = queue.get(job_id)
         if job.state != JobState.RUNNING:
             raise BadInputError(f"the job {job_id} is not to be worked on: it is {job.state}")
@@ -45,13 +53,16 @@ def work_on(queue: JobQueue, job_id: int) -> int:
             _stop(queue, job_id)
             return INTERRUPTED_CODE
         except MlmetaError as fault:
-            _tell_run(job, fault)
             sys.stderr.write(f"mlmeta: {fault}\n")
+            if _wait_for_server(queue, job_id):
+                return fault.exit_code
+            _tell_run(job, fault)
             queue.end(job_id, JobState.FAILED, exit_code=fault.exit_code, error=str(fault))
             return fault.exit_code
         except Exception as fault:  # noqa: BLE001 - whatever a library raises is written down
             traceback.print_exc()
-            queue.end(job_id, JobState.FAILED, exit_code=1, error=f"{type(fault).__name__}: {fault}")
+            if not _wait_for_server(queue, job_id):
+                queue.end(job_id, JobState.FAILED, exit_code=1, error=f"{type(fault).__name__}: {fault}")
             return 1
         code = int(state == JobState.FAILED)
         queue.end(job_id, state, exit_code=code, error=error)
@@ -68,6 +79,9 @@ def _set_environment(queue: JobQueue, job: Job) -> None:
         "MLFLOW_EXPERIMENT_ID": job.experiment_id,
         ROOTS_VARIABLE: join_roots([Path(root) for root in job.data_roots]),
     }
+    if job.owner:
+        # This process has the server's login, which may read what the owner may not.
+        os.environ[EXPERIMENTS_VARIABLE] = job.experiment_id
 
 
 def _do(job: Job) -> tuple[JobState, str]:
@@ -96,6 +110,25 @@ def _test(job: Job) -> None:
     from mlmeta.evaluate import evaluate_attempt
 
     evaluate_attempt(parse_test_commands(job.document), base_dir=Path(job.base_dir))
+
+
+def is_server_there(address: str) -> bool:
+    """Return whether the tracking server answers."""
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:  # noqa: S310 - the server's own
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _wait_for_server(queue: JobQueue, job_id: int) -> bool:
+    """Put a job back that failed while the server is away, and return whether it is: the server may be the reason."""
+    address = queue.address()
+    if address is None or is_server_there(address):
+        return False
+    sys.stderr.write("mlmeta: the tracking server does not answer; the job waits for it\n")
+    queue.put_back(job_id, was_stopped=True)
+    return True
 
 
 def _stop(queue: JobQueue, job_id: int) -> None:

@@ -135,16 +135,26 @@ class JobQueue:
             sql = f"INSERT INTO jobs ({keys}) VALUES ({marks}) RETURNING *"  # noqa: S608 - names of our own
             return read_job(connection.execute(sql, values).fetchone())
 
-    def list_jobs(self, *, states: Collection[JobState] | None = None, limit: int = 100, offset: int = 0) -> list[Job]:
-        """Return jobs, the newest first.
+    def list_jobs(
+        self,
+        *,
+        states: Collection[JobState] | None = None,
+        experiments: Collection[str] | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Job]:
+        """Return jobs: those at work, those that wait in their order, then those that have ended, the newest first.
 
         Args:
             states: Only of these; None for all.
+            experiments: Only of runs in these, by id; None for all.
             limit: So many at most.
-            offset: So many of the newest are passed over.
+            offset: So many of the first are passed over.
         """
-        where, values = _in_states(states)
-        sql = f"SELECT * FROM jobs WHERE {where} ORDER BY job_id DESC LIMIT ? OFFSET ?"  # noqa: S608 - no text of users
+        where, values = _in_states(states, experiments)
+        is_open = f"state IN ('{JobState.RUNNING}', '{JobState.QUEUED}')"
+        order = f"state = '{JobState.RUNNING}' DESC, {is_open} DESC, iif({is_open}, job_id, -job_id)"
+        sql = f"SELECT * FROM jobs WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"  # noqa: S608 - no text of users
         with self._open() as connection:
             return [read_job(row) for row in connection.execute(sql, (*values, limit, offset)).fetchall()]
 
@@ -163,10 +173,10 @@ class JobQueue:
             row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return read_job(_found(row, job_id))
 
-    def count(self, states: Collection[JobState] | None = None) -> int:
-        """Return how many jobs are in one of some states; None for all."""
+    def count(self, states: Collection[JobState] | None = None, experiments: Collection[str] | None = None) -> int:
+        """Return how many jobs are in one of some states, of runs in some experiments; None for all."""
         with self._open() as connection:
-            return _count(connection, states)
+            return _count(connection, states, experiments)
 
     def position(self, job: Job) -> int:
         """Return a job's place among those that wait, 1 for the next; 0 for one that does not wait."""
@@ -347,13 +357,21 @@ def _newest(connection: sqlite3.Connection, run_id: str) -> Job | None:
     return None if row is None else read_job(row)
 
 
-def _in_states(states: Collection[JobState] | None) -> tuple[str, list[str]]:
+def _in_states(
+    states: Collection[JobState] | None, experiments: Collection[str] | None = None
+) -> tuple[str, list[str]]:
     """Return a condition, and its values."""
-    if states is None:
-        return "1", []
-    return f"state IN ({', '.join('?' * len(states))})", [JobState(state) for state in states]
+    conditions, values = ["1"], []
+    for column, wanted in (("state", None if states is None else list(map(JobState, states))),
+                           ("experiment_id", experiments)):  # fmt: skip
+        if wanted is not None:
+            conditions.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+            values += list(wanted)
+    return " AND ".join(conditions), values
 
 
-def _count(connection: sqlite3.Connection, states: Collection[JobState] | None) -> int:
-    where, values = _in_states(states)
+def _count(
+    connection: sqlite3.Connection, states: Collection[JobState] | None, experiments: Collection[str] | None = None
+) -> int:
+    where, values = _in_states(states, experiments)
     return int(connection.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()[0])  # noqa: S608

@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from mlmeta.errors import BadInputError
+from mlmeta.job_process import is_server_there
 from mlmeta.job_queue import Job, JobQueue, JobState
 
 MOST_STARTS = 3
@@ -113,12 +113,10 @@ class JobRunner:
         address = self._queue.address()
         if address is None or time.monotonic() < self._ask_at:
             return False
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:  # noqa: S310 - the server's own
-                return bool(answer.status == 200)
-        except (OSError, ValueError):
-            self._ask_at = time.monotonic() + _ASK_S
-            return False
+        if is_server_there(address):
+            return True
+        self._ask_at = time.monotonic() + _ASK_S
+        return False
 
     def _start(self, job: Job) -> None:
         log = self._queue.log_file(job.run_id)

@@ -7,6 +7,17 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlparse, urlunparse
 
+EXPERIMENTS_VARIABLE = "MLMETA_EXPERIMENTS"
+
+
+def visible_experiments() -> frozenset[str] | None:
+    """Return the ids of the only experiments whose past this process may look at; None for all.
+
+    A server sets them for a training: the login that it records with may read more than who asked for it.
+    """
+    given = os.environ.get(EXPERIMENTS_VARIABLE)
+    return None if given is None else frozenset(given.split(","))
+
 
 def current_uri() -> str:
     """Return the URI of the tracking store that MLflow's own settings name."""

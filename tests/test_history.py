@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -428,3 +430,19 @@ def test_one_task_has_one_name_whatever_way_led_to_it(local: MlflowClient) -> No
         tags = {"mlmeta.task_digest": "aaaaaaaaaa"}
         add_attempt(local, number=number, params={"data.path": path}, tags=tags)
     assert load_attempts()["task"].nunique() == 1
+
+
+def test_a_store_whose_file_is_gone_is_an_empty_one(local: MlflowClient, tmp_path: Path, store_template: Path) -> None:
+    """The cache of the tables is none for the interface, which is asked where there is no file."""
+    del local
+    uri = f"sqlite:///{tmp_path}/gone.db"
+    shutil.copy(store_template, tmp_path / "gone.db")
+    MlflowClient(uri).create_run("0", run_name="lost", tags={"mlmeta.kind": "attempt", "mlmeta.status": "Complete"})
+    assert load_attempts(uri)["model_name"].tolist() == ["lost"]
+    for left in tmp_path.glob("gone.db*"):
+        left.unlink()
+    # A process that still has the file open would see what was in it.
+    program = f"from mlmeta.history import load_attempts; print(len(load_attempts({uri!r})))"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.stdout == "0\n", done.stderr

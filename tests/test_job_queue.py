@@ -162,17 +162,24 @@ def test_what_is_not_there_is_not_found(queue: JobQueue) -> None:
     assert queue.take() is None
 
 
-def test_jobs_are_listed_the_newest_first_by_state_and_page(queue: JobQueue) -> None:
-    for run_id in "abcde":
-        add(queue, run_id)
+def test_jobs_are_listed_in_their_order_and_after_them_what_has_ended(queue: JobQueue) -> None:
+    for run_id in "abcdef":
+        add(queue, run_id, experiment_id="1" if run_id in "bf" else "0")
+    for run_id in "cb":
+        queue.request_cancel(run_id)
     queue.take()
-    queue.request_cancel("c")
-    assert [job.run_id for job in queue.list_jobs()] == list("edcba")
-    assert [job.run_id for job in queue.list_jobs(limit=2, offset=1)] == list("dc")
-    assert [job.run_id for job in queue.list_jobs(states={JobState.QUEUED})] == list("edb")
-    assert [job.run_id for job in queue.list_jobs(states=OPEN, offset=3)] == ["a"]
-    assert queue.list_jobs(states=[]) == []
-    assert (queue.count(), queue.count(OPEN), queue.count({JobState.CANCELLED})) == (5, 4, 1)
+    queue.put_back(1)
+    queue.request_cancel("a")
+    queue.take()
+    assert [job.run_id for job in queue.list_jobs()] == list("defcba")
+    assert [job.run_id for job in queue.list_jobs(limit=2, offset=1)] == list("ef")
+    assert [job.run_id for job in queue.list_jobs(states={JobState.QUEUED})] == list("ef")
+    assert [job.run_id for job in queue.list_jobs(states=OPEN, offset=2)] == ["f"]
+    assert [job.run_id for job in queue.list_jobs(experiments=["1"])] == list("fb")
+    assert [job.run_id for job in queue.list_jobs(states=OPEN, experiments=["0"], limit=1)] == ["d"]
+    assert queue.list_jobs(states=[]) == queue.list_jobs(experiments=[]) == []
+    assert (queue.count(), queue.count(OPEN), queue.count({JobState.CANCELLED})) == (6, 3, 3)
+    assert (queue.count(experiments=["1"]), queue.count(OPEN, ["1"]), queue.count(OPEN, [])) == (2, 1, 0)
 
 
 def test_the_log_is_read_on_from_where_it_was_left(queue: JobQueue) -> None:
@@ -400,7 +407,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_is_the_list(self) -> None:
-        assert self.queue.list_jobs() == self.model[::-1]
+        order = [JobState.RUNNING, JobState.QUEUED]
+        listed = [job for state in order for job in self.model if job.state is state]
+        listed += [job for job in self.model[::-1] if job.state in ENDED]
+        assert self.queue.list_jobs() == listed
         places = {index: place for place, index in enumerate(self.waiting(), start=1)}
         assert [self.queue.position(job) for job in self.model] == [
             places.get(index, 0) for index in range(len(self.model))

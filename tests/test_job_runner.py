@@ -80,16 +80,16 @@ def runners(queue: JobQueue) -> Iterator[Runners]:
 def submit(queue: JobQueue, server: Server, toy_document: dict[str, Any]) -> Callable[..., Job]:
     """Queues a training of the colours, with its run, as the server's routes do."""
 
-    def add(name: str = "toy", **changes: Any) -> Job:
+    def add(name: str = "toy", *, experiment_id: str = "0", owner: str = "", **changes: Any) -> Job:
         document = {**toy_document, "model_name": name, **changes}
         roots = (document["data"]["path"],)
         client = MlflowClient(server.uri)
         tags = queued_tags(parse_train_commands(document), base_dir=queue.folder)
-        run_id = client.create_run("0", run_name=name, tags=tags).info.run_id
+        run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         client.update_run(run_id, status="SCHEDULED")
         return queue.add(
             run_id=run_id, kind=JobKind.TRAIN, name=name, document=document, base_dir=str(queue.folder),
-            data_roots=roots,
+            data_roots=roots, experiment_id=experiment_id, owner=owner,
         )  # fmt: skip
 
     return add
@@ -178,10 +178,64 @@ def test_a_waiting_and_a_running_job_are_cancelled(
     assert queue.get(waiting.job_id).n_starts == 0
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0, 2.0])
+def test_a_job_cancelled_right_after_its_start_closes_its_run(
+    queue: JobQueue, runners: Runners, submit: Callable[..., Job], server: Server, after_s: float
+) -> None:
+    job = submit("hasty", n_epoch=10_000)
+    runners.start()
+    wait_for(lambda: queue.get(job.job_id).state == JobState.RUNNING)
+    time.sleep(after_s)
+    queue.request_cancel(job.run_id)
+    (ended,) = wait_for_end(queue, job)
+    assert ended.state == JobState.CANCELLED
+    wait_for(lambda: status_of(server, job) == ("KILLED", "Interrupted"))
+    assert "Traceback" not in queue.read_log(job.run_id)[0]
+
+
+def test_a_job_that_begins_while_the_server_is_away_waits_for_it(
+    queue: JobQueue, submit: Callable[..., Job], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit("early", n_epoch=1)
+    taken = queue.take()
+    assert taken is not None
+    assert taken.job_id == job.job_id
+    queue.set_address("http://127.0.0.1:9")
+    # MLflow's own retries would take minutes.
+    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    command = [sys.executable, "-m", "mlmeta.job_process", str(queue.folder), str(job.job_id)]
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0
+    waiting = queue.get(job.job_id)
+    assert (waiting.state, waiting.n_starts, waiting.error) == (JobState.QUEUED, 0, "")
+    queue.set_address(server.uri)
+    assert queue.take() is not None
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    assert queue.get(job.job_id).state == JobState.DONE
+    assert status_of(server, job) == ("FINISHED", "Complete")
+
+
+def test_a_training_for_somebody_with_a_login_looks_at_its_own_experiment_only(
+    queue: JobQueue, runners: Runners, submit: Callable[..., Job], server: Server
+) -> None:
+    client = MlflowClient(server.uri)
+    other = submit("secret")
+    runners.start()
+    wait_for_end(queue, other)
+    assert status_of(server, other) == ("FINISHED", "Complete")
+    experiment_id = client.create_experiment("apart")
+    told = {}
+    for owner in ("", "bobby"):
+        job = submit(f"asked by {owner or 'nobody'}", n_epoch=2, experiment_id=experiment_id, owner=owner)
+        wait_for_end(queue, job)
+        told[owner] = client.get_run(job.run_id).data.tags["mlflow.note.content"]
+    assert "The best other attempt on this task: secret" in told[""]
+    assert "secret" not in told["bobby"]
+
+
 def test_a_runner_that_is_stopped_puts_its_job_back_and_it_goes_on_later(
     queue: JobQueue, runners: Runners, submit: Callable[..., Job], server: Server
 ) -> None:
-    job = submit("stopped", n_epoch=40, batch_size=2)
+    job = submit("stopped", n_epoch=300, batch_size=2)
     first = runners.start()
     wait_for(lambda: len(epochs_of(server, job)) > 1)
     first.send_signal(signal.SIGTERM)
@@ -190,13 +244,13 @@ def test_a_runner_that_is_stopped_puts_its_job_back_and_it_goes_on_later(
     runners.start()
     (ended,) = wait_for_end(queue, job)
     assert (ended.state, ended.error) == (JobState.DONE, "")
-    assert epochs_of(server, job) == list(range(1, 41))
+    assert epochs_of(server, job) == list(range(1, 301))
 
 
 def test_a_runner_after_one_that_was_killed_watches_the_job_that_lives(
     queue: JobQueue, runners: Runners, submit: Callable[..., Job], server: Server
 ) -> None:
-    job, following = submit("watched", n_epoch=40, batch_size=2), submit("following", n_epoch=1)
+    job, following = submit("watched", n_epoch=300, batch_size=2), submit("following", n_epoch=1)
     first = runners.start()
     wait_for(lambda: len(epochs_of(server, job)) > 1)
     first.kill()
@@ -205,13 +259,13 @@ def test_a_runner_after_one_that_was_killed_watches_the_job_that_lives(
     ended = wait_for_end(queue, job, following)
     assert [one.state for one in ended] == [JobState.DONE] * 2
     assert ended[0].n_starts == 1
-    assert epochs_of(server, job) == list(range(1, 41))
+    assert epochs_of(server, job) == list(range(1, 301))
 
 
 def test_a_job_whose_process_is_killed_is_resumed(
     queue: JobQueue, runners: Runners, submit: Callable[..., Job], server: Server
 ) -> None:
-    job = submit("killed", n_epoch=40, batch_size=2)
+    job = submit("killed", n_epoch=300, batch_size=2)
     runners.start()
     wait_for(lambda: len(epochs_of(server, job)) > 1)
     pid = queue.get(job.job_id).pid
@@ -219,7 +273,7 @@ def test_a_job_whose_process_is_killed_is_resumed(
     os.killpg(pid, signal.SIGKILL)
     (ended,) = wait_for_end(queue, job)
     assert (ended.state, ended.n_starts) == (JobState.DONE, 2)
-    assert epochs_of(server, job) == list(range(1, 41))
+    assert epochs_of(server, job) == list(range(1, 301))
 
 
 def test_a_job_that_is_killed_at_every_start_fails_in_the_end(

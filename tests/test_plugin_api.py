@@ -102,6 +102,10 @@ def test_columns_are_those_that_are_asked_for(server: Server) -> None:
         ("find_attempt?name=x'%20or%20'1'='1", 404, "no attempt"),
         ("find_attempt", 422, "name"),
         ("jobs/" + "0" * 32 + "/log", 404, ""),
+        ("jobs?offset=9223372036854775808", 422, "less than or equal"),
+        ("jobs/" + "0" * 32 + "/log?offset=9223372036854775807", 422, "less than or equal"),
+        ("tasks?metric=model_name", 422, "numbers only"),
+        ("tasks?metric=started", 422, "numbers only"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence(server: Server, path: str, status: int, words: str) -> None:
@@ -154,6 +158,12 @@ def test_the_older_tools_verbs_create_find_update_delete(server: Server) -> None
     status, updated = server.ask(f"{API}/update_attempt", changed)
     assert (status, updated["training_commands"]["n_epoch"], updated["testing_commands"]["limit"]) == (200, 3, 7)
     assert updated["id"] == made["id"]
+    # What is left out of the document is gone; what cannot be kept is refused.
+    assert server.ask(f"{API}/update_attempt", attempt("verbs"))[1]["testing_commands"] is None
+    long = attempt("verbs", testing_commands={"model_name": "verbs", "ids": [f"picture {i}" for i in range(900)]})
+    for verb in ("update_attempt", "create_attempt"):
+        status, answer = server.ask(f"{API}/{verb}", long)
+        assert (status, answer["detail"].partition(":")[0]) == (422, "testing_commands")
     assert server.ask(f"{API}/delete_attempt?name=verbs", method="DELETE") == (200, {"deleted": [made["id"]]})
     assert server.ask(f"{API}/find_attempt?name=verbs")[0] == 404
     assert server.ask(f"{API}/delete_attempt?name=verbs", method="POST")[0] == 404
@@ -184,6 +194,32 @@ def test_a_training_waits_in_its_run_and_can_be_cancelled(server: Server) -> Non
     run = MlflowClient(server.uri).get_run(job["run_id"])
     assert (run.info.status, run.data.tags["mlmeta.status"]) == ("KILLED", "Interrupted")
     assert server.ask(f"{API}/attempts/{job['run_id']}/cancel", method="POST")[0] == 409
+    tags = MlflowClient(server.uri).get_run(job["run_id"]).data.tags
+    assert "mlmeta.queued" not in tags
+
+
+def test_a_cancelled_attempt_does_not_hide_the_trained_one_of_its_name(server: Server) -> None:
+    trained, again = (server.ask(f"{API}/train", commands("often"))[1]["run_id"] for _ in range(2))
+    MlflowClient(server.uri).set_tag(trained, "mlmeta.weights_sha256", "0" * 64)
+    server.ask(f"{API}/attempts/{again}/cancel", method="POST")
+    status, test = server.ask(f"{API}/test", {"model_name": "often"})
+    assert status == 202
+    assert MlflowClient(server.uri).get_run(test["run_id"]).data.tags["mlmeta.attempt"] == trained
+    for run_id in (test["run_id"], trained):
+        server.ask(f"{API}/attempts/{run_id}/cancel", method="POST")
+
+
+def test_an_experiment_is_the_one_that_is_asked_for(server: Server) -> None:
+    client = MlflowClient(server.uri)
+    # Its name is a number, and no id.
+    experiment_id = client.create_experiment("2026")
+    _, described = server.ask(f"{API}/create_attempt", attempt("wanders"))
+    status, job = server.ask(f"{API}/train?experiment=2026", commands("wanders"))
+    assert (status, job["run_id"] == described["id"]) == (202, False)
+    run = client.get_run(job["run_id"])
+    assert (run.info.experiment_id, run.data.tags["mlmeta.page"]) == (experiment_id, "/mlmeta/")
+    assert server.ask(f"{API}/train?experiment=%D9%A1", commands("wanders"))[0] == 404
+    server.ask(f"{API}/delete_attempt?name=wanders", method="POST")
 
 
 def test_a_described_attempt_is_the_one_that_is_trained(server: Server) -> None:
@@ -191,6 +227,7 @@ def test_a_described_attempt_is_the_one_that_is_trained(server: Server) -> None:
     assert server.ask(f"{API}/test", {"model_name": "described"})[0] == 409
     _, job = server.ask(f"{API}/train", commands("described", n_epoch=2))
     assert job["run_id"] == made["id"]
+    assert MlflowClient(server.uri).get_run(made["id"]).data.tags["mlmeta.page"] == "/mlmeta/"
     assert server.ask(f"{API}/find_attempt?name=described")[1]["training_commands"]["n_epoch"] == 2
     assert server.ask(f"{API}/train", commands("described"))[1]["run_id"] != made["id"]
     server.ask(f"{API}/delete_attempt?name=described", method="POST")
@@ -231,7 +268,7 @@ def test_a_full_queue_says_so_and_leaves_no_run(server: Server) -> None:
     assert (status, len(runs)) == (429, 20)
     assert "20 jobs" in answer["detail"]
     _, found = server.ask(f"{API}/jobs?state=queued")
-    assert [job["run_id"] for job in found["jobs"]] == runs[::-1]
+    assert [job["run_id"] for job in found["jobs"]] == runs
     assert found["counts"]["queued"] == 20
     deleted = server.ask(f"{API}/delete_attempt?name=many", method="POST")[1]["deleted"]
     assert sorted(deleted) == sorted(runs)

@@ -108,6 +108,48 @@ def test_attempts_are_made_and_seen_as_mlflow_permits(server: Server) -> None:
     assert server.ask(f"{API}/attempts/{run_id}/cancel", method="POST", headers=WRITER)[1]["state"] == "cancelled"
 
 
+def test_a_name_leads_to_nobody_elses_weights_or_attempt(server: Server) -> None:
+    named = {**COMMANDS, "model_name": "shared"}
+    status, of_admin = server.ask(f"{API}/train", named, headers=ADMIN)
+    assert status == 202
+    described = {"name": "shared", "training_commands": named}
+    # A name that is taken where the writer may not look does not hinder them.
+    status, own = server.ask(f"{API}/create_attempt?experiment=shut", described, headers=WRITER)
+    assert status == 201, own
+    from_shared = {**COMMANDS, "model_name": "heir", "initial_weights": "shared"}
+    status, answer = server.ask(f"{API}/train?experiment=shut", from_shared, headers=WRITER)
+    assert (status, "has weights" in answer["detail"]) == (422, True)
+    tags = {"run_id": own["id"], "tags": [{"key": "mlmeta.weights_sha256", "value": "0" * 64}]}
+    mlflow_api(server, "runs/log-batch", tags)
+    status, job = server.ask(f"{API}/train?experiment=shut", from_shared, headers=WRITER)
+    assert status == 202
+    _, told = server.ask(f"{API}/attempts/{job['run_id']}", headers=WRITER)
+    assert told["attempt"]["training_commands"]["initial_weights"] == own["id"]
+    _, jobs = server.ask(f"{API}/jobs?limit=1&state=queued", headers=WRITER)
+    # One that they may not see takes no place, and is not counted.
+    assert [one["name"] for one in jobs["jobs"]] == ["heir"]
+    assert jobs["counts"]["queued"] < server.ask(f"{API}/jobs", headers=ADMIN)[1]["counts"]["queued"]
+    for run_id in (job["run_id"], of_admin["run_id"]):
+        assert server.ask(f"{API}/attempts/{run_id}/cancel", method="POST", headers=ADMIN)[0] == 200
+
+
+def test_deleting_a_name_deletes_all_or_nothing(server: Server) -> None:
+    named = {**COMMANDS, "model_name": "twice"}
+    ids = []
+    for experiment, who in (("shut", WRITER), ("0", ADMIN)):
+        status, job = server.ask(f"{API}/train?experiment={experiment}", named, headers=who)
+        assert status == 202
+        ids.append(job["run_id"])
+    grant = {"username": "reader", "resource_type": "experiment", "resource_id": "0", "permission": "MANAGE"}
+    mlflow_api(server, "users/permissions/grant", grant, version="3.0")
+    assert server.ask(f"{API}/delete_attempt?name=twice", method="POST", headers=READER)[0] == 403
+    for run_id in ids:
+        assert server.ask(f"{API}/attempts/{run_id}", headers=ADMIN)[1]["job"]["state"] == "queued"
+    assert set(server.ask(f"{API}/delete_attempt?name=twice", method="POST", headers=ADMIN)[1]["deleted"]) == set(ids)
+    _, jobs = server.ask(f"{API}/jobs?state=queued", headers=ADMIN)
+    assert not {one["run_id"] for one in jobs["jobs"]} & set(ids)
+
+
 def test_a_server_without_a_password_for_its_admin_ends_with_one_sentence(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_AUTH")}
     environment |= {"MLMETA_BASE_APP": "basic-auth", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}

@@ -57,6 +57,13 @@ def test_another_app_is_refused(options: list[str]) -> None:
         plan(*options)
 
 
+def test_trainings_without_a_login_are_warned_of() -> None:
+    assert "MLFLOW_TRACKING_USERNAME" in describe_server(plan(auth=True))[-1]
+    named = {"PATH": "/bin", "MLFLOW_TRACKING_USERNAME": "trainer", "MLFLOW_TRACKING_PASSWORD": "x"}
+    for process in (plan(auth=True, environ=named), plan(auth=True, run_worker=False), plan()):
+        assert "MLFLOW_TRACKING_USERNAME" not in " ".join(describe_server(process))
+
+
 @pytest.mark.parametrize("root", ["/no/such/folder", "/", __file__])
 def test_a_faulty_root_is_refused_with_its_option(root: str) -> None:
     with pytest.raises(BadInputError, match=r"^--data-root: must be "):
@@ -101,7 +108,8 @@ def test_whoever_opens_the_server_to_others_without_a_login_is_warned(
     lines = describe_server(plan(*options, environ=environ))
     assert len(lines) == (1 if host == "127.0.0.1" else 2)
     assert all(f"listens on {host} and asks for no login" in line for line in lines[1:])
-    assert len(describe_server(plan(*options, environ=environ, auth=True))) == 1
+    named = {**environ, "MLFLOW_TRACKING_USERNAME": "trainer"}
+    assert len(describe_server(plan(*options, environ=named, auth=True))) == 1
 
 
 def test_it_says_which_roots_and_which_queue(tmp_path: Path) -> None:

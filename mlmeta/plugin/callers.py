@@ -47,10 +47,6 @@ class Caller:
         except (ValueError, binascii.Error):
             return ""
 
-    def may_read(self, experiment_id: str) -> bool:
-        """Return whether they may see the runs of an experiment."""
-        return self.experiments is None or experiment_id in self.experiments
-
     async def change(self, what: str, document: Mapping[str, Any]) -> dict[str, Any]:
         """Have MLflow change or search something in their name.
 

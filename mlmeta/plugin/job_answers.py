@@ -31,11 +31,10 @@ async def describe_jobs(
     server = caller.server
 
     def answer() -> dict[str, Any]:
-        # Whoever may not read all of it sees less than a whole page.
-        jobs = server.queue.list_jobs(states=states, limit=limit, offset=offset)
-        shown = [job for job in jobs if caller.may_read(job.experiment_id)]
-        counts = {str(state): server.queue.count((state,)) for state in JobState}
-        return {"jobs": _describe(server, shown), "counts": counts, "at_once": server.settings.at_once}
+        readable = None if caller.experiments is None else list(caller.experiments)
+        jobs = server.queue.list_jobs(states=states, experiments=readable, limit=limit, offset=offset)
+        counts = {str(state): server.queue.count((state,), readable) for state in JobState}
+        return {"jobs": _describe(server, jobs), "counts": counts, "at_once": server.settings.at_once}
 
     return await server.work(answer)
 

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from mlmeta import meta_query
+from mlmeta.attempt_features import read_scores
+from mlmeta.errors import NotFoundError
 from mlmeta.filters import match_filter, sort_rows
 from mlmeta.selection import FACTS, find_task
 from mlmeta.similarity import rank_similar_tasks, task_distances, task_table
@@ -55,6 +57,8 @@ def list_curves(table: pd.DataFrame, run_ids: Sequence[str], metric: str, store_
         NotFoundError: If there is no such attempt.
     """
     asked = table[table["run_id"].isin(run_ids)]
+    if unknown := set(run_ids) - set(asked["run_id"]):
+        raise NotFoundError(f"run_id: there is no attempt {min(unknown)[:100]!r}")
     asked.attrs = dict(table.attrs)
     points = meta_query.learning_curves(*run_ids, metric=metric, history=asked, tracking_uri=store_uri)
     shown = [name for name in ("run_id", "model_name", "status", "n_epoch") if name in asked.columns]
@@ -95,8 +99,11 @@ def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Return all tasks by name, with their places on a map and their distances.
 
     Raises:
-        BadInputError: If no attempt has the metric.
+        BadInputError: If the metric is no number.
     """
+    if metric in table.columns:
+        # Refuses what is no number.
+        read_scores(table, metric)
     tasks = task_table(table if metric in table.columns else table.assign(**{metric: np.nan}), metric)
     tasks = tasks.sort_values("task", ignore_index=True)
     if not len(tasks):

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlmeta.data_roots import ROOTS_VARIABLE
+from filelock import AsyncFileLock, Timeout
+
+from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import CommandsError, Fault, MlmetaError
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.callers import Caller
 from mlmeta.plugin.submitting import check_train_commands
 
-# A process takes seconds and half a gigabyte.
+# A process takes seconds and half a gigabyte: one at a time on this machine, whichever server process was asked.
 _LIMIT_S = 300.0
 _WAITING = 4
-_at_work = asyncio.Semaphore(1)
 _n_waiting = 0
 
 
@@ -37,23 +38,30 @@ async def recommend(caller: Caller, document: Mapping[str, Any], *, n: int) -> d
         "commands": document, "n": n, "base_dir": str(base_dir), "store_uri": caller.server.store_uri,
         "experiments": experiments,
     }  # fmt: skip
-    return _read_answer(await _ask_in_turn(request, caller.server.settings.data_roots))
+    return _read_answer(await _ask_in_turn(request, caller))
 
 
-async def _ask_in_turn(request: Mapping[str, Any], roots: tuple[Path, ...]) -> bytes:
+async def _ask_in_turn(request: Mapping[str, Any], caller: Caller) -> bytes:
     global _n_waiting
     if _n_waiting >= _WAITING:
-        raise RefusedError(429, "others are asking for recommendations already; try again in a moment")
+        raise _too_many()
     _n_waiting += 1
+    lock = AsyncFileLock(caller.server.queue.folder / "recommend.lock", timeout=_LIMIT_S)
     try:
-        async with _at_work:
-            return await _ask(json.dumps(request).encode(), roots)
+        async with lock:
+            return await _ask(json.dumps(request).encode(), caller.server.settings.data_roots)
+    except Timeout:
+        raise _too_many() from None
     finally:
         _n_waiting -= 1
 
 
+def _too_many() -> RefusedError:
+    return RefusedError(429, "others are asking for recommendations already; try again in a moment")
+
+
 async def _ask(request: bytes, roots: tuple[Path, ...]) -> bytes:
-    environment = {**os.environ, ROOTS_VARIABLE: os.pathsep.join(map(str, roots))}
+    environment = {**os.environ, ROOTS_VARIABLE: join_roots(roots)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "mlmeta.plugin.recommend_process",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from mlmeta import meta_query
 from mlmeta.errors import NotFoundError
-from mlmeta.job_queue import Job, JobState
+from mlmeta.job_queue import OPEN, Job, JobState
 from mlmeta.plugin import questions
 from mlmeta.plugin.answers import RefusedError, answer_rows
 from mlmeta.plugin.attempt_documents import make_document
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/ajax-api/mlmeta", tags=["mlmeta"])
 _T = TypeVar("_T")
 Asking = Annotated[Caller, Depends(identify)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
-Offset = Annotated[int, Query(ge=0, description="Leave out so many first.")]
+Offset = Annotated[int, Query(ge=0, le=10**15, description="Leave out so many first.")]
 Metric = Annotated[str, Query(max_length=250, description="A metric; its name says whether lower is better.")]
 Filter = Annotated[str, Query(max_length=10_000, description="As `mlmeta query` takes it.")]
 TaskName = Annotated[str | None, Query(max_length=250, description="Name or digest of a task; none for all.")]
@@ -93,13 +93,14 @@ async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
 @router.post("/attempts/{run_id}/cancel")
 async def cancel_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
     """End an attempt that waits or is trained; what it has learnt is kept, and it can be resumed."""
-    # MLflow decides whether the caller may change this run.
-    await set_tags(caller, run_id, {"mlmeta.cancelled_by": caller.login or "the page"})
+    await get_run(caller, run_id)
     job: Job | None = await caller.server.work(caller.server.queue.find, run_id)
     if job is None:
         raise NotFoundError(f"the run {run_id} has no job in this server's queue")
-    if job.state not in (JobState.QUEUED, JobState.RUNNING):
+    if job.state not in OPEN:
         raise RefusedError(409, f"the job of {job.name} has ended already: {job.state}")
+    # MLflow decides whether the caller may change this run.
+    await set_tags(caller, run_id, {"mlmeta.cancelled_by": caller.login or "the page"})
     cancelled = await caller.server.work(caller.server.queue.request_cancel, run_id)
     if cancelled.state == JobState.CANCELLED:
         await end_waiting_run(caller, run_id)
@@ -116,7 +117,7 @@ async def list_curves(
     store_uri, queue = caller.server.store_uri, caller.server.queue
     # An attempt of ours that waits or is trained may be newer than the kept table, and somebody watches it grow.
     jobs = await caller.server.work(lambda: [queue.find(one) for one in run_id])
-    is_open = any(job is not None and job.state in (JobState.QUEUED, JobState.RUNNING) for job in jobs)
+    is_open = any(job is not None and job.state in OPEN for job in jobs)
     curves = await _ask(caller, lambda table: questions.list_curves(table, run_id, metric, store_uri), fresh=is_open)
     return {"metric": metric, "curves": curves}
 
@@ -187,7 +188,7 @@ async def list_jobs(
     limit: Limit = 100,
     offset: Offset = 0,
 ) -> dict[str, Any]:
-    """Return the queue: the newest job first, each with its progress."""
+    """Return the queue: what runs, what waits in its order, then what has ended, the newest first; with progress."""
     return await describe_jobs(caller, state, limit=limit, offset=offset)
 
 

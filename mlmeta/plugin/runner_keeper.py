@@ -30,6 +30,7 @@ class RunnerKeeper:
     def __init__(self, queue: JobQueue, settings: ServerSettings) -> None:
         self._queue = queue
         self._settings = settings
+        self._server_pid = find_server_pid()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="mlmeta-runner-keeper", daemon=True)
 
@@ -42,7 +43,8 @@ class RunnerKeeper:
         self._stopped.set()
 
     def _keep(self) -> None:
-        while not self._stopped.is_set():
+        # A worker process whose supervisor was killed has another parent: there is no server any more.
+        while not self._stopped.is_set() and find_server_pid() == self._server_pid:
             if not is_runner_at_work(self._queue):
                 with contextlib.suppress(Timeout, OSError), FileLock(self._queue.folder / "start.lock", timeout=0):
                     self._start()
@@ -51,7 +53,7 @@ class RunnerKeeper:
     def _start(self) -> None:
         """Start a runner and wait until it is at work, so that no other worker process starts one too."""
         process = subprocess.Popen(  # noqa: S603 - our own command line
-            make_command(self._queue.folder, self._settings.at_once, find_server_pid()),
+            make_command(self._queue.folder, self._settings.at_once, self._server_pid),
             env=make_environment(os.environ),
             stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmeta.commands import TestCommands, TrainCommands
-from mlmeta.errors import NotFoundError
+from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.finding import COMMANDS_TAG
 from mlmeta.plugin.callers import Caller, list_experiments
 from mlmeta.status import Status
@@ -76,15 +76,19 @@ async def get_run(caller: Caller, run_id: str) -> RunRecord:
     return run
 
 
-async def find_runs(caller: Caller, name: str) -> list[RunRecord]:
-    """Return the attempts of a name, the newest first.
+async def find_runs(caller: Caller, name: str, *, experiment_id: str | None = None) -> list[RunRecord]:
+    """Return the attempts of a name, the newest first; of one experiment, or of all that the caller may read.
 
     Raises:
         NotFoundError: If there is none.
     """
-    experiments = caller.experiments or await list_experiments(caller.server, caller.scope)
+    experiments = caller.experiments
+    if experiments is None:
+        experiments = await list_experiments(caller.server, caller.scope)
+    if experiment_id is not None:
+        experiments = {key: value for key, value in experiments.items() if key == experiment_id}
     # No name of an attempt has a quote.
-    known = {} if "'" in name else await caller.change("runs/search", {
+    known = {} if "'" in name or not experiments else await caller.change("runs/search", {
         "experiment_ids": list(experiments),
         "filter": f"tags.`mlmeta.kind` = 'attempt' and attributes.run_name = '{name}'",
         "order_by": ["attributes.start_time DESC"],
@@ -144,11 +148,25 @@ async def describe_commands(caller: Caller, run: RunRecord, commands: TrainComma
     await _log_text(caller, run, "train_commands.json", text)
 
 
-async def describe_test(caller: Caller, run: RunRecord, commands: TestCommands) -> None:
-    """Keep test commands beside the train commands of a run that waits, as far as a tag holds them."""
+async def describe_test(caller: Caller, run: RunRecord, commands: TestCommands | None) -> None:
+    """Keep test commands, or none, beside the train commands of a run that waits; see `write_test`."""
+    if commands is None:
+        if TEST_TAG in run.tags:
+            await caller.change("runs/delete-tag", {"run_id": run.run_id, "key": TEST_TAG})
+        return
+    await set_tags(caller, run.run_id, {TEST_TAG: write_test(commands)})
+
+
+def write_test(commands: TestCommands) -> str:
+    """Return test commands as the text of a tag.
+
+    Raises:
+        BadInputError: If they are too long for one.
+    """
     text = json.dumps(commands.document(), ensure_ascii=False)
-    if len(text) <= _MAX_TAG:
-        await set_tags(caller, run.run_id, {TEST_TAG: text})
+    if len(text) > _MAX_TAG:
+        raise BadInputError(f"testing_commands: at most {_MAX_TAG:,} characters are kept; got {len(text):,}")
+    return text
 
 
 async def _log_text(caller: Caller, run: RunRecord, name: str, text: str) -> None:
@@ -179,5 +197,6 @@ async def end_waiting_run(caller: Caller, run_id: str) -> None:
     await set_tags(
         caller, run_id, {"mlmeta.status": Status.INTERRUPTED, "mlmeta.stop_reason": "cancelled in the queue"}
     )
+    await caller.change("runs/delete-tag", {"run_id": run_id, "key": QUEUED_TAG})
     now = int(time.time() * 1000)
     await caller.change("runs/update", {"run_id": run_id, "status": "KILLED", "end_time": now})

@@ -117,6 +117,12 @@ def describe_server(process: ServerProcess) -> list[str]:
             f"warning: the server listens on {process.host} and asks for no login: whoever reaches it may train, read "
             "and delete; --auth asks for one"
         )
+    has_login = "MLFLOW_TRACKING_USERNAME" in process.environ or "MLFLOW_TRACKING_TOKEN" in process.environ
+    if settings.base_app == "basic-auth" and settings.run_worker and not has_login:
+        lines.append(
+            "warning: trainings have no login and will fail: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are "
+            "not set"
+        )
     return lines
 
 

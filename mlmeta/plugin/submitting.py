@@ -17,7 +17,16 @@ from mlmeta.job_queue import Job, JobKind, JobState
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.attempt_documents import read_commands
 from mlmeta.plugin.callers import Caller
-from mlmeta.plugin.runs import RunRecord, create_run, delete_run, describe_commands, find_runs, get_run, set_tags
+from mlmeta.plugin.runs import (
+    QUEUED_TAG,
+    RunRecord,
+    create_run,
+    delete_run,
+    describe_commands,
+    find_runs,
+    get_run,
+    set_tags,
+)
 from mlmeta.plugin.settings import ServerSettings
 
 _SOURCE = "the request"
@@ -63,9 +72,12 @@ async def find_experiment(caller: Caller, name_or_id: str | None) -> str:
     """
     if not name_or_id:
         return "0"
-    if name_or_id.isdecimal():
-        return name_or_id
-    found = await caller.get("experiments/get-by-name", experiment_name=name_or_id)
+    try:
+        found = await caller.get("experiments/get-by-name", experiment_name=name_or_id)
+    except NotFoundError:
+        if re.fullmatch("[0-9]{1,20}", name_or_id):
+            return name_or_id
+        raise
     return str(found["experiment"]["experiment_id"])
 
 
@@ -88,43 +100,50 @@ async def queue_training(
         QueueFullError: If there are too many jobs.
     """
     commands, base_dir = await check_train_commands(caller, document)
-    await _check_source(caller, commands.initial_weights)
+    commands = await _fix_source(caller, commands)
     await _check_room(caller)
-    run = await _find_described(caller, commands.model_name)
+    experiment_id = await find_experiment(caller, experiment)
+    run = await _find_described(caller, commands.model_name, experiment_id)
     is_new = run is None
+    tags = {"mlmeta.commands_dir": str(base_dir), "mlmeta.page": f"{caller.server.prefix}/mlmeta/"}
     if run is None:
-        experiment_id = await find_experiment(caller, experiment)
         run = await create_run(
-            caller, commands.model_name, "attempt", experiment_id=experiment_id, queued=True, tags={
-                "mlmeta.commands_dir": str(base_dir), "mlmeta.page": f"{caller.server.prefix}/mlmeta/",
-            },
-        )  # fmt: skip
+            caller, commands.model_name, "attempt", experiment_id=experiment_id, queued=True, tags=tags
+        )
     await describe_commands(caller, run, commands)
-    await set_tags(caller, run.run_id, {"mlmeta.queued": "1", "mlmeta.commands_dir": str(base_dir)})
+    await set_tags(caller, run.run_id, {QUEUED_TAG: "1", **tags})
     return await _add(
         caller, run, is_new, kind=JobKind.TRAIN, document=commands.document(), base_dir=str(base_dir),
         with_test=with_test, name=commands.model_name,
     )  # fmt: skip
 
 
-async def _check_source(caller: Caller, initial_weights: str | None) -> None:
-    """Refuse weights of an attempt that the caller may not read: the training process has another login."""
-    if not caller.server.needs_login or initial_weights is None:
-        return
-    if initial_weights == "auto":
+async def _fix_source(caller: Caller, commands: TrainCommands) -> TrainCommands:
+    """Return the commands with the run id of the attempt whose weights they name, one that the caller may read.
+
+    The training process has another login: by the name it could find an attempt of somebody else.
+    """
+    source = commands.initial_weights
+    if not caller.server.needs_login or source is None:
+        return commands
+    if source == "auto":
         raise RefusedError(422, "initial_weights: with logins only an attempt's run id or name; got 'auto'")
-    if RUN_ID.fullmatch(initial_weights):
-        await get_run(caller, initial_weights)
-    else:
-        await find_runs(caller, initial_weights)
+    if RUN_ID.fullmatch(source):
+        await get_run(caller, source)
+        return commands
+    found = await find_runs(caller, source)
+    usable = next((run for run in found if "mlmeta.weights_sha256" in run.tags), None)
+    if usable is None:
+        raise RefusedError(422, f"initial_weights: no attempt named {source!r} has weights")
+    return commands.model_copy(update={"initial_weights": usable.run_id})
 
 
-async def _find_described(caller: Caller, name: str) -> RunRecord | None:
+async def _find_described(caller: Caller, name: str, experiment_id: str) -> RunRecord | None:
     try:
-        newest = (await find_runs(caller, name))[0]
+        newest = (await find_runs(caller, name, experiment_id=experiment_id))[0]
     except NotFoundError:
         return None
-    return newest if newest.tags.get("mlmeta.queued") == "0" else None
+    return newest if newest.tags.get(QUEUED_TAG) == "0" else None
 
 
 async def queue_test(caller: Caller, document: Mapping[str, Any]) -> Job:
@@ -158,7 +177,7 @@ async def _find_tested(caller: Caller, commands: TestCommands) -> RunRecord:
         return await get_run(caller, commands.run_id)
     found = await find_runs(caller, str(commands.model_name))
     attempt = next((run for run in found if run.is_untrained or "mlmeta.weights_sha256" in run.tags), found[0])
-    if attempt.tags.get("mlmeta.queued") == "0":
+    if attempt.tags.get(QUEUED_TAG) == "0":
         raise RefusedError(409, f"the attempt {attempt.name} ({attempt.run_id}) is not trained yet, nor in the queue")
     return attempt
 

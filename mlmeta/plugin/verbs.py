@@ -20,6 +20,7 @@ from mlmeta.plugin.attempt_documents import make_document
 from mlmeta.plugin.job_answers import describe_job
 from mlmeta.plugin.routes import Asking
 from mlmeta.plugin.runs import (
+    QUEUED_TAG,
     create_run,
     delete_run,
     describe_commands,
@@ -27,6 +28,7 @@ from mlmeta.plugin.runs import (
     find_runs,
     get_run,
     set_tags,
+    write_test,
 )
 from mlmeta.plugin.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
 
@@ -57,14 +59,16 @@ async def create_attempt(request: Request, caller: Asking, experiment: Experimen
     attempt = await caller.server.work(parse_attempt, document, source="the request")
     commands, base_dir = await check_train_commands(caller, document)
     _check_name(attempt.name, commands.model_name)
-    await _refuse_known(caller, attempt.name)
+    if attempt.testing_commands:
+        write_test(attempt.testing_commands)
+    experiment_id = await find_experiment(caller, experiment)
+    await _refuse_known(caller, attempt.name, experiment_id)
     run = await create_run(
-        caller, attempt.name, "attempt", experiment_id=await find_experiment(caller, experiment), queued=False,
+        caller, attempt.name, "attempt", experiment_id=experiment_id, queued=False,
         tags={"mlmeta.commands_dir": str(base_dir)},
     )  # fmt: skip
     await describe_commands(caller, run, commands)
-    if attempt.testing_commands:
-        await describe_test(caller, run, attempt.testing_commands)
+    await describe_test(caller, run, attempt.testing_commands)
     return JSONResponse(await make_document(caller, await get_run(caller, run.run_id)), status_code=201)
 
 
@@ -73,9 +77,9 @@ def _check_name(name: str, model_name: str) -> None:
         raise BadInputError(f"name: must be the model_name of the training commands, {model_name!r}; got {name!r}")
 
 
-async def _refuse_known(caller: Asking, name: str) -> None:
+async def _refuse_known(caller: Asking, name: str, experiment_id: str) -> None:
     try:
-        known = await find_runs(caller, name)
+        known = await find_runs(caller, name, experiment_id=experiment_id)
     except NotFoundError:
         return
     raise RefusedError(409, f"there is an attempt named {name!r} already ({known[0].run_id}, {known[0].status})")
@@ -97,8 +101,10 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
     attempt = await caller.server.work(parse_attempt, document, source="the request")
     commands, base_dir = await check_train_commands(caller, document)
     _check_name(attempt.name, commands.model_name)
+    if attempt.testing_commands:
+        write_test(attempt.testing_commands)
     run = (await find_runs(caller, attempt.name))[0]
-    if run.tags.get("mlmeta.queued") != "0":
+    if run.tags.get(QUEUED_TAG) != "0":
         state = "in the queue" if run.is_untrained else run.status
         raise RefusedError(
             409,
@@ -107,24 +113,26 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
         )
     await describe_commands(caller, run, commands)
     await set_tags(caller, run.run_id, {"mlmeta.commands_dir": str(base_dir)})
-    if attempt.testing_commands:
-        await describe_test(caller, run, attempt.testing_commands)
+    await describe_test(caller, run, attempt.testing_commands)
     return await make_document(caller, await get_run(caller, run.run_id))
 
 
 @router.api_route("/delete_attempt", methods=["POST", "DELETE"])
 async def delete_attempt(caller: Asking, name: Name) -> dict[str, Any]:
     """Delete all attempts of a name; one that is being trained has to be cancelled before."""
+    queue, work = caller.server.queue, caller.server.work
     runs = await find_runs(caller, name)
-    jobs = [job for run in runs if (job := await caller.server.work(caller.server.queue.find, run.run_id))]
-    if at_work := [job for job in jobs if job.state == JobState.RUNNING]:
+    jobs = {run.run_id: job for run in runs if (job := await work(queue.find, run.run_id))}
+    if at_work := [job for job in jobs.values() if job.state == JobState.RUNNING]:
         raise RefusedError(409, f"the attempt {name!r} ({at_work[0].run_id}) is being trained; cancel it first")
+    for run in runs:
+        # Sets nothing: where MLflow refuses one of them to the caller, none is deleted.
+        await set_tags(caller, run.run_id, {})
     for run in runs:
         # MLflow decides whether the caller may; only then it leaves the queue.
         await delete_run(caller, run.run_id)
-    for job in jobs:
-        if job.state == JobState.QUEUED:
-            await caller.server.work(caller.server.queue.request_cancel, job.run_id)
+        if run.run_id in jobs and jobs[run.run_id].state == JobState.QUEUED:
+            await work(queue.request_cancel, run.run_id)
     return {"deleted": [run.run_id for run in runs]}
 
 

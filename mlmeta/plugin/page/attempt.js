@@ -26,7 +26,8 @@ async function turn() {
   const goesOn = isOpen || isAtWork(attempt.status);
   showState(attempt, metrics, job, isOpen);
   showTexts(attempt, metrics);
-  await showCurves();
+  // A test's page shows how the attempt that it tests was trained.
+  await showCurves(attempt.id || runId);
   if (job) {
     find("log-section").hidden = false;
     await readLog().catch((error) => showFault(find("fault"), error.message));
@@ -52,8 +53,9 @@ function showState(attempt, metrics, job, isOpen) {
   find("cancel").hidden = !isOpen;
   find("cancel").disabled = Boolean(job?.cancel_requested);
   showFault(find("fault"), job?.error || "");
-  find("resume").hidden = attempt.status !== "Interrupted";
-  if (attempt.status === "Interrupted") {
+  const canResume = attempt.status === "Interrupted" && attempt.n_epoch > 0 && job?.kind !== "test";
+  find("resume").hidden = !canResume;
+  if (canResume) {
     find("resume").replaceChildren("It was stopped and keeps what it has learnt. ", make("code", {}, `mlmeta train --resume ${runId}`), " goes on with it where its checkpoint lies.");
   }
 }
@@ -69,9 +71,9 @@ function showTexts(attempt, metrics) {
   find("metrics").replaceChildren(...(cells.length ? cells : [make("tr", {}, make("td", { class: "facts" }, "None yet."))]));
 }
 
-async function showCurves() {
+async function showCurves(trainedId) {
   try {
-    const [train, validation, accuracy] = await Promise.all(["train_loss", "val_loss", "val_accuracy"].map((metric) => get("curves", { run_id: runId, metric })));
+    const [train, validation, accuracy] = await Promise.all(["train_loss", "val_loss", "val_accuracy"].map((metric) => get("curves", { run_id: trainedId, metric })));
     const losses = [{ ...train.curves[0], model_name: "training" }, ...validation.curves.filter((curve) => curve.steps.length).map((curve) => ({ ...curve, model_name: "validation" }))];
     await drawCurves(find("left-figure"), "loss", losses);
     await drawCurves(find("right-figure"), "val_accuracy", accuracy.curves);
