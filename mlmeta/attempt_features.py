@@ -18,6 +18,8 @@ from mlmeta.param_features import MISSING, Floats, Ints, ParamColumn, ParamRecip
 from mlmeta.status import Status
 
 FACTS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
+# An attempt alone on its task is neither the best nor the worst of many.
+_LONE_SHARES = (0.05, 0.95)
 FAILED = (Status.FAILED, Status.DIVERGED)
 RATE, OPTIMIZER = "optimizer.lr", "optimizer.name"
 
@@ -228,6 +230,24 @@ def score_ranks(table: pd.DataFrame, metric: str) -> Floats:
     levels, places = np.unique(np.where(m > 1, (ranks - 0.5) / np.maximum(m, 1), np.nan), return_inverse=True)
     normal = NormalDist()
     return np.array([np.nan if np.isnan(p) else normal.inv_cdf(p) for p in levels], dtype=np.float64)[places]
+
+
+def score_quantiles(table: pd.DataFrame, metric: str) -> Floats:
+    """Return what `score_ranks` gives, and for a task's only attempt its accuracy above chance taken for its rank.
+
+    An attempt alone has no rank; but one that is nearly always right is a good one on any task.
+    """
+    z = score_ranks(table, metric)
+    alone = np.isnan(z) & ~table["status"].isin(FAILED).to_numpy(dtype=bool) & table["task"].notna().to_numpy()
+    labels = read_numbers(table, "task.n_labels")
+    if not metric.endswith("accuracy") or not alone.any():
+        return z
+    chance = 1 / np.where(labels >= 2, labels, np.nan)
+    shares = (read_scores(table, metric) - chance) / (1 - chance)
+    normal = NormalDist()
+    for row in np.flatnonzero(alone & np.isfinite(shares)):
+        z[row] = normal.inv_cdf(float(np.clip(shares[row], *_LONE_SHARES)))
+    return z
 
 
 def _encode(recipes: Sequence[ParamRecipe], table: pd.DataFrame, *, n_features: int) -> Floats:

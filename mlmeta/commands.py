@@ -42,7 +42,7 @@ MAX_PICTURES = 10**9
 # More faults in one field are not looked for.
 MAX_FAULTS = 100
 # A file's name may have 255 bytes; the rest is for suffixes.
-_MAX_NAME_BYTES = 200
+MAX_NAME_BYTES = 200
 
 
 def _line_error(location: specs.Location, fault: Fault, came: Any) -> InitErrorDetails:
@@ -96,9 +96,9 @@ def _check_labels(labels: object) -> Iterator[specs.Located]:
 
 
 def _check_model_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > _MAX_NAME_BYTES:
+    if not _NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(
-            f"must be a safe file name of 1 to {_MAX_NAME_BYTES} bytes: letters, digits, spaces and . , _ - + = @ ( ), "
+            f"must be a safe file name of 1 to {MAX_NAME_BYTES} bytes: letters, digits, spaces and . , _ - + = @ ( ), "
             "the first a letter or digit, the last no space"
         )
     return name
@@ -148,10 +148,10 @@ Labels: TypeAlias = Annotated[
 ]
 PictureIds: TypeAlias = Annotated[list[str], _checked(_check_strings)]
 ModelName: TypeAlias = Annotated[
-    str, AfterValidator(_check_model_name), Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_NAME_BYTES})
+    str, AfterValidator(_check_model_name), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES})
 ]
 InitialWeights: TypeAlias = Annotated[
-    str, AfterValidator(_check_initial_weights), Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_NAME_BYTES})
+    str, AfterValidator(_check_initial_weights), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES})
 ]
 Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
 FilePath: TypeAlias = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]

@@ -18,7 +18,7 @@ from mlmeta.errors import MlmetaError
 from mlmeta.lessons import split_lessons
 from mlmeta.params import flatten_params
 from mlmeta.preparation import prepare_task
-from mlmeta.proposals import Proposal, make_commands
+from mlmeta.proposals import Proposal, write_commands
 from mlmeta.search_space import TRAINING_KEYS
 from mlmeta.shipped import Shipped, read_shipped
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
@@ -134,7 +134,7 @@ def _check_fit(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, 
     Raises:
         MlmetaError: If it cannot be built.
     """
-    commands = make_commands(task.commands, proposal.training, task.commands.model_name)
+    commands = write_commands(task.commands, proposal, task.commands.model_name)
     key = digest_document({"model": commands.model})
     if key not in networks:
         networks[key] = _describe_network(commands, task)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import FAILED, RATE, list_params, read_numbers, score_ranks
-from mlmeta.commands import TrainCommands, digest_document
+from mlmeta.attempt_features import FAILED, RATE, list_params, read_numbers, score_quantiles
+from mlmeta.commands import MAX_NAME_BYTES, TrainCommands, digest_document
 from mlmeta.documents import parse_train_commands
 from mlmeta.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
 
@@ -30,8 +30,12 @@ N_DRAWS = 60
 _PER_TASK = 5
 _LOOKED_AT = 4 * N_WINNERS
 _MOST_BATCH = 1024
+# What says what the task is, and what comes after the training.
+_TASK_KEYS = ("data", "label_names", "n_labels", "image_ops", "transform", "target_transform", "test", "space")
 # Where no space is given, the commands' own values are drawn within a factor of this.
 _RATE_FACTOR, _BATCH_FACTOR, _DECAY_FACTOR = 10.0, 4, 100.0
+# Of fewer past attempts nobody can say which learning rates are usual.
+_FEWEST_RATES = 5
 _PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
 
 
@@ -43,11 +47,13 @@ class Proposal:
         training: Values of `TRAINING_KEYS`.
         origin: In words, where it comes from.
         run_ids: Of the past attempts that it is taken from.
+        candidate: Whole commands, of which everything counts but what says what the task is; None for the training.
     """
 
     training: Mapping[str, Any]
     origin: str
     run_ids: tuple[str, ...] = field(default=())
+    candidate: TrainCommands | None = None
 
 
 def take_training(commands: TrainCommands) -> dict[str, Any]:
@@ -83,6 +89,22 @@ def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -
         # The winner's pictures may have had other channels.
         document["model"] = {"layers": [_without_channels(layers[0]), *layers[1:]]}
     return parse_train_commands(document, source="a proposal")
+
+
+def write_commands(base: TrainCommands, proposal: Proposal, name: str) -> TrainCommands:
+    """Return the commands of a proposal on the task of `base`; raises as `make_commands`."""
+    if proposal.candidate is None:
+        return make_commands(base, proposal.training, name)
+    document = {key: value for key, value in proposal.candidate.document().items() if key not in _TASK_KEYS}
+    document |= {key: value for key, value in base.document().items() if key in _TASK_KEYS}
+    return make_commands(parse_train_commands(document, source="a candidate"), proposal.training, name)
+
+
+def number_name(name: str, number: int) -> str:
+    """Return ``name-number``, the name cut where that were longer than a name may be."""
+    suffix = f"-{number}"
+    room = MAX_NAME_BYTES - len(suffix)
+    return name.encode()[:room].decode(errors="ignore").rstrip() + suffix
 
 
 def read_training(row: Mapping[str, Any] | pd.Series[Any], params: Iterable[str]) -> dict[str, Any]:
@@ -138,7 +160,7 @@ def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]
         closeness: Of each task, higher is nearer.
     """
     params = list_params(past)
-    usable = past.assign(z=score_ranks(past, metric))
+    usable = past.assign(z=score_quantiles(past, metric))
     usable = usable[usable["z"].notna() & ~usable["status"].isin(FAILED)]
     best = usable.sort_values("z", ascending=False, kind="stable").groupby("task", sort=False).head(_PER_TASK)
     place = best.groupby("task").cumcount()
@@ -197,9 +219,12 @@ def derive_space(training: Mapping[str, Any], past: pd.DataFrame) -> Space:
         same = past
         if "optimizer.name" in past.columns:
             same = past[(past["optimizer.name"] == training["optimizer"]["name"]).fillna(False).to_numpy(dtype=bool)]
+        if "status" in same.columns:
+            # A rate at which a training diverged is none to try.
+            same = same[~same["status"].isin(FAILED).to_numpy(dtype=bool)]
         seen = read_numbers(same, RATE)
         seen = seen[seen > 0]
-        usual = np.quantile(seen, [0.05, 0.95]) if len(seen) else (rate, rate)
+        usual = np.quantile(seen, [0.05, 0.95]) if len(seen) >= _FEWEST_RATES else (rate, rate)
         low, high = min(rate / _RATE_FACTOR, usual[0]), max(rate * _RATE_FACTOR, usual[1])
         space[RATE] = Range(_round(float(low)), _round(float(high)), log=True)
     if decay := _read_positive(training, "optimizer.weight_decay"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from mlmeta.proposals import (
     draw_proposals,
     find_winners,
     keep_in_space,
-    make_commands,
+    number_name,
     read_defaults,
     read_training,
     take_training,
     vary,
+    write_commands,
 )
 from mlmeta.search_space import read_space
 from mlmeta.similarity import NEW_TASK
@@ -115,12 +116,16 @@ def recommend_commands(
             tried fits the pictures.
         MlmetaError: If the history cannot be read.
     """
+    if n < 1 or seed < 0:
+        raise BadInputError(f"recommend: n must be 1 or above and seed 0 or above; got {n} and {seed}")
+    if candidates is not None and not candidates:
+        return []
     task = look_at_task(commands, base_dir or Path(), history, metric)
     n_known = len(task.past) + len(task.own)
     if n_known and not task.n_scored(metric):
         _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
     rng = np.random.default_rng(seed)
-    given = [Proposal(take_training(one), f"the candidate {one.model_name}") for one in candidates or ()]
+    given = [Proposal(take_training(one), f"the candidate {one.model_name}", candidate=one) for one in candidates or ()]
     is_cold = not (len(task.past) or len(task.own) or given)
     wanted = given or list(_propose(task, metric, rng))
     proposals, rows = fit_proposals(task, wanted, at_most=n if is_cold else None)
@@ -243,6 +248,9 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
     else:
         space = derive_space(given, task.past)
     found += draw_proposals(given, space, rng)
+    if task.commands.initial_weights not in (None, "auto"):
+        # Weights that the commands name fit the model that the commands have.
+        found = [replace(one, training={**one.training, "model": given["model"]}) for one in found]
     params = list_params(task.own)
     tried = {digest_training(read_training(task.own.iloc[i], params)) for i in range(len(task.own))}
     for proposal in found:
@@ -262,11 +270,16 @@ def _explain(
     rank: int,
     near: pd.Series[Any] | None,
 ) -> Recommendation:
-    commands = make_commands(task.commands, proposal.training, f"{task.commands.model_name}-{rank}")
+    commands = write_commands(task.commands, proposal, number_name(task.commands.model_name, rank))
     distances = task.distances
     found = [] if near is None else [_make_evidence(near, 0.0, metric)]
-    for place in surrogate.find_evidence(row, N_EVIDENCE - len(found)):
-        one = surrogate.past.iloc[place]
+    # What it is taken from first, then what the surrogate goes by.
+    past = surrogate.past
+    place_of = {run_id: place for place, run_id in enumerate(past["run_id"] if len(past) else ())}
+    sources = [place_of[run_id] for run_id in proposal.run_ids if run_id in place_of]
+    telling = dict.fromkeys([*sources, *surrogate.find_evidence(row, 2 * N_EVIDENCE)])
+    for place in list(telling)[: N_EVIDENCE - len(found)]:
+        one = past.iloc[place]
         found.append(_make_evidence(one, float(distances.get(one["task"], np.nan)), metric))
     evidence = tuple(found)
     seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10 * _N_TIMED)])
@@ -302,6 +315,8 @@ def _s(n: int) -> str:
 
 def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
     """Return the seconds that similar attempts took to their end, in proportion to pixels and epochs."""
+    if not len(similar):
+        return float("nan")
     similar = similar[similar["status"].isin(FINISHED)].head(_N_TIMED)
     if not len(similar):
         return float("nan")

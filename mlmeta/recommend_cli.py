@@ -13,6 +13,7 @@ import click
 from mlmeta.architecture import summarise_model
 from mlmeta.cli_errors import reporting_errors
 from mlmeta.errors import BadInputError
+from mlmeta.params import flatten_params
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from mlmeta.commands import TrainCommands
     from mlmeta.recommend import Recommendation
+
+
+# These have a column of their own.
+_SHOWN = ("optimizer.name", "optimizer.lr", "scheduler.name", "scheduler")
 
 
 @click.command()
@@ -58,7 +63,7 @@ def recommend(
     from mlmeta.documents import load_train_commands
 
     commands = load_train_commands(config)
-    others = [load_train_commands(file) for file in candidates] or None
+    others = [_anchor_weights(load_train_commands(file), file.parent) for file in candidates] or None
     from mlmeta.history import load_attempts
 
     history = load_attempts(experiments=list(experiments) or None)
@@ -85,6 +90,14 @@ def recommend(
         record_recommendations(table, files, reasons=[one.reason for one in found])
 
 
+def _anchor_weights(commands: TrainCommands, folder: Path) -> TrainCommands:
+    """Return commands whose weights file is named from the root: they will be written into another folder."""
+    weights = commands.model.get("weights")
+    if not isinstance(weights, str) or Path(weights).is_absolute():
+        return commands
+    return commands.model_copy(update={"model": {**commands.model, "weights": str(folder.absolute() / weights)}})
+
+
 def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.DataFrame:
     import pandas as pd
 
@@ -102,10 +115,24 @@ def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.Dat
                 "batch_size": commands.batch_size,
                 "scheduler": (commands.scheduler or {}).get("name") if isinstance(commands.scheduler, dict) else None,
                 "model": "as given" if commands.model == given.model else summarise_model(commands.model),
+                "differs": _describe_differences(commands, given),
                 "evidence": ", ".join(evidence.model_name for evidence in one.evidence),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if (table["differs"] != "").any() else table.drop(columns="differs")
+
+
+def _describe_differences(commands: TrainCommands, given: TrainCommands) -> str:
+    """Return what else is other than in the commands as they were given, model and what has a column left out."""
+    keys = {"optimizer", "scheduler", "criterion", "n_epoch"}
+    new, old = (flatten_params(one.model_dump(mode="json", include=keys)) for one in (commands, given))
+    same_optimizer = new.get("optimizer.name") == old.get("optimizer.name")
+    changed = [
+        f"{name} {value}" for name, value in new.items()
+        if old.get(name) != value and name not in _SHOWN and (same_optimizer or not name.startswith("optimizer."))
+    ]  # fmt: skip
+    return ", ".join(changed)
 
 
 def _round(value: float) -> float:
@@ -153,7 +180,7 @@ def _rebase(path: str, base_dir: Path, folder: Path | None) -> str:
         return path
     if folder is None:
         return str(base_dir.absolute() / path)
-    return Path(os.path.relpath(base_dir.absolute() / path, folder.absolute())).as_posix()
+    return Path(os.path.relpath(base_dir.resolve() / path, folder.resolve())).as_posix()
 
 
 COMMANDS: list[click.Command] = [recommend]

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from mlmeta.attempt_features import FAILED, lower_is_better, read_scores, score_ranks
+from mlmeta.attempt_features import FAILED, lower_is_better, read_scores, score_quantiles, score_ranks
 from mlmeta.param_features import Floats, Ints
 from mlmeta.shipped import Shipped
 from mlmeta.similarity import task_distances
@@ -106,7 +106,7 @@ class Surrogate:
     ) -> None:
         self._settings = settings or KernelSettings()
         self._sign = -1.0 if lower_is_better(metric) else 1.0
-        self.past, z = _draw(past, score_ranks(past, metric) if len(past) else np.zeros(0), MOST_ATTEMPTS, seed)
+        self.past, z = _draw(past, score_quantiles(past, metric) if len(past) else np.zeros(0), MOST_ATTEMPTS, seed)
         scores = _read_usable(self.past, metric)
         learnt = self.past
         if shipped:

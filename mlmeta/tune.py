@@ -7,7 +7,6 @@ In rounds (`mlmeta.tuning_rounds`): what to try is recommended from all that is 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,16 +82,17 @@ def tune_task(
     sampler = make_sampler(settings.sampler, commands, base_dir=base_dir)
     # Whatever cannot be used shows here, before a run is started.
     first = [] if resume_run_id else sampler.propose(settings.round_left(0), seed=settings.seed)
-    started = time.monotonic()
+    if not first and not resume_run_id:
+        raise BadInputError("nothing is left to try: every training in the space of the commands was tried")
     with (
         terminating_gently(),
         record_tuning(commands, base_dir=base_dir, settings=asdict(settings), resume_run_id=resume_run_id) as recorder,
         progress or TuningProgress(commands) as shown,
     ):
-        tuning = Tuning(commands.model_name, settings, base_dir, recorder, sampler, shown, commands.n_epoch, started)
+        tuning = Tuning(commands.model_name, settings, base_dir, recorder, sampler, shown, commands.n_epoch)
         try:
             while tuning.go_on():
-                proposals = first or sampler.propose(tuning.n_wanted(), seed=settings.seed + len(tuning.attempts()))
+                proposals = first or tuning.propose()
                 first = []
                 if not tuning.run_round(proposals):
                     shown.say("nothing is left to try in the search space")
@@ -124,7 +124,11 @@ def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = No
         BadInputError: As `tune_task`.
     """
     tuning = find_tuning(name_or_run_id)
-    settings = TuningSettings(**{**tuning.settings, **(changes or {})})
+    try:
+        settings = TuningSettings(**{**tuning.settings, **(changes or {})})
+        settings.check()
+    except TypeError as error:
+        raise BadInputError(f"resume: the settings of the tuning {tuning.run_id} cannot be read: {error}") from None
     return tune_task(tuning.commands, base_dir=tuning.commands_dir, settings=settings, resume_run_id=tuning.run_id)
 
 

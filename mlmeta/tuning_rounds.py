@@ -8,9 +8,8 @@ the first epochs' validation accuracy is a part. How far a tuning is stands in M
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from mlmeta.attempts import run_attempt
 from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
+from mlmeta.proposals import digest_training, number_name, take_training
 from mlmeta.recommend import Recommendation
 from mlmeta.samplers import SAMPLERS, Sampler
 from mlmeta.status import Status
@@ -103,9 +103,9 @@ class Tuning:
     sampler: Sampler
     shown: TuningProgress
     n_epoch: int
-    started: float
     epoch_s: float = 0.0
-    n_refused: int = 0
+    epoch_s_of: dict[str, float] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
 
     def attempts(self) -> list[TunedAttempt]:
         """Return its attempts as they are now; one whose process died is marked Interrupted first."""
@@ -121,7 +121,7 @@ class Tuning:
         current = self._current_round(attempts)
         n_before = len([attempt for attempt in attempts if attempt.round < current])
         n_begun = len(attempts) - n_before
-        return max(0, self.settings.round_left(n_before + self.n_refused) - n_begun)
+        return max(0, self.settings.round_left(n_before + len(self.refused)) - n_begun)
 
     def go_on(self) -> bool:
         """Return whether there is anything to do: attempts to begin, or to finish."""
@@ -150,7 +150,17 @@ class Tuning:
         return self._left() <= needed
 
     def _left(self) -> float:
-        return (self.settings.seconds or math.inf) - (time.monotonic() - self.started)
+        # With what it had taken before it was stopped.
+        return (self.settings.seconds or math.inf) - self.recorder.seconds
+
+    def propose(self) -> Sequence[Recommendation]:
+        """Return what to begin in the present round, without what could not be begun before."""
+        wanted = self.n_wanted()
+        if not wanted:
+            return []
+        seed = self.settings.seed + len(self.attempts())
+        found = self.sampler.propose(wanted + len(self.refused), seed=seed)
+        return [one for one in found if digest_training(take_training(one.commands)) not in self.refused][:wanted]
 
     def run_round(self, proposals: Sequence[Recommendation]) -> bool:
         """Train the first epochs of what is proposed, cut, and train the best; return whether there was anything."""
@@ -171,11 +181,11 @@ class Tuning:
         return bool(members or proposals)
 
     def _begin(self, proposal: Recommendation, number: int, until: int) -> None:
-        made = len(self.attempts()) + self.n_refused
-        commands = proposal.commands.model_copy(update={"model_name": f"{self.name}-{made + 1}"})
+        made = len(self.attempts()) + len(self.refused)
+        commands = proposal.commands.model_copy(update={"model_name": number_name(self.name, made + 1)})
         tags = {PARENT_TAG: self.recorder.run_id, ROUND_TAG: str(number)}
         if not self._train(commands, self.base_dir, until, round_number=number, tags=tags, proposal=proposal):
-            self.n_refused += 1
+            self.refused.add(digest_training(take_training(commands)))
 
     def _go_on_with(self, attempt: TunedAttempt, until: int) -> None:
         stopped = find_stopped_attempt(attempt.run_id)
@@ -190,11 +200,11 @@ class Tuning:
         """Train an attempt up to an epoch; return whether it was begun at all."""
         with self.shown.attempt(commands, round_number, proposal) as shown:
             try:
-                _, trained, _ = run_attempt(
+                run_id, trained, _ = run_attempt(
                     commands, base_dir=base_dir, test=False, until_epoch=until, progress=shown, **options
                 )
                 shown.end(trained.stopped or (f"{len(trained.curve)} of {self.n_epoch} epochs"))
-                self.epoch_s = float(trained.curve[-1]["epoch_seconds"])
+                self.epoch_s = self.epoch_s_of[run_id] = float(trained.curve[-1]["epoch_seconds"])
             except (DivergedError, AttemptFailedError) as error:
                 shown.end(str(error))
             except BadInputError as error:
@@ -231,10 +241,10 @@ class Tuning:
 
     def _affordable(self, attempt: TunedAttempt) -> int:
         """Return up to which epoch the time allows to train an attempt."""
-        left = self._left()
-        if math.isinf(left) or not self.epoch_s:
+        left, epoch_s = self._left(), self.epoch_s_of.get(attempt.run_id, self.epoch_s)
+        if math.isinf(left) or not epoch_s:
             return self.n_epoch
-        return min(self.n_epoch, attempt.n_epochs + max(0, int(left / self.epoch_s)))
+        return min(self.n_epoch, attempt.n_epochs + max(0, int(left / epoch_s)))
 
     def log_progress(self) -> tuple[list[TunedAttempt], TunedAttempt | None]:
         """Record how far it is; return its attempts and the incumbent."""

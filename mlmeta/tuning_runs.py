@@ -21,7 +21,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from mlmeta.commands import TrainCommands
-from mlmeta.errors import NotFoundError, nearest_name
+from mlmeta.errors import BadInputError, NotFoundError, nearest_name
 from mlmeta.finding import read_commands, search_all_runs
 from mlmeta.params import flatten_params
 from mlmeta.state_folder import hold_run
@@ -188,11 +188,17 @@ def find_tuning(name_or_run_id: str) -> StoppedTuning:
         hint = f". Did you mean {near!r}?" if near else f"; there are {len(runs)} others"
         raise NotFoundError(f"resume: there is no tuning of {name_or_run_id!r}{hint}")
     run = max(named, key=lambda run: run.info.start_time)
+    try:
+        settings = json.loads(run.data.tags.get(_SETTINGS_TAG, ""))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise BadInputError(f"resume: the tuning {run.info.run_id} has no settings that can be read")
     return StoppedTuning(
         run.info.run_id,
         read_commands(client, run),
         Path(run.data.tags["mlmeta.commands_dir"]),
-        json.loads(run.data.tags[_SETTINGS_TAG]),
+        settings,
     )
 
 

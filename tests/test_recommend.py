@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from mlmeta.cli import cli
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError
-from mlmeta.proposals import find_winners, read_defaults, read_training, vary
+from mlmeta.proposals import derive_space, find_winners, number_name, read_defaults, read_training, take_training, vary
 from mlmeta.recommend import Recommendation, recommend_commands
+from mlmeta.recommend_cli import _anchor_weights, _rebase
 from mlmeta.search_space import TRAINING_KEYS
 from mlmeta.train import prepare_training, train_attempt
 
@@ -352,3 +353,90 @@ def test_the_commands_own_model_is_varied_too(toy_document: dict[str, Any], hist
     widths = [one.commands.model["layers"][1]["out_features"] for one in found]
     assert len(set(widths)) > 1
     assert all(4 <= width <= 64 for width in widths)
+
+
+def test_a_candidate_is_trained_as_it_says(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    document = {**toy_document, "seed": 5, "keep": "last", "n_epoch": 3}
+    few, many = (parse_train_commands({**document, "model_name": f"for {n}", "n_epoch": n}) for n in (3, 30))
+    found = recommend({**toy_document, "n_epoch": 7}, history, candidates=[few, many])
+    assert {one.commands.n_epoch for one in found} == {3, 30}
+    assert {(one.commands.seed, one.commands.keep) for one in found} == {(5, "last")}
+    assert all(one.commands.data == parse_train_commands(toy_document).data for one in found)
+
+
+def test_named_weights_keep_the_model_that_they_fit(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    commands = parse_train_commands(toy_document)
+    found = recommend({**toy_document, "initial_weights": "earlier"}, history, n=10)
+    assert len(found) == 10
+    assert all(one.commands.model == commands.model for one in found)
+    assert {one.commands.initial_weights for one in found} == {"earlier"}
+
+
+def test_attempts_alone_on_their_tasks_teach(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    lone = history.groupby("task", as_index=False).head(1).reset_index(drop=True)
+    lone["optimizer.name"] = "Adagrad"
+    lone["accuracy"] = 0.99
+    lone.attrs = dict(history.attrs)
+    found = recommend(toy_document, lone, n=100)
+    assert "Adagrad" in {one.commands.optimizer["name"] for one in found}
+    assert any(one.evidence for one in found)
+
+
+def test_rates_at_which_trainings_diverged_are_not_drawn(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    document = {**toy_document, "optimizer": {"name": "Adam", "lr": 0.001}}
+    bad = history.head(8).assign(**{"status": "Diverged", "optimizer.name": "Adam", "optimizer.lr": 1e15})
+    bad.attrs = dict(history.attrs)
+    space = derive_space(take_training(parse_train_commands(document)), bad)
+    assert (
+        space["optimizer.lr"]
+        == derive_space(take_training(parse_train_commands(document)), history.head(0))["optimizer.lr"]
+    )
+
+
+def test_what_it_is_taken_from_is_the_first_evidence(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    for one in recommend(toy_document, history, n=5):
+        if one.reason.startswith("From ") and " on " in one.reason and "default list" not in one.reason:
+            assert one.reason.startswith(f"From {one.evidence[0].model_name}"), one.reason
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": -1}, {"seed": -1}])
+def test_numbers_that_cannot_be_meant_are_refused(
+    toy_document: dict[str, Any], history: pd.DataFrame, options: dict[str, int]
+) -> None:
+    with pytest.raises(BadInputError, match="n must be 1 or above"):
+        recommend(toy_document, history, **options)
+
+
+def test_of_no_candidates_none_is_chosen_and_an_empty_table_is_no_history(toy_document: dict[str, Any]) -> None:
+    assert recommend(toy_document, pd.DataFrame(), candidates=[]) == []
+    assert recommend(toy_document, pd.DataFrame(), n=2)
+
+
+def test_a_long_name_is_cut_for_its_number(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
+    (found,) = recommend({**toy_document, "model_name": "ü" * 100}, history, n=1)
+    assert found.commands.model_name == "ü" * 99 + "-1"
+    assert number_name("short", 12) == "short-12"
+
+
+def test_what_differs_is_told(store: str, toy_document: dict[str, Any], tmp_path: Path) -> None:
+    del store
+    other = {**toy_document, "optimizer": {**toy_document["optimizer"], "weight_decay": 0.125}, "n_epoch": 4}
+    for name, document in (("given", toy_document), ("other", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    done = run(
+        "recommend", str(tmp_path / "given.json"), "--candidate", str(tmp_path / "other.json"), "--format", "json"
+    )
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["differs"] == "optimizer.weight_decay 0.125, n_epoch 4"
+
+
+def test_written_paths_hold_through_a_linked_folder(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "down")
+    path = _rebase("pictures", tmp_path, tmp_path / "link")
+    assert (tmp_path / "link" / path).resolve() == tmp_path / "pictures"
+    assert _anchor_weights(
+        parse_train_commands({"model_name": "a", "model": {"name": "resnet18", "weights": "w.pt"}}), tmp_path
+    ).model["weights"] == str(tmp_path / "w.pt")

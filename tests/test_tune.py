@@ -283,3 +283,32 @@ def test_a_small_space_is_used_up(toy_document: dict[str, Any], store: str, samp
     models = {"model": {"choices": [toy_document["model"]]}, "scheduler": {"choices": [None]}}
     tuned = tune(toy_document | {"scheduler": None, "space": whole | models}, attempts=5, round_size=5, sampler=sampler)
     assert len(tuned.attempts) == 2
+
+
+def test_nothing_left_to_try_is_one_sentence_and_no_run(toy_document: dict[str, Any], store: str) -> None:
+    space = {"batch_size": {"choices": [4, 8]}}
+    tune({**toy_document, "space": space}, attempts=3, sampler="random")
+    client = MlflowClient(store)
+    n_runs = len(client.search_runs(["0"]))
+    with pytest.raises(BadInputError, match="nothing is left to try"):
+        tune({**toy_document, "space": space}, attempts=3, sampler="random")
+    assert len(client.search_runs(["0"])) == n_runs
+
+
+def test_what_cannot_be_begun_is_not_proposed_again(toy_document: dict[str, Any], store: str) -> None:
+    """Weights that do not fit: every proposal is refused, each once, and the tuning ends."""
+    del store
+    tuned = tune({**toy_document, "initial_weights": "nobody"}, attempts=4)
+    assert (list(tuned.attempts), tuned.incumbent) == ([], None)
+
+
+def test_the_time_limit_holds_over_stops(toy_document: dict[str, Any], store: str) -> None:
+    first = tune(toy_document, attempts=None, seconds=3.0)
+    again = resume_tuning(first.run_id)
+    assert len(again.attempts) == len(first.attempts)
+    assert len(resume_tuning(first.run_id, changes={"seconds": first.seconds + 15}).attempts) > len(first.attempts)
+    client = MlflowClient(store)
+    for tag in ("[]", "xx", '{"foo": 1}', '{"attempts": "many"}'):
+        client.set_tag(first.run_id, "mlmeta.tuning", tag)
+        with pytest.raises(BadInputError, match="resume"):
+            resume_tuning(first.run_id)
