@@ -84,6 +84,7 @@ async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
     job = await caller.server.work(caller.server.queue.find, run_id)
     return {
         "attempt": await make_document(caller, attempt),
+        "run_id": attempt.run_id,
         "metrics": {name: value for name, value in run.metrics.items() if value == value},
         "job": await describe_job(caller, job) if job else None,
         "ui": link_to_run(caller.server, run.experiment_id, run_id),

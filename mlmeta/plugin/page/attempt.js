@@ -27,7 +27,7 @@ async function turn() {
   showState(attempt, metrics, job, isOpen);
   showTexts(attempt, metrics);
   // A test's page shows how the attempt that it tests was trained.
-  await showCurves(attempt.id || runId);
+  await showCurves(known.run_id);
   if (job) {
     find("log-section").hidden = false;
     await readLog().catch((error) => showFault(find("fault"), error.message));
