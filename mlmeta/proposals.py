@@ -160,6 +160,8 @@ def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]
         closeness: Of each task, higher is nearer.
     """
     params = list_params(past)
+    # Of equally good ones the order of their names decides, and not that of their run ids, which are random.
+    past = past.sort_values(["task", "model_name"], kind="stable")
     usable = past.assign(z=score_quantiles(past, metric))
     usable = usable[usable["z"].notna() & ~usable["status"].isin(FAILED)]
     best = usable.sort_values("z", ascending=False, kind="stable").groupby("task", sort=False).head(_PER_TASK)

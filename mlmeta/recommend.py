@@ -121,9 +121,7 @@ def recommend_commands(
     if candidates is not None and not candidates:
         return []
     task = look_at_task(commands, base_dir or Path(), history, metric)
-    n_known = len(task.past) + len(task.own)
-    if n_known and not task.n_scored(metric):
-        _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
+    _warn_of_no_scores(task, metric)
     rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}", candidate=one) for one in candidates or ()]
     is_cold = not (len(task.past) or len(task.own) or given)
@@ -132,10 +130,7 @@ def recommend_commands(
     if not proposals:
         _refuse_unfit(task, wanted, are_candidates=bool(given))
         return []
-    for one in given:
-        if one not in proposals:
-            why = explain_unfit(task, one)
-            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
+    _warn_of_unfit(task, [one for one in given if one not in proposals])
     new = pd.DataFrame(rows)
     own = task.own.reset_index(drop=True)
     apart = _measure_from_own(new, own, task.tasks)
@@ -154,6 +149,18 @@ def recommend_commands(
         )
         for rank, row in enumerate(chosen, start=1)
     ]
+
+
+def _warn_of_no_scores(task: NewTask, metric: str) -> None:
+    n_known = len(task.past) + len(task.own)
+    if n_known and not task.n_scored(metric):
+        _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
+
+
+def _warn_of_unfit(task: NewTask, candidates: Sequence[Proposal]) -> None:
+    for one in candidates:
+        why = explain_unfit(task, one)
+        _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
 
 
 def judge_attempts(

@@ -76,9 +76,7 @@ def tune_task(
     settings.check()
     if commands.validation == 0:
         raise BadInputError("validation: tuning chooses by validation pictures; make it more than 0")
-    # Looked at now, so that a test without pictures is refused before hours of training.
-    pictures = prepare_task(commands, base_dir=base_dir, probe=True).pictures
-    choose_pictures(pictures, limit=commands.test.limit, ids=commands.test.ids, seed=commands.seed)
+    _look_at_pictures(commands, base_dir)
     sampler = make_sampler(settings.sampler, commands, base_dir=base_dir)
     # Whatever cannot be used shows here, before a run is started.
     first = [] if resume_run_id else sampler.propose(settings.round_left(0), seed=settings.seed)
@@ -102,6 +100,12 @@ def tune_task(
             _conclude(tuning, {})
             raise
         return _conclude(tuning, metrics)
+
+
+def _look_at_pictures(commands: TrainCommands, base_dir: Path) -> None:
+    """Refuse pictures of which there are none to train or to test on, before hours of training."""
+    pictures = prepare_task(commands, base_dir=base_dir, probe=True).pictures
+    choose_pictures(pictures, limit=commands.test.limit, ids=commands.test.ids, seed=commands.seed)
 
 
 def _conclude(tuning: Tuning, metrics: Mapping[str, float]) -> Tuned:

@@ -420,7 +420,7 @@ def test_a_long_name_is_cut_for_its_number(toy_document: dict[str, Any], history
 
 def test_what_differs_is_told(store: str, toy_document: dict[str, Any], tmp_path: Path) -> None:
     del store
-    other = {**toy_document, "optimizer": {**toy_document["optimizer"], "weight_decay": 0.125}, "n_epoch": 4}
+    other = {**toy_document, "optimizer": {**toy_document["optimizer"], "weight_decay": 0.125}, "n_epoch": 9}
     for name, document in (("given", toy_document), ("other", other)):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     done = run(
@@ -428,7 +428,7 @@ def test_what_differs_is_told(store: str, toy_document: dict[str, Any], tmp_path
     )
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
-    assert row["differs"] == "optimizer.weight_decay 0.125, n_epoch 4"
+    assert row["differs"] == "optimizer.weight_decay 0.125, n_epoch 9"
 
 
 def test_written_paths_hold_through_a_linked_folder(tmp_path: Path) -> None:

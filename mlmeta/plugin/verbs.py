@@ -6,11 +6,13 @@ name the newest is meant, and to delete a name deletes all of its attempts (MLfl
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
+from mlmeta.commands import Attempt, TrainCommands
 from mlmeta.documents import parse_attempt
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.job_queue import JobState
@@ -55,12 +57,7 @@ async def test(request: Request, caller: Asking) -> JSONResponse:
 @router.post("/create_attempt", status_code=201)
 async def create_attempt(request: Request, caller: Asking, experiment: Experiment = None) -> JSONResponse:
     """Describe an attempt without training it; the body is an Attempt document. A name that exists is refused (409)."""
-    document = await read_body(request, caller.server.settings)
-    attempt = await caller.server.work(parse_attempt, document, source="the request")
-    commands, base_dir = await check_train_commands(caller, document)
-    _check_name(attempt.name, commands.model_name)
-    if attempt.testing_commands:
-        write_test(attempt.testing_commands)
+    attempt, commands, base_dir = await _read_attempt(request, caller)
     experiment_id = await find_experiment(caller, experiment)
     await _refuse_known(caller, attempt.name, experiment_id)
     run = await create_run(
@@ -72,9 +69,18 @@ async def create_attempt(request: Request, caller: Asking, experiment: Experimen
     return JSONResponse(await make_document(caller, await get_run(caller, run.run_id)), status_code=201)
 
 
-def _check_name(name: str, model_name: str) -> None:
-    if name != model_name:
-        raise BadInputError(f"name: must be the model_name of the training commands, {model_name!r}; got {name!r}")
+async def _read_attempt(request: Request, caller: Asking) -> tuple[Attempt, TrainCommands, Path]:
+    """Return the Attempt document that a request brings, its train commands, and what their paths are relative to."""
+    document = await read_body(request, caller.server.settings)
+    attempt = await caller.server.work(parse_attempt, document, source="the request")
+    commands, base_dir = await check_train_commands(caller, document)
+    if attempt.name != commands.model_name:
+        raise BadInputError(
+            f"name: must be the model_name of the training commands, {commands.model_name!r}; got {attempt.name!r}"
+        )
+    if attempt.testing_commands:
+        write_test(attempt.testing_commands)
+    return attempt, commands, base_dir
 
 
 async def _refuse_known(caller: Asking, name: str, experiment_id: str) -> None:
@@ -97,12 +103,7 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
 
     What was trained is never overwritten: train the name again for a new attempt.
     """
-    document = await read_body(request, caller.server.settings)
-    attempt = await caller.server.work(parse_attempt, document, source="the request")
-    commands, base_dir = await check_train_commands(caller, document)
-    _check_name(attempt.name, commands.model_name)
-    if attempt.testing_commands:
-        write_test(attempt.testing_commands)
+    attempt, commands, base_dir = await _read_attempt(request, caller)
     run = (await find_runs(caller, attempt.name))[0]
     if run.tags.get(QUEUED_TAG) != "0":
         state = "in the queue" if run.is_untrained else run.status
