@@ -156,7 +156,7 @@ def test_an_attempt_is_queued_grows_completes_and_opens_in_mlflow(browser: Brows
     browser.wait("the end of the training", is_complete)
     browser.wait("the whole curve", lambda: browser.read(N_POINTS) == N_EPOCHS)
     assert len({n for n in seen if 0 < n < N_EPOCHS}) >= 2, f"the curve did not grow: {sorted(seen)}"
-    assert f"epoch {N_EPOCHS}/{N_EPOCHS}" in browser.wait("the log", lambda: browser.text("#log"))
+    browser.wait("the log's last line", lambda: f"epoch {N_EPOCHS}/{N_EPOCHS}" in browser.text("#log"))
     assert "accuracy" in browser.text("#metrics")
     browser.find("#mlflow").click()
     browser.wait("MLflow's page", lambda: "/#/experiments/0/runs/" in browser.driver.current_url)
