@@ -40,7 +40,7 @@ _EXPORTS = {
     "find_pictures": "mlmeta.pictures",
     "load_test_commands": "mlmeta.documents",
     "load_train_commands": "mlmeta.documents",
-    "make_document": "mlmeta.tracking",
+    "make_document": "mlmeta.finding",
     "Recommendation": "mlmeta.recommend",
     "recommend_commands": "mlmeta.recommend",
     "resume_attempt": "mlmeta.attempts",

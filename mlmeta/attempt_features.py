@@ -13,23 +13,30 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from mlmeta.errors import BadInputError, nearest_name, shorten
-from mlmeta.param_features import MISSING, Floats, Ints, ParamColumn, ParamRecipe, plan_features
-from mlmeta.status import Status
+from mlmeta.history_table import (
+    FAILED,
+    Floats,
+    Ints,
+    check_column,
+    list_params,
+    lower_is_better,
+    read_numbers,
+    read_scores,
+)
+from mlmeta.param_features import MISSING, ParamColumn, ParamRecipe, plan_features
 
-FACTS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
 # An attempt alone on its task is neither the best nor the worst of many.
 _LONE_SHARES = (0.05, 0.95)
-FAILED = (Status.FAILED, Status.DIVERGED)
+
+
 RATE, OPTIMIZER = "optimizer.lr", "optimizer.name"
+
 
 # Of params: what says nothing about how an attempt was made, or stands in arch.* already.
 _LEFT_OUT = re.compile(
     r"(model\.layers|test|task)\..*|(.*\.)?(seed|path|paths|file|config|ids?|label_names|n_labels|model_name|run_id)"
     r"|(initial_weights|stop|space)(\..*)?|model\.weights"
 )
-_METRIC = re.compile(r"metrics\..*|.*(loss|accuracy|_std|_f1|seconds|per_second)|learning_rate")
-_LOWER_IS_BETTER = re.compile(r"loss|seconds|duration|error|regret")
 
 
 @dataclass(frozen=True)
@@ -154,54 +161,6 @@ def encode_attempts(table: pd.DataFrame, params: Sequence[str] | None = None) ->
             blocks.append(block)
     matrix = np.hstack(blocks) if blocks else np.zeros((len(table), 0))
     return _add_relative_rate(matrix, tuple(recipes))
-
-
-def list_params(table: pd.DataFrame) -> list[str]:
-    """Return the columns that hold params, by ``table.attrs["kinds"]``, or by their names where that is lost."""
-    kinds = table.attrs.get("kinds")
-    if kinds:
-        return [name for name in table.columns if kinds.get(name) == "param"]
-    others = {*FACTS, "curve"}
-    names = [str(name) for name in table.columns if name not in others]
-    return [name for name in names if not name.startswith("tags.") and not _METRIC.fullmatch(name)]
-
-
-def check_column(table: pd.DataFrame, name: str, *, what: str) -> None:
-    """Check that a table has a column.
-
-    Raises:
-        BadInputError: If not; it says which column's name is nearest. `what` is "param" or "metric".
-    """
-    if name not in table.columns:
-        near = nearest_name(name, [str(column) for column in table.columns])
-        hint = f". Did you mean {near!r}?" if near else ""
-        raise BadInputError(f"no attempt has the {what} {shorten(name)}{hint}")
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether the smaller of two values of a metric is the better one, as its name says (losses, seconds)."""
-    return _LOWER_IS_BETTER.search(metric.casefold()) is not None
-
-
-def read_numbers(table: pd.DataFrame, name: str) -> Floats:
-    """Return a column's finite numbers, float64, shape (n,); NaN where it has none, or where there is no column."""
-    if name not in table.columns:
-        return np.full(len(table), np.nan)
-    values: Floats = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def read_scores(table: pd.DataFrame, metric: str) -> Floats:
-    """Return a metric's values as they are, float64, shape (n,); NaN where there is none.
-
-    Raises:
-        BadInputError: If the table lacks the metric, or it is no number.
-    """
-    check_column(table, metric, what="metric")
-    if not pd.api.types.is_numeric_dtype(table[metric]):
-        raise BadInputError(f"attempts can be compared by numbers only, and {shorten(metric)} is none")
-    values: Floats = table[metric].to_numpy(dtype=np.float64, na_value=np.nan)
-    return values
 
 
 def score_ranks(table: pd.DataFrame, metric: str) -> Floats:

@@ -9,18 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import (
-    FAILED,
-    EncodedAttempts,
-    check_column,
-    encode_attempts,
-    lower_is_better,
-    read_scores,
-    score_ranks,
-)
+from mlmeta.attempt_features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
 from mlmeta.functional_anova import Factor
-from mlmeta.param_features import Floats, Ints
+from mlmeta.history_table import FAILED, Floats, Ints, check_column, lower_is_better, read_scores
 
 # Of seven real tasks, importances from 20 random attempts correlated with those from all 64 by 0.44 (the learning rate
 # was among the first three in 71 % of the draws), from 30 by 0.60 (86 %), but from 10 by 0.19.

@@ -16,13 +16,7 @@ from mlmeta.pictures import choose_pictures
 from mlmeta.progress import EpochProgress, TrainingProgress
 from mlmeta.recorded_training import Job, train_recorded
 from mlmeta.spec_builder import output_form
-from mlmeta.train import (
-    Metrics,
-    Prepared,
-    Trained,
-    prepare_training,
-    restore_state,
-)
+from mlmeta.train import Metrics, Prepared, Trained, prepare_training, restore_state
 
 
 def run_attempt(
@@ -56,20 +50,21 @@ def run_attempt(
         AttemptFailedError: If the training broke.
         KeyboardInterrupt: At SIGINT or SIGTERM; the attempt is Interrupted, and can be resumed.
     """
-    from mlmeta import tracking
+    from mlmeta.recovery import find_resumable
+    from mlmeta.tracking import record_attempt
 
     prepared = prepare_training(commands, base_dir=base_dir)
     section = commands.test
     if test:
         # Looked at now, so that a test without pictures is refused before hours of training.
         choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=commands.seed)
-    resumed = resume_run_id or tracking.find_resumable(commands)
+    resumed = resume_run_id or find_resumable(commands)
     # A checkpoint has all that the attempt began with.
     start = None if resumed and Checkpoint(resumed).is_there() else look_up_start(prepared)
     metrics: Metrics = {}
     with (
         terminating_gently(),
-        tracking.record_attempt(commands, base_dir=base_dir, resume_run_id=resumed, tags=tags) as recorder,
+        record_attempt(commands, base_dir=base_dir, resume_run_id=resumed, tags=tags) as recorder,
     ):
         checkpoint = Checkpoint(recorder.run_id)
         recorded = recorder.recorded_steps("train_loss") if resumed else set()
@@ -102,9 +97,9 @@ def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trai
         NotFoundError: If there is no such attempt, or this machine has no checkpoint of it.
         BadInputError: If it is complete or running, or its pictures have changed.
     """
-    from mlmeta import tracking
+    from mlmeta.recovery import find_stopped_attempt
 
-    attempt = tracking.find_stopped_attempt(name_or_run_id)
+    attempt = find_stopped_attempt(name_or_run_id)
     return run_attempt(attempt.commands, base_dir=attempt.commands_dir, test=test, resume_run_id=attempt.run_id)
 
 

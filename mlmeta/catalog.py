@@ -170,7 +170,7 @@ def list_placeholders(entry: Entry, argument: str) -> tuple[str, ...]:
     return (*auto, "n_labels") if counts else auto
 
 
-_WORDS = {
+_KIND_WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string", "null": "null",
     "layer": "a layer", "layers": "a list of layers", "schedulers": "a list of schedulers",
     "transforms": "a list of transforms", "any": "a value",
@@ -180,7 +180,7 @@ _WORDS = {
 def describe_kinds(argument: Argument) -> str:
     """Return in words what an argument may be."""
     kinds = [kind for kind in argument.kinds if not (kind == "int" and "float" in argument.kinds)]
-    words = {**_WORDS, "list": "a list of whole numbers" if "int" in kinds else "a list of numbers"}
+    words = {**_KIND_WORDS, "list": "a list of whole numbers" if "int" in kinds else "a list of numbers"}
     if argument.choices:
         words["str"] = "one of " + ", ".join(repr(choice) for choice in argument.choices)
     return _join_or([words[kind] for kind in kinds])

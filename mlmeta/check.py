@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlmeta.commands import TrainCommands
+from mlmeta.optimizers import build_optimizer, build_scheduler
 from mlmeta.picture_files import Part
 from mlmeta.preparation import prepare_criterion, prepare_model, prepare_task
 from mlmeta.shapes import LayerRow
 from mlmeta.sizes import format_bytes
-from mlmeta.spec_builder import build_optimizer, build_scheduler, summarize_model
+from mlmeta.spec_builder import summarize_model
 from mlmeta.tensors import count_batches
 
 

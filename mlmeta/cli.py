@@ -71,15 +71,15 @@ def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> No
 @reporting_errors
 def recover(older_than: float) -> None:
     """Send what could not be recorded, and mark attempts whose process is dead."""
-    from mlmeta import tracking
     from mlmeta.checkpoints import Checkpoint, list_checkpoints
     from mlmeta.finding import find_ended
+    from mlmeta.recovery import find_stale_attempts, mark_interrupted, send_spool
 
-    for run_id in tracking.send_spool():
+    for run_id in send_spool():
         click.echo(f"sent what was kept of run {run_id}")
-    stale = tracking.find_stale_attempts(older_than_s=older_than)
+    stale = find_stale_attempts(older_than_s=older_than)
     for attempt in stale:
-        status = tracking.mark_interrupted(attempt.run_id)
+        status = mark_interrupted(attempt.run_id)
         can_go_on = attempt.kind == "attempt" and status == "Interrupted"
         advice = f"; go on with: mlmeta train --resume {attempt.run_id}" if can_go_on else ""
         click.echo(f"{attempt.name}: marked {status}{advice}")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from mlmeta.attempt_features import lower_is_better
 from mlmeta.errors import BadInputError
-from mlmeta.selection import FACTS, find_attempts, find_numbers, is_numeric
+from mlmeta.history_table import FACTS, is_numeric, lower_is_better
+from mlmeta.selection import find_attempts, find_numbers
 
 MAX_ATTEMPTS = 100
 # Numbers of a run that are no goal: none of them is the best.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.plots import _literal, _new_figure, _save, _shorten
+from mlmeta.plots import literal, new_plot, save_plot, shorten_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,20 +38,20 @@ def plot_learning_curves(path: str | Path, curves: pd.DataFrame, *, title: str =
     n_attempts = curves["run_id"].nunique()
     metric = str(curves["metric"].iloc[0]) if len(curves) else "curve"
     title = title or f"{metric} of {n_attempts:,} attempt{'' if n_attempts == 1 else 's'}"
-    figure = _new_figure(7.2, 4.6, title=title)
+    figure = new_plot(7.2, 4.6, title=title)
     axes = figure.subplots()
     groups = _group_attempts(drawn)
     colours = dict(zip(dict.fromkeys(groups.values()), _COLOURS, strict=False)) if groups else {}
     _draw_lines(axes, drawn, {run_id: colours[group] for run_id, group in groups.items()})
     _scale_axes(axes, drawn, metric)
     for group, colour in colours.items():
-        axes.plot([], [], color=colour, label=_shorten(group, width_points=130, size=8))
+        axes.plot([], [], color=colour, label=shorten_label(group, width_points=130, size=8))
     if colours:
         legend = figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         for text in legend.get_texts():
-            text.set(**_literal())
+            text.set(**literal())
             text.set_fontsize(8)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def _group_attempts(curves: pd.DataFrame) -> dict[str, str]:
@@ -102,7 +102,7 @@ def _scale_axes(axes: Axes, curves: pd.DataFrame, metric: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(_shorten(metric, width_points=200, size=9), **_literal())
+    axes.set_ylabel(shorten_label(metric, width_points=200, size=9), **literal())
     if not len(values):
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no curve to show", transform=axes.transAxes, ha="center", color=_GREY)

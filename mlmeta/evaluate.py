@@ -206,16 +206,17 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
         WeightsError: If the weights are not those that were recorded, or do not fit.
         BadInputError: If pictures or commands cannot be used.
     """
-    from mlmeta import tracking
+    from mlmeta.finding import download_weights, find_attempt
+    from mlmeta.tracking import record_test
 
-    attempt = tracking.find_attempt(name=test.model_name, run_id=test.run_id)
+    attempt = find_attempt(name=test.model_name, run_id=test.run_id)
     _check_labels_known(test.label_names or [], attempt.label_names)
     commands = merge_commands(attempt.commands, test)
     folder = base_dir if test.data is not None else attempt.commands_dir
     chosen = _with_labels(commands, test.label_names or attempt.label_names)
     task = _relabel(prepare_task(chosen, base_dir=folder, training=False), attempt.label_names)
     with tempfile.TemporaryDirectory() as temporary:
-        file = tracking.download_weights(attempt, Path(temporary))
+        file = download_weights(attempt, Path(temporary))
         state = read_weights(file, sha256=attempt.weights_sha256)
         model = prepare_model(
             _without_weights(commands), n_labels=task.n_labels, input_shape=task.input_shape, base_dir=folder
@@ -224,7 +225,7 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
     device = choose_device()
     criterion = prepare_criterion(commands, n_labels=task.n_labels).to(device)
     plan = TestPlan(test.limit, tuple(test.ids), commands.seed if test.seed is None else test.seed, commands.batch_size)
-    with tracking.record_test(attempt, test.document()) as recorder:
+    with record_test(attempt, test.document()) as recorder:
         metrics = test_model(
             model.to(device), criterion, task, plan,
             form=output_form(commands.model), recorder=recorder, name=attempt.name,

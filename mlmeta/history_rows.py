@@ -1,6 +1,6 @@
 """What readers of a tracking store give and the history cache keeps: runs as an Arrow table of text and numbers.
 
-A column is a fact of the run (`FACTS`), ``param:<key>`` or ``tag:<key>`` (text as MLflow has it), ``metric:<key>``
+A column is a fact of the run (`FACT_TYPES`), ``param:<key>`` or ``tag:<key>`` (text as MLflow has it), ``metric:<key>``
 (float64), or ``curve`` (a list of float64). What a column means for people is decided in `mlmeta.history_table`.
 """
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mlmeta.loss_curve import CURVE_TAG, parse_curve
 
-FACTS: Mapping[str, pa.DataType] = {
+FACT_TYPES: Mapping[str, pa.DataType] = {
     "run_id": pa.string(),
     "name": pa.string(),
     "experiment_id": pa.string(),
@@ -35,12 +35,12 @@ class RunRows:
     """Runs on their way from a store: facts by run, everything else by column.
 
     Attributes:
-        facts: Every name of `FACTS` with one value a run.
+        facts: Every name of `FACT_TYPES` with one value a run.
         texts: ``param:<key>`` or ``tag:<key>`` → (rows, values), one by one or as arrays.
         numbers: ``metric:<key>`` → (rows, values).
     """
 
-    facts: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FACTS})
+    facts: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FACT_TYPES})
     texts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     numbers: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class RunRows:
     def to_arrow(self) -> pa.Table:
         """Return the runs as a table."""
         n = len(self)
-        columns = {name: pa.array(self.facts[name], type=kind) for name, kind in FACTS.items()}
+        columns = {name: pa.array(self.facts[name], type=kind) for name, kind in FACT_TYPES.items()}
         curves = self.texts.pop(f"tag:{CURVE_TAG}", ([], []))
         columns["curve"] = _read_curves(*curves, n_rows=n)
         for name, (rows, texts) in self.texts.items():

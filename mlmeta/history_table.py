@@ -13,9 +13,34 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlmeta.errors import BadInputError, nearest_name, shorten
+from mlmeta.status import Status
+
+FACTS = ("run_id", "model_name", "status", "task", "started", "duration_s")
+
+
 FACT_COLUMNS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
+
+
 _KINDS = ("param", "metric", "tag")
+
+
 _DIGEST = "tag:mlmeta.task_digest"
+
+
+FAILED = (Status.FAILED, Status.DIVERGED)
+
+
+_METRIC = re.compile(r"metrics\..*|.*(loss|accuracy|_std|_f1|seconds|per_second)|learning_rate")
+
+
+_LOWER_IS_BETTER = re.compile(r"loss|seconds|duration|error|regret")
+
+
+Floats = npt.NDArray[np.float64]
+
+
+Ints = npt.NDArray[np.int64]
 
 
 def make_frame(table: pa.Table) -> pd.DataFrame:
@@ -150,3 +175,75 @@ def _split_curves(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
             curves[start + row] = values[offsets[row] : offsets[row + 1]]
         start += len(chunk)
     return curves
+
+
+def find_kinds(table: pd.DataFrame) -> dict[str, str]:
+    """Return column → kind; where pandas has lost it, as the columns' names and types say."""
+    kinds: dict[str, str] | None = table.attrs.get("kinds")
+    if kinds is not None:
+        return kinds
+    others = {*FACTS, "experiment", "curve"}
+    names = [name for name in table.columns if name not in others and not name.startswith("tags.")]
+    params = set(list_params(table))
+    guessed = {name: "param" if name in params or not is_numeric(table[name]) else "metric" for name in names}
+    return guessed | {name: "tag" for name in table.columns if name.startswith("tags.")}
+
+
+def with_kinds(table: pd.DataFrame, kinds: dict[str, str]) -> pd.DataFrame:
+    """Return the table, sharing its columns, with what each of them is."""
+    table = table.copy(deep=False)
+    table.attrs = {**table.attrs, "kinds": kinds}
+    return table
+
+
+def is_numeric(series: pd.Series[Any]) -> bool:
+    """Return whether a column's type is one of numbers, booleans left out."""
+    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
+
+
+def list_params(table: pd.DataFrame) -> list[str]:
+    """Return the columns that hold params, by ``table.attrs["kinds"]``, or by their names where that is lost."""
+    kinds = table.attrs.get("kinds")
+    if kinds:
+        return [name for name in table.columns if kinds.get(name) == "param"]
+    others = {*FACTS, "experiment", "curve"}
+    names = [str(name) for name in table.columns if name not in others]
+    return [name for name in names if not name.startswith("tags.") and not _METRIC.fullmatch(name)]
+
+
+def check_column(table: pd.DataFrame, name: str, *, what: str) -> None:
+    """Check that a table has a column.
+
+    Raises:
+        BadInputError: If not; it says which column's name is nearest. `what` is "param" or "metric".
+    """
+    if name not in table.columns:
+        near = nearest_name(name, [str(column) for column in table.columns])
+        hint = f". Did you mean {near!r}?" if near else ""
+        raise BadInputError(f"no attempt has the {what} {shorten(name)}{hint}")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether the smaller of two values of a metric is the better one, as its name says (losses, seconds)."""
+    return _LOWER_IS_BETTER.search(metric.casefold()) is not None
+
+
+def read_numbers(table: pd.DataFrame, name: str) -> Floats:
+    """Return a column's finite numbers, float64, shape (n,); NaN where it has none, or where there is no column."""
+    if name not in table.columns:
+        return np.full(len(table), np.nan)
+    values: Floats = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def read_scores(table: pd.DataFrame, metric: str) -> Floats:
+    """Return a metric's values as they are, float64, shape (n,); NaN where there is none.
+
+    Raises:
+        BadInputError: If the table lacks the metric, or it is no number.
+    """
+    check_column(table, metric, what="metric")
+    if not pd.api.types.is_numeric_dtype(table[metric]):
+        raise BadInputError(f"attempts can be compared by numbers only, and {shorten(metric)} is none")
+    values: Floats = table[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+    return values

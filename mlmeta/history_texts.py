@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 # Of a table: a block's texts are held twice while it is split.
-BLOCK_ROWS = 10_000
-_SEPARATOR = "\x1e"
+TEXT_ROWS = 10_000
+_RECORD_SEPARATOR = "\x1e"
 
 Block = tuple[Sequence[str], Sequence[str], Sequence[str | None]]
 Places = npt.NDArray[np.int64]
@@ -55,16 +55,18 @@ def _read_blocks(connection: sqlite3.Connection, table: str, unread: Sequence[st
     """Yield run ids, keys and values of the rows of a table, all of one length, block by block."""
     last = connection.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0] or 0  # noqa: S608
     rows = f"FROM {table} WHERE rowid BETWEEN ? AND ? AND key NOT IN ({', '.join('?' * len(unread))})"
-    written = ", ".join(f"group_concat({column}, char({ord(_SEPARATOR)}))" for column in ("run_uuid", "key", "value"))
-    for first in range(0, last + 1, BLOCK_ROWS):
-        given = (first, first + BLOCK_ROWS - 1, *unread)
+    written = ", ".join(
+        f"group_concat({column}, char({ord(_RECORD_SEPARATOR)}))" for column in ("run_uuid", "key", "value")
+    )
+    for first in range(0, last + 1, TEXT_ROWS):
+        given = (first, first + TEXT_ROWS - 1, *unread)
         count, n_values, *columns = connection.execute(
             f"SELECT count(*), count(value), {written} {rows}",
             given,
         ).fetchone()
         if not count:
             continue
-        split = [column.split(_SEPARATOR) for column in columns] if n_values == count else []
+        split = [column.split(_RECORD_SEPARATOR) for column in columns] if n_values == count else []
         if split and all(len(column) == count for column in split):
             yield split[0], split[1], split[2]
         else:

@@ -19,11 +19,8 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_sample import Sample, draw_sample, fit_resampled, make_factors
-from mlmeta.attempt_sample import TooFewAttemptsError as TooFewAttemptsError
 from mlmeta.functional_anova import TreeEffects
-from mlmeta.marginal_effects import marginal_effect as marginal_effect
-from mlmeta.marginal_effects import pairwise_effects as pairwise_effects
-from mlmeta.param_features import Floats
+from mlmeta.history_table import Floats
 from mlmeta.permutation import HeldOut, measure_held_out
 
 COLUMNS = (

@@ -16,7 +16,8 @@ from pathlib import Path
 from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, DivergedError, MlmetaError
 from mlmeta.interruption import terminating_gently
-from mlmeta.job_queue import Job, JobKind, JobQueue, JobState
+from mlmeta.job_queue import JobQueue
+from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.status import Status
 from mlmeta.store_uri import EXPERIMENTS_VARIABLE
 

@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from mlmeta.errors import BadInputError
 from mlmeta.job_process import is_server_there
-from mlmeta.job_queue import Job, JobQueue, JobState
+from mlmeta.job_queue import JobQueue
+from mlmeta.jobs import Job, JobState
 
 MOST_STARTS = 3
 _LOOK_S = 0.3

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import check_column, read_numbers, read_scores
-from mlmeta.param_features import Floats
+from mlmeta.history_table import Floats, check_column, read_numbers, read_scores
 from mlmeta.status import Status
 
 STD_COLUMN = "lesson_std"

@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.attempt_features import list_params
 from mlmeta.comparison import compare_table
-from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.filter_syntax import parse_filter, parse_order
-from mlmeta.filter_tree import list_columns
-from mlmeta.filters import find_column, match_filter, sort_rows
+from mlmeta.errors import NotFoundError
+from mlmeta.filter_syntax import parse_filter
+from mlmeta.history_table import FACTS, find_kinds, with_kinds
 from mlmeta.rankings import direction, find_best_values, rank_attempts, select_pareto_front
-from mlmeta.selection import FACTS, find_attempts, find_task, is_numeric
+from mlmeta.selection import check_search, collect_curves, find_matching, find_task
 
 __all__ = [
     "FACTS",
@@ -37,9 +34,6 @@ __all__ = [
     "search_attempts",
     "similar_tasks",
 ]
-
-# The history keeps curves up to this length whole; longer ones are read from the metric.
-_WHOLE_CURVE = 300
 
 
 def search_attempts(
@@ -68,27 +62,9 @@ def search_attempts(
         FilterError: If a filter, an order or a column is not understood or not there; names the nearest column.
         BadInputError: If the limit is less than 1.
     """
-    if limit is not None and limit < 1:
-        raise BadInputError(f"limit must be 1 or more; got {limit}")
-    orders = [order_by] if isinstance(order_by, str) else list(order_by)
-    asked = [*list_columns(parse_filter(filter)), *(order.column for text in orders for order in parse_order(text))]
+    check_search(filter, order_by=order_by, limit=limit)
     table = _load(history, experiments, tracking_uri)
-    if table.empty:
-        # Nothing can be said about columns that no attempt has yet.
-        return table[list(FACTS)]
-    rows = sort_rows(table, orders)
-    rows = rows[match_filter(table, filter).to_numpy()[rows]][:limit]
-    named = [find_column(table, column.name) for column in asked]
-    result = table[_choose_columns(table, columns, named)].iloc[rows].reset_index(drop=True)
-    return _with_kinds(result, {name: kind for name, kind in _kinds(table).items() if name in result.columns})
-
-
-def _choose_columns(table: pd.DataFrame, columns: Sequence[str] | None, named: Sequence[str]) -> list[str]:
-    if columns is not None:
-        return list(dict.fromkeys(find_column(table, name, what="columns") for name in columns))
-    kinds = _kinds(table)
-    usual = [name for name in table.columns if kinds.get(name) in ("param", "metric")]
-    return list(dict.fromkeys([*FACTS, *usual, *named]))
+    return find_matching(table, filter, order_by=order_by, limit=limit, columns=columns)
 
 
 def compare_attempts(
@@ -133,50 +109,7 @@ def learning_curves(
     """
     parse_filter(filter)
     table = _load(history, experiments, tracking_uri)
-    if names_or_run_ids:
-        table = _with_kinds(find_attempts(table, names_or_run_ids), _kinds(table))
-    if len(table):
-        table = table[match_filter(table, filter).to_numpy()]
-    is_kept = _find_kept_curves(table) if metric == "train_loss" else np.zeros(len(table), dtype=bool)
-    points = _unfold_curves(table[is_kept])
-    if not is_kept.all():
-        from mlmeta.history import load_curves
-
-        rest = load_curves(table["run_id"][~is_kept].tolist(), metric=metric, tracking_uri=tracking_uri)
-        points = pd.concat([points, rest], ignore_index=True)
-    return _join_facts(table, points, metric)
-
-
-def _find_kept_curves(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Return of which attempts the table has the whole curve, or nothing is to be had."""
-    lengths = table["curve"].map(lambda curve: len(curve) if isinstance(curve, np.ndarray) else -1)
-    has_loss = table["train_loss"].notna() if "train_loss" in table.columns else pd.Series(False, index=table.index)
-    # While an attempt is trained, its curve stands in its metric only.
-    kept: npt.NDArray[np.bool_] = ((lengths < _WHOLE_CURVE) & ~((lengths < 0) & has_loss)).to_numpy(dtype=bool)
-    return kept
-
-
-def _unfold_curves(table: pd.DataFrame) -> pd.DataFrame:
-    curves = [curve if isinstance(curve, np.ndarray) else np.empty(0) for curve in table["curve"]]
-    lengths = np.array([len(curve) for curve in curves], dtype=np.int64)
-    steps = [np.arange(1, length + 1) for length in lengths]
-    return pd.DataFrame(
-        {
-            "run_id": table["run_id"].iloc[np.repeat(np.arange(len(table)), lengths)].reset_index(drop=True),
-            "step": pd.array(np.concatenate([np.empty(0, np.int64), *steps]), dtype="Int64"),
-            "value": np.concatenate([np.empty(0), *curves]),
-        }
-    )
-
-
-def _join_facts(table: pd.DataFrame, points: pd.DataFrame, metric: str) -> pd.DataFrame:
-    facts = table[list(FACTS)].reset_index(drop=True)
-    place = points["run_id"].map(pd.Series(facts.index, index=facts["run_id"])).to_numpy(dtype=np.int64)
-    order = np.lexsort([points["step"].to_numpy(dtype=np.int64), place])
-    points, facts = points.iloc[order].reset_index(drop=True), facts.iloc[place[order]].reset_index(drop=True)
-    return facts.assign(
-        metric=pd.Series(metric, index=facts.index, dtype="str"), step=points["step"], value=points["value"]
-    )
+    return collect_curves(table, names_or_run_ids, filter=filter, metric=metric, tracking_uri=tracking_uri)
 
 
 def _load(history: pd.DataFrame | None, experiments: Sequence[str] | None, tracking_uri: str | None) -> pd.DataFrame:
@@ -187,25 +120,7 @@ def _load(history: pd.DataFrame | None, experiments: Sequence[str] | None, track
         history = load_attempts(tracking_uri, experiments=experiments)
     elif experiments is not None:
         history = history[history["experiment"].isin(list(experiments))]
-    return _with_kinds(history.reset_index(drop=True), _kinds(history))
-
-
-def _kinds(table: pd.DataFrame) -> dict[str, str]:
-    """Return column → kind; where pandas has lost it, as the columns' names and types say."""
-    kinds: dict[str, str] | None = table.attrs.get("kinds")
-    if kinds is not None:
-        return kinds
-    others = {*FACTS, "experiment", "curve"}
-    names = [name for name in table.columns if name not in others and not name.startswith("tags.")]
-    params = set(list_params(table))
-    guessed = {name: "param" if name in params or not is_numeric(table[name]) else "metric" for name in names}
-    return guessed | {name: "tag" for name in table.columns if name.startswith("tags.")}
-
-
-def _with_kinds(table: pd.DataFrame, kinds: dict[str, str]) -> pd.DataFrame:
-    table = table.copy(deep=False)
-    table.attrs = {**table.attrs, "kinds": kinds}
-    return table
+    return with_kinds(history.reset_index(drop=True), find_kinds(history))
 
 
 def leaderboard(
@@ -270,12 +185,12 @@ def marginal_effect(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return how a metric goes with one hyperparameter; see `mlmeta.importance.marginal_effect`."""
-    from mlmeta import importance
+    """Return how a metric goes with one hyperparameter; see `mlmeta.marginal_effects.marginal_effect`."""
+    from mlmeta.marginal_effects import marginal_effect
 
     table = _load(history, experiments, tracking_uri)
     chosen = None if task is None else find_task(table, task)
-    return importance.marginal_effect(table, param, metric=metric, task=chosen)
+    return marginal_effect(table, param, metric=metric, task=chosen)
 
 
 def similar_tasks(

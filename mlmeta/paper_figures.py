@@ -15,17 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, MlmetaError, shorten
-from mlmeta.plots import _literal as literal
-from mlmeta.plots import _shorten as shorten_to_width
+from mlmeta.plots import literal, shorten_label
 from mlmeta.report_curves import MAX_CURVES, has_curve, measure_losses
-from mlmeta.report_data import (
-    find_pareto_front,
-    prepare_table,
-    rank_scores,
-    read_numbers,
-    spans_decades,
-    thin_attempts,
-)
+from mlmeta.report_data import find_pareto_front, prepare_table, rank_scores, read_numbers, spans_decades, thin_attempts
 from mlmeta.report_figures import GREY, PALETTE, SCORE_SCALE
 from mlmeta.report_sections import Attempts
 from mlmeta.task_map import place_tasks
@@ -274,7 +266,7 @@ def _add_legend(figure: Figure, axes: Axes, *, loc: str, ncols: int) -> None:
 
 def _text(value: object, width_points: float) -> str:
     """Return a name of strangers as it can be drawn, on one line."""
-    return shorten_to_width(str(value), width_points=width_points, size=_SMALL)
+    return shorten_label(str(value), width_points=width_points, size=_SMALL)
 
 
 def _new_figure(height: float) -> Figure:

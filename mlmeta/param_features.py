@@ -8,22 +8,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from mlmeta.history_table import Floats, Ints
 from mlmeta.params import format_param
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
 MISSING = -1.0
+
+
 _LOG10 = re.compile(r"(.*_)?lr|learning_rate|weight_decay|eps")
+
+
 _LOG2 = re.compile(r"batch_size|.*width.*|.*n_parameters.*|hidden")
+
+
 _TRUTHS = {"true": 1.0, "false": 0.0}
+
+
 _MANY_DECADES = 100.0
+
+
 _MOST_WORDS = 20
+
+
 _LEAST_SHARE = 0.005
+
+
 _LONGEST_NAME = 80
+
+
 # sklearn's trees compute with float32.
 _LARGEST = 1e30
 

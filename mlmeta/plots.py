@@ -93,7 +93,7 @@ def plot_loss_curve(
     figure = _draw_loss_curve(
         train_losses, val_losses, val_accuracies, kept=kept_epoch, title=title, chance_loss=chance_loss
     )
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def plot_confusion_matrix(
@@ -113,7 +113,7 @@ def plot_confusion_matrix(
     Raises:
         BadInputError: The matrix does not have one row and one column for each name.
     """
-    _save(_draw_confusion_matrix(np.asarray(matrix), label_names=label_names, title=title), path)
+    save_plot(_draw_confusion_matrix(np.asarray(matrix), label_names=label_names, title=title), path)
 
 
 def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str) -> None:
@@ -124,14 +124,14 @@ def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str) 
         mistakes: All mistakes, in any order.
         title: Says what is seen.
     """
-    _save(_draw_mistakes(mistakes, title=title), path)
+    save_plot(_draw_mistakes(mistakes, title=title), path)
 
 
 def _draw_loss_curve(
     train: _Curve, val: _Curve, accuracies: _Curve, *, kept: int | None, title: str, chance_loss: float | None
 ) -> Figure:
     n_panels = 2 if len(_finite_points(accuracies)) else 1
-    figure = _new_figure(6.4, 3.0 + 1.3 * n_panels, title=title)
+    figure = new_plot(6.4, 3.0 + 1.3 * n_panels, title=title)
     heights = [2, 1][:n_panels]
     panels = list(figure.subplots(n_panels, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     _draw_losses(panels[0], train, val, chance_loss=chance_loss)
@@ -208,7 +208,7 @@ def _draw_confusion_matrix(matrix: npt.NDArray[np.int64], *, label_names: Sequen
         )
     side = min(5.5, max(2.2, 0.55 * n))
     cell_points = 72 * side / n
-    figure = _new_figure(side + 3.2, side + 2.2, title=title)
+    figure = new_plot(side + 3.2, side + 2.2, title=title)
     axes = figure.subplots()
     image = axes.imshow(_row_percentages(matrix), cmap=_blues(), vmin=0, vmax=100)
     bar = figure.colorbar(image, ax=axes, shrink=0.9)
@@ -237,15 +237,15 @@ def _name_labels(axes: Axes, label_names: Sequence[str], *, cell_points: float) 
     size = 9.0 if cell_points > 20 else 7.5
     step = next(s * 10**e for e in range(9) for s in (1, 2, 5) if s * 10**e * cell_points >= 1.3 * size)
     places = range(0, len(label_names), step)
-    names = [_shorten(label_names[i], width_points=125, size=size) for i in places]
+    names = [shorten_label(label_names[i], width_points=125, size=size) for i in places]
     flat = all(_width_points(name, size=size) < 0.9 * cell_points for name in names)
     turn: dict[str, Any] = {}
     if not flat and cell_points < 20:
         turn = {"rotation": 90, "ha": "right", "va": "center", "rotation_mode": "anchor"}
     elif not flat:
         turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(places, names, fontsize=size, **turn, **_literal())
-    axes.set_yticks(places, names, fontsize=size, **_literal())
+    axes.set_xticks(places, names, fontsize=size, **turn, **literal())
+    axes.set_yticks(places, names, fontsize=size, **literal())
     note = "" if step == 1 else f" (every {step}{'nd' if step == 2 else 'th'} is named)"
     axes.set_xlabel(f"predicted label{note}")
     axes.set_ylabel(f"true label{note}")
@@ -266,13 +266,13 @@ def _write_counts(axes: Axes, matrix: npt.NDArray[np.int64], *, cell_points: flo
 
 def _draw_mistakes(mistakes: Sequence[Mistake], *, title: str) -> Figure:
     if not mistakes:
-        figure = _new_figure(4.0, 1.5, title=title)
+        figure = new_plot(4.0, 1.5, title=title)
         figure.text(0.5, 0.4, "No mistakes", ha="center", va="center", fontsize=14, color=_GREY)
         return figure
     worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MAX_MISTAKES]
     n_columns = min(_N_COLUMNS, max(3, len(worst)))
     n_rows = math.ceil(len(worst) / n_columns)
-    figure = _new_figure(1.75 * n_columns, 0.65 + 2.3 * n_rows, title=title)
+    figure = new_plot(1.75 * n_columns, 0.65 + 2.3 * n_rows, title=title)
     grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axes, mistake in zip(grid, worst, strict=False):
         _draw_mistake(axes, mistake)
@@ -294,13 +294,13 @@ def _draw_mistake(axes: Axes, mistake: Mistake) -> None:
     axes.set_yticks([])
     axes.spines[:].set_color("#C8C8C8")
     lines = [
-        _shorten(f"true: {mistake.true_label}", width_points=112, size=7.5),
-        _shorten(f"predicted: {mistake.predicted_label}", width_points=112, size=7.5),
+        shorten_label(f"true: {mistake.true_label}", width_points=112, size=7.5),
+        shorten_label(f"predicted: {mistake.predicted_label}", width_points=112, size=7.5),
         f"confidence: {100 * mistake.confidence:.0f} %",
     ]
-    axes.set_xlabel("\n".join(lines), loc="left", fontsize=7.5, linespacing=1.3, **_literal())
-    name = _shorten(mistake.picture_id, width_points=112, size=6, keep_end=True)
-    axes.set_title(name, loc="left", pad=2.5, fontsize=6, color=_GREY, **_literal())
+    axes.set_xlabel("\n".join(lines), loc="left", fontsize=7.5, linespacing=1.3, **literal())
+    name = shorten_label(mistake.picture_id, width_points=112, size=6, keep_end=True)
+    axes.set_title(name, loc="left", pad=2.5, fontsize=6, color=_GREY, **literal())
 
 
 def _square_thumbnail(image: npt.NDArray[np.uint8] | Image.Image) -> npt.NDArray[np.uint8]:
@@ -315,16 +315,18 @@ def _square_thumbnail(image: npt.NDArray[np.uint8] | Image.Image) -> npt.NDArray
     return np.asarray(ImageOps.pad(picture, (side, side), Image.Resampling.NEAREST, color="white"))
 
 
-def _new_figure(width_inches: float, height_inches: float, *, title: str) -> Figure:
+def new_plot(width_inches: float, height_inches: float, *, title: str) -> Figure:
+    """Return an empty figure with its title."""
     from matplotlib.figure import Figure
 
     figure = Figure((width_inches, height_inches), dpi=DPI, layout="constrained", facecolor="white")
-    text = _shorten(title, width_points=0.95 * 72 * width_inches / _BOLD, size=11)
-    figure.suptitle(text, x=0.02, ha="left", fontsize=11, fontweight="bold", **_literal())
+    text = shorten_label(title, width_points=0.95 * 72 * width_inches / _BOLD, size=11)
+    figure.suptitle(text, x=0.02, ha="left", fontsize=11, fontweight="bold", **literal())
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_plot(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG of at most `MAX_BYTES`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -349,7 +351,7 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _literal() -> dict[str, Any]:
+def literal() -> dict[str, Any]:
     """Return the text settings for names, which may hold anything."""
     return {"parse_math": False, "usetex": False, "family": list(_families())}
 
@@ -374,7 +376,7 @@ def _drawable(text: str) -> str:
     return "".join(c if any(ord(c) in _characters(f) for f in _families()) else _NO_GLYPH for c in line)
 
 
-def _shorten(text: str, *, width_points: float, size: float, keep_end: bool = False) -> str:
+def shorten_label(text: str, *, width_points: float, size: float, keep_end: bool = False) -> str:
     """Return the text, drawable, cut with an ellipsis to a width in points (1/72 inch)."""
     line = _drawable(text[-_MAX_CHARACTERS:] if keep_end else text[:_MAX_CHARACTERS])
     if _width_points(line, size=size) <= width_points:

@@ -15,21 +15,15 @@ from mlmeta.criteria import Criterion
 from mlmeta.data_roots import confined_copy
 from mlmeta.decoding import DecodedPictures, decode_first, decode_pictures
 from mlmeta.errors import BadInputError, CommandsError, Fault
+from mlmeta.image_ops import build_image_ops
 from mlmeta.picture_cache import find_slot
 from mlmeta.picture_files import Part
 from mlmeta.pictures import PictureSet, check_training_pictures, find_pictures
 from mlmeta.shapes import trace_layers
 from mlmeta.sizes import refuse_batch
-from mlmeta.spec_builder import (
-    build_criterion,
-    build_image_ops,
-    build_model,
-    build_target_transform,
-    build_transform,
-    output_form,
-)
+from mlmeta.spec_builder import build_criterion, build_model, output_form
 from mlmeta.tensors import Batches, read_input_shape
-from mlmeta.transforms import Transform
+from mlmeta.transforms import Transform, build_target_transform, build_transform
 from mlmeta.weights import load_backbone, read_weights
 
 

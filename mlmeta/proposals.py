@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import FAILED, RATE, list_params, read_numbers, score_quantiles
+from mlmeta.attempt_features import RATE, score_quantiles
 from mlmeta.commands import MAX_NAME_BYTES, TrainCommands, digest_document
 from mlmeta.documents import parse_train_commands
+from mlmeta.history_table import FAILED, list_params, read_numbers
 from mlmeta.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
 
 # Of the best attempts on past tasks this many are proposed, and this many variations of them.

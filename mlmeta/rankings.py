@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlmeta.attempt_features import lower_is_better
-from mlmeta.selection import FACTS, find_name, find_numbers, is_numeric, list_differing, select_task
+from mlmeta.history_table import FACTS, is_numeric, lower_is_better
+from mlmeta.selection import find_name, find_numbers, list_differing, select_task
 
 
 def direction(metric: str) -> str:

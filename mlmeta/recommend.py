@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import FAILED, list_params, read_numbers
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError
+from mlmeta.history_table import FAILED, Floats, list_params, read_numbers
 from mlmeta.lessons import FINISHED, STD_COLUMN
 from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
-from mlmeta.param_features import Floats
 from mlmeta.proposals import (
     Proposal,
     derive_space,

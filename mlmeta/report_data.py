@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.attempt_features import FACTS, list_params, lower_is_better, score_ranks
+from mlmeta.attempt_features import score_ranks
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
+from mlmeta.history_table import FACTS, list_params, lower_is_better
 
 UNKNOWN_TASK = "task unknown"
 
@@ -49,7 +50,9 @@ def prepare_table(table: pd.DataFrame, *, metric: str, tasks: Sequence[str] | No
         NotFoundError: There is no such task.
     """
     kinds = table.attrs.get("kinds", {})
-    metrics = [name for name in table.columns if kinds.get(name, "metric") == "metric" and name not in FACTS]
+    metrics = [
+        name for name in table.columns if kinds.get(name, "metric") == "metric" and name not in {*FACTS, "experiment"}
+    ]
     if metric not in metrics and not (metric == "accuracy" or table.empty):
         raise BadInputError(f"no attempt has the metric {shorten(metric)}{_did_you_mean(metric, metrics)}")
     if metric in table and not pd.api.types.is_numeric_dtype(table[metric]):

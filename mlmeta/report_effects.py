@@ -20,15 +20,7 @@ from mlmeta.report_data import (
     round_values,
     thin_attempts,
 )
-from mlmeta.report_figures import (
-    GREY,
-    PALETTE,
-    SCORE_SCALE,
-    bin_edges,
-    name_bins,
-    new_figure,
-    set_log_axis,
-)
+from mlmeta.report_figures import GREY, PALETTE, SCORE_SCALE, bin_edges, name_bins, new_figure, set_log_axis
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -86,7 +78,7 @@ def plot_marginal_effect(
 
     Args:
         table: Attempts.
-        effect: As `mlmeta.importance.marginal_effect` gives it for them.
+        effect: As `mlmeta.marginal_effects.marginal_effect` gives it for them.
         param: Its param.
         metric: Its score.
         ranks: The effect is on normal quantiles of ranks (task None), drawn as ranks 0..1; else on the metric itself.

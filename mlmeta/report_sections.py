@@ -232,7 +232,7 @@ def _tell_trust(attrs: dict[Any, Any]) -> str:
 
 
 def _tell_effects(attempts: Attempts) -> str:
-    from mlmeta.importance import marginal_effect
+    from mlmeta.marginal_effects import marginal_effect
     from mlmeta.report_effects import MAX_EFFECT_POINTS, plot_marginal_effect
 
     attempts.check_scores()

@@ -14,20 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import FAILED, list_params
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError
 from mlmeta.history import load_attempts
+from mlmeta.history_table import FAILED, list_params
 from mlmeta.lessons import split_lessons
 from mlmeta.preparation import prepare_task
-from mlmeta.proposals import (
-    derive_space,
-    digest_training,
-    find_winners,
-    make_commands,
-    read_training,
-    take_training,
-)
+from mlmeta.proposals import derive_space, digest_training, find_winners, make_commands, read_training, take_training
 from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
 from mlmeta.search_space import (
     Choices,

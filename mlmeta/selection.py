@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.column_values import explain_unknown, find_kind, resolve_column
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
+from mlmeta.filter_syntax import parse_filter, parse_order
+from mlmeta.filter_tree import list_columns
+from mlmeta.filters import find_column, match_filter, sort_rows
+from mlmeta.history_table import FACTS, find_kinds, is_numeric, with_kinds
 
-FACTS = ("run_id", "model_name", "status", "task", "started", "duration_s")
 _DIGEST = "tags.mlmeta.task_digest"
+# The history keeps curves up to this length whole; longer ones are read from the metric.
+_WHOLE_CURVE = 300
 _PART_OF_ID = re.compile(r"[0-9a-f]{6,}")
 
 
@@ -93,11 +99,6 @@ def find_numbers(table: pd.DataFrame, name: str) -> str:
     return column
 
 
-def is_numeric(series: pd.Series[Any]) -> bool:
-    """Return whether a column's type is one of numbers, booleans left out."""
-    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
-
-
 def list_differing(table: pd.DataFrame, *, kind: str) -> list[str]:
     """Return the columns of a kind ("param", "metric", "tag") in which the rows differ; missing counts as a value."""
     kinds = table.attrs.get("kinds", {})
@@ -111,3 +112,113 @@ def _hint(name: str, known: Sequence[str]) -> str:
         return f". Did you mean {near!r}?"
     shown = ", ".join(shorten(one, 40) for one in known[:5])
     return f"; there are {shown}{', …' if len(known) > 5 else ''}" if known else "; there are none at all"
+
+
+def find_matching(
+    table: pd.DataFrame,
+    filter: str = "",
+    *,
+    order_by: Sequence[str] | str = ("started DESC",),
+    limit: int | None = None,
+    columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Return the attempts that a filter finds; the arguments are those of `mlmeta.meta_query.search_attempts`.
+
+    Raises:
+        FilterError: If a filter, an order or a column is not understood or not there; names the nearest column.
+        BadInputError: If the limit is less than 1.
+    """
+    orders = check_search(filter, order_by=order_by, limit=limit)
+    if table.empty:
+        # Nothing can be said about columns that no attempt has yet.
+        return table[list(FACTS)]
+    rows = sort_rows(table, orders)
+    rows = rows[match_filter(table, filter).to_numpy()[rows]][:limit]
+    asked = [*list_columns(parse_filter(filter)), *(order.column for text in orders for order in parse_order(text))]
+    named = [find_column(table, column.name) for column in asked]
+    result = table[_choose_answer(table, columns, named)].iloc[rows].reset_index(drop=True)
+    return with_kinds(result, {name: kind for name, kind in find_kinds(table).items() if name in result.columns})
+
+
+def check_search(filter: str, *, order_by: Sequence[str] | str, limit: int | None) -> list[str]:
+    """Return the orders as a list, after what can be said of a search before the history is read.
+
+    Raises:
+        FilterError: If the filter or an order is not understood.
+        BadInputError: If the limit is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise BadInputError(f"limit must be 1 or more; got {limit}")
+    orders = [order_by] if isinstance(order_by, str) else list(order_by)
+    parse_filter(filter)
+    for text in orders:
+        parse_order(text)
+    return orders
+
+
+def _choose_answer(table: pd.DataFrame, columns: Sequence[str] | None, named: Sequence[str]) -> list[str]:
+    if columns is not None:
+        return list(dict.fromkeys(find_column(table, name, what="columns") for name in columns))
+    kinds = find_kinds(table)
+    usual = [name for name in table.columns if kinds.get(name) in ("param", "metric")]
+    return list(dict.fromkeys([*FACTS, *usual, *named]))
+
+
+def collect_curves(
+    table: pd.DataFrame,
+    names_or_run_ids: Sequence[str] = (),
+    *,
+    filter: str = "",
+    metric: str = "train_loss",
+    tracking_uri: str | None = None,
+) -> pd.DataFrame:
+    """Return a metric of every epoch; see `mlmeta.meta_query.learning_curves`.
+
+    Raises:
+        NotFoundError: If there is no such attempt; names the nearest.
+        FilterError: If the filter is not understood.
+    """
+    if names_or_run_ids:
+        table = with_kinds(find_attempts(table, names_or_run_ids), find_kinds(table))
+    if len(table):
+        table = table[match_filter(table, filter).to_numpy()]
+    is_kept = _find_kept_curves(table) if metric == "train_loss" else np.zeros(len(table), dtype=bool)
+    points = _unfold_curves(table[is_kept])
+    if not is_kept.all():
+        from mlmeta.history import load_curves
+
+        rest = load_curves(table["run_id"][~is_kept].tolist(), metric=metric, tracking_uri=tracking_uri)
+        points = pd.concat([points, rest], ignore_index=True)
+    return _join_facts(table, points, metric)
+
+
+def _find_kept_curves(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return of which attempts the table has the whole curve, or nothing is to be had."""
+    lengths = table["curve"].map(lambda curve: len(curve) if isinstance(curve, np.ndarray) else -1)
+    has_loss = table["train_loss"].notna() if "train_loss" in table.columns else pd.Series(False, index=table.index)
+    # While an attempt is trained, its curve stands in its metric only.
+    kept: npt.NDArray[np.bool_] = ((lengths < _WHOLE_CURVE) & ~((lengths < 0) & has_loss)).to_numpy(dtype=bool)
+    return kept
+
+
+def _unfold_curves(table: pd.DataFrame) -> pd.DataFrame:
+    curves = [curve if isinstance(curve, np.ndarray) else np.empty(0) for curve in table["curve"]]
+    lengths = np.array([len(curve) for curve in curves], dtype=np.int64)
+    steps = [np.arange(1, length + 1) for length in lengths]
+    return pd.DataFrame(
+        {
+            "run_id": table["run_id"].iloc[np.repeat(np.arange(len(table)), lengths)].reset_index(drop=True),
+            "step": pd.array(np.concatenate([np.empty(0, np.int64), *steps]), dtype="Int64"),
+            "value": np.concatenate([np.empty(0), *curves]),
+        }
+    )
+
+
+def _join_facts(table: pd.DataFrame, points: pd.DataFrame, metric: str) -> pd.DataFrame:
+    facts = table[list(FACTS)].reset_index(drop=True)
+    place = points["run_id"].map(pd.Series(facts.index, index=facts["run_id"])).to_numpy(dtype=np.int64)
+    order = np.lexsort([points["step"].to_numpy(dtype=np.int64), place])
+    points, facts = points.iloc[order].reset_index(drop=True), facts.iloc[place[order]].reset_index(drop=True)
+    return facts.assign(
+        metric=pd.Series(metric, index=facts.index, dtype="str"), step=points["step"], value=points["value"]
+    )

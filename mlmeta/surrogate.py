@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from mlmeta.attempt_features import FAILED, lower_is_better, read_scores, score_quantiles, score_ranks
-from mlmeta.param_features import Floats, Ints
+from mlmeta.attempt_features import score_quantiles, score_ranks
+from mlmeta.history_table import FAILED, Floats, Ints, lower_is_better, read_scores
 from mlmeta.shipped import Shipped
 from mlmeta.similarity import task_distances
 from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings

@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlmeta.history_table import Floats
 from mlmeta.report_data import escape_markup, round_values
 from mlmeta.report_figures import PALETTE, new_figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_Floats = npt.NDArray[np.float64]
 _N_STEPS = 300
 
 
-def place_tasks(distances: npt.ArrayLike) -> tuple[_Floats, float]:
+def place_tasks(distances: npt.ArrayLike) -> tuple[Floats, float]:
     """Return a place for each task and how much of the distances the map loses.
 
     Starts from classical scaling (Torgerson 1952) and lowers the stress by majorization (SMACOF, de Leeuw 1977).
@@ -34,11 +34,11 @@ def place_tasks(distances: npt.ArrayLike) -> tuple[_Floats, float]:
     places = _scale_classically(wanted)
     for _ in range(_N_STEPS):
         places = _majorize(wanted, places)
-    lost = np.square(wanted - _measure(places)).sum()
+    lost = np.square(wanted - measure_distances(places)).sum()
     return places, float(np.sqrt(lost / max(np.square(wanted).sum(), 1e-300)))
 
 
-def _scale_classically(distances: _Floats) -> _Floats:
+def _scale_classically(distances: Floats) -> Floats:
     n = len(distances)
     centring = np.eye(n) - 1 / max(n, 1)
     values, vectors = np.linalg.eigh(-0.5 * centring @ np.square(distances) @ centring)
@@ -50,18 +50,19 @@ def _scale_classically(distances: _Floats) -> _Floats:
     return places
 
 
-def _measure(places: _Floats) -> _Floats:
-    distances: _Floats = np.linalg.norm(places[:, None] - places[None, :], axis=2)
+def measure_distances(places: Floats) -> Floats:
+    """Return the distance of each place to each, shape (n, n)."""
+    distances: Floats = np.linalg.norm(places[:, None] - places[None, :], axis=2)
     return distances
 
 
-def _majorize(wanted: _Floats, places: _Floats) -> _Floats:
+def _majorize(wanted: Floats, places: Floats) -> Floats:
     """Return better places: the Guttman transform with equal weights."""
-    now = _measure(places)
+    now = measure_distances(places)
     ratios = np.divide(wanted, now, out=np.zeros_like(now), where=now > 1e-12)
     step = -ratios
     step[np.diag_indices_from(step)] = ratios.sum(axis=1)
-    better: _Floats = step @ places / len(places)
+    better: Floats = step @ places / len(places)
     return better
 
 
@@ -96,15 +97,15 @@ def plot_task_map(tasks: pd.DataFrame, distances: pd.DataFrame, texts: list[str]
     return figure, stress
 
 
-def _widen(values: _Floats) -> list[float]:
+def _widen(values: Floats) -> list[float]:
     """Return a range with room for the names beside the outermost points."""
     room = 0.25 * (values.max() - values.min()) or 0.5
     return [float(values.min() - room), float(values.max() + room)]
 
 
-def _spread_labels(places: _Floats) -> list[str]:
+def _spread_labels(places: Floats) -> list[str]:
     """Return where each name stands: on the side that faces away from the nearest other task."""
-    distances = _measure(places)
+    distances = measure_distances(places)
     np.fill_diagonal(distances, np.inf)
     if len(places) < 2:
         return ["top center"] * len(places)

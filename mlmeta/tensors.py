@@ -17,11 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mlmeta.decoding import BUDGET_BYTES, count_bytes
-from mlmeta.decoding import DecodedPictures as DecodedPictures
-from mlmeta.decoding import SkippedPicture as SkippedPicture
-from mlmeta.decoding import decode_first as decode_first
-from mlmeta.decoding import decode_pictures as decode_pictures
+from mlmeta.decoding import BUDGET_BYTES, DecodedPictures, count_bytes
 from mlmeta.errors import BadInputError
 from mlmeta.picture_files import quiet_pillow
 from mlmeta.pictures import Picture

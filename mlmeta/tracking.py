@@ -23,47 +23,19 @@ from mlflow.tracking.context.registry import resolve_tags
 import mlmeta
 from mlmeta.commands import TestCommands, TrainCommands
 from mlmeta.errors import MlmetaError
-from mlmeta.finding import COMMANDS_TAG, AttemptRecord, download_weights, find_attempt, make_document, read_text
+from mlmeta.finding import COMMANDS_TAG, AttemptRecord
 from mlmeta.mlflow_recorder import MlflowRecorder, read_flush_s, telling
 from mlmeta.params import flatten_params
 from mlmeta.recovery import (
     QUEUED_TAG,
     check_resumable,
     find_resumable,
-    find_stale_attempts,
-    find_stopped_attempt,
-    mark_interrupted,
     missing_run,
-    prune_attempt,
     send_kept,
-    send_spool,
 )
 from mlmeta.state_folder import hold_run
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
 from mlmeta.store import open_client
-
-__all__ = [
-    "AttemptRecord",
-    "MlflowRecorder",
-    "download_weights",
-    "fail_adopted_run",
-    "find_attempt",
-    "find_resumable",
-    "find_stale_attempts",
-    "find_stopped_attempt",
-    "first_tags",
-    "make_document",
-    "mark_interrupted",
-    "package_version",
-    "prune_attempt",
-    "queued_tags",
-    "read_text",
-    "record_attempt",
-    "record_test",
-    "send_spool",
-    "start_run",
-    "telling",
-]
 
 _MAX_TAG = 8000
 

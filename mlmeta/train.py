@@ -24,10 +24,10 @@ from mlmeta.criteria import Criterion
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import measure_model
 from mlmeta.layers import forward_pictures
+from mlmeta.optimizers import build_optimizer, build_scheduler, steps_per_batch
 from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.progress import Progress
 from mlmeta.recorder import EpochRecorder
-from mlmeta.spec_builder import build_optimizer, build_scheduler, steps_per_batch
 from mlmeta.tensors import Batches, choose_device, use_channels_last
 
 Metrics = dict[str, float]

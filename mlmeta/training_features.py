@@ -16,8 +16,8 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import encode_attempts, read_numbers
-from mlmeta.param_features import Floats
+from mlmeta.attempt_features import encode_attempts
+from mlmeta.history_table import Floats, read_numbers
 
 # In decades: the learning rate of SGD that does about what 1 does for Adam and its like.
 PLAIN_SHIFT = 2.43

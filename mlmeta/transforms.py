@@ -31,9 +31,7 @@ from torchvision.transforms.v2 import functional
 
 from mlmeta.catalog import find_entry
 from mlmeta.image_ops import REFUSALS, check_pixels, explain_refusal, read_numbers, refuse
-from mlmeta.transform_plan import SUPPORTED as SUPPORTED
 from mlmeta.transform_plan import TO_TENSOR, Request, place_to_tensor, plan_transforms
-from mlmeta.transform_plan import UNSUPPORTED as UNSUPPORTED
 
 Picture: TypeAlias = Image.Image | Tensor
 _SEVERAL = frozenset({"FiveCrop", "TenCrop"})

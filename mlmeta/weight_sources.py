@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from mlmeta.attempt_features import list_params, score_ranks
+from mlmeta.attempt_features import score_ranks
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsError
+from mlmeta.history_table import list_params
 from mlmeta.metafeatures import describe_pictures
 from mlmeta.picture_files import strip_operators
 from mlmeta.preparation import Task

@@ -22,7 +22,8 @@ import PIL.Image
 import torch
 import torchvision
 
-from mlmeta import criteria, image_ops, transforms
+from mlmeta import criteria, image_ops
+from mlmeta.transform_plan import SUPPORTED, UNSUPPORTED
 
 CATALOG = Path(__file__).parent.parent / "mlmeta" / "catalog.json"
 
@@ -206,7 +207,7 @@ def make_criteria() -> dict[str, Any]:
 def make_transforms() -> dict[str, Any]:
     """Return the entries of the transforms: names of v1, classes of v2."""
     entries = {}
-    for name in sorted(transforms.SUPPORTED):
+    for name in sorted(SUPPORTED):
         arguments = describe_class(getattr(torchvision.transforms.v2, name))
         for argument, record in arguments.items():
             if (name, argument) in LOOSE or argument in ("interpolation", "policy"):
@@ -260,7 +261,7 @@ def make_catalog() -> dict[str, Any]:
             "criterion": dict(criteria.UNSUPPORTED),
             "optimizer": UNSUPPORTED_OPTIMIZERS,
             "scheduler": UNSUPPORTED_SCHEDULERS,
-            "transform": dict(transforms.UNSUPPORTED),
+            "transform": dict(UNSUPPORTED),
             "image_op": dict(image_ops.UNSUPPORTED),
         },
     }

@@ -8,8 +8,9 @@ import pytest
 from attempt_table import make_table
 from scipy.stats import norm, rankdata
 
-from mlmeta.attempt_features import EncodedAttempts, encode_attempts, list_params, lower_is_better, score_ranks
+from mlmeta.attempt_features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError
+from mlmeta.history_table import list_params, lower_is_better
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,11 @@ from servers import Postgres, Server, find_postgres
 
 from mlmeta import history, history_sql
 from mlmeta.errors import MlmetaError, NotFoundError
-from mlmeta.history import load_attempts, load_curves
+from mlmeta.history import load_attempts, load_curves, open_reader
 from mlmeta.history_api import ApiReader
+from mlmeta.history_rows import empty_table
 from mlmeta.history_sql import SqlReader, open_sql_reader
+from mlmeta.history_table import make_frame
 
 STORES = ("SQLite", "SQLite by API", "server on SQLite", "PostgreSQL", "server on PostgreSQL")
 NOW_MS = time.time_ns() // 1_000_000
@@ -179,7 +181,7 @@ class TestEveryStore:
     def test_an_empty_store_is_an_empty_table(self, client: MlflowClient) -> None:
         table = load_attempts()
         assert len(table) == 0
-        assert list(table.columns) == [*history.make_frame(history.empty_table()).columns]
+        assert list(table.columns) == [*make_frame(empty_table()).columns]
 
     def test_experiments_are_chosen_by_name_or_id(self, client: MlflowClient) -> None:
         number = client.create_experiment("pets")
@@ -253,7 +255,7 @@ class TestEveryStore:
         run_id = add_attempt(client, tags={"colour": "red", "old": "x"})
         add_attempt(client, number=1, tags={"colour": "green"})
         load_attempts()
-        if isinstance(history.open_reader(store_uri), ApiReader):
+        if isinstance(open_reader(store_uri), ApiReader):
             pytest.skip("MLflow's interface does not tell which tags were changed")
         client.set_tag(run_id, "colour", "blue")
         assert load_attempts()["tags.colour"].tolist() == ["green", "blue"]
@@ -393,7 +395,7 @@ def test_a_schema_of_another_version_is_read_by_the_public_interface(
     expected = load_attempts()
     assert isinstance(open_sql_reader(store), SqlReader)
     monkeypatch.setattr(history_sql, "KNOWN_SCHEMAS", frozenset())
-    assert isinstance(history.open_reader(store), ApiReader)
+    assert isinstance(open_reader(store), ApiReader)
     pd.testing.assert_frame_equal(load_attempts(full=True), expected)
 
 

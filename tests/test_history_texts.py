@@ -13,7 +13,7 @@ from mlmeta.history_texts import read_text_columns
 
 @pytest.fixture
 def connection(monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connection:
-    monkeypatch.setattr(history_texts, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(history_texts, "TEXT_ROWS", 7)
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE tags (key VARCHAR, value VARCHAR, run_uuid VARCHAR, PRIMARY KEY (key, run_uuid))")
     return connection

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
-from mlmeta.job_queue import ENDED, OPEN, Job, JobKind, JobQueue, JobState, queue_folder
+from mlmeta.job_queue import JobQueue, queue_folder
+from mlmeta.jobs import ENDED, OPEN, Job, JobKind, JobState
 
 DOCUMENT = {"model_name": "dogs", "label_names": ["ä", "b"], "optimizer": {"lr": 1e-3}}
 

@@ -19,8 +19,9 @@ from servers import Server
 
 from mlmeta.data_roots import ROOTS_VARIABLE
 from mlmeta.documents import parse_test_commands, parse_train_commands
-from mlmeta.job_queue import ENDED, Job, JobKind, JobQueue, JobState
+from mlmeta.job_queue import JobQueue
 from mlmeta.job_runner import JobRunner, is_runner_at_work
+from mlmeta.jobs import ENDED, Job, JobKind, JobState
 from mlmeta.tracking import queued_tags
 
 

@@ -346,7 +346,8 @@ def test_the_pareto_front_of_real_attempts_is_a_part_of_them(table: pd.DataFrame
 
 
 def test_importance_and_effect_are_those_of_the_named_task(table: pd.DataFrame) -> None:
-    from mlmeta.importance import marginal_effect, measure_importance
+    from mlmeta.importance import measure_importance
+    from mlmeta.marginal_effects import marginal_effect
 
     found = meta_query.hyperparameter_importance(task=TASK, history=table)
     pd.testing.assert_frame_equal(found, measure_importance(table, "accuracy", task=TASK))

@@ -274,14 +274,14 @@ def test_names_are_drawn_as_written_and_what_no_font_has_is_a_box(text, expected
 
 @pytest.mark.parametrize("name", [*DOGS, "W" * 500, "i" * 500])
 def test_long_names_end_with_an_ellipsis_within_the_given_width(name):
-    cut = plots._shorten(name, width_points=80, size=9)
+    cut = plots.shorten_label(name, width_points=80, size=9)
     assert plots._width_points(cut, size=9) <= 80
     assert cut.removesuffix("…").rstrip() == plots._drawable(name)[: len(cut.removesuffix("…"))]
     assert cut.endswith("…") == (plots._width_points(plots._drawable(name), size=9) > 80)
 
 
 def test_long_picture_names_keep_their_end():
-    cut = plots._shorten("a/very/long/path/" * 30 + "rex.jpg", width_points=80, size=6, keep_end=True)
+    cut = plots.shorten_label("a/very/long/path/" * 30 + "rex.jpg", width_points=80, size=6, keep_end=True)
     assert cut.startswith("…")
     assert cut.endswith("/rex.jpg")
 

@@ -16,22 +16,13 @@ import torch
 from PIL import Image
 
 from mlmeta import tensors
+from mlmeta.decoding import DecodedPictures, SkippedPicture, decode_first, decode_pictures
 from mlmeta.errors import BadInputError, PicturesError
 from mlmeta.image_ops import ImageOps, build_image_ops
 from mlmeta.picture_cache import CacheSlot, PictureCache
 from mlmeta.picture_files import open_file
 from mlmeta.pictures import Picture
-from mlmeta.tensors import (
-    Batches,
-    DecodedPictures,
-    SkippedPicture,
-    choose_device,
-    count_batches,
-    decode_first,
-    decode_pictures,
-    read_input_shape,
-    use_channels_last,
-)
+from mlmeta.tensors import Batches, choose_device, count_batches, read_input_shape, use_channels_last
 from mlmeta.transforms import Transform, build_transform
 
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ from conftest import MemoryRecorder
 from torch import Tensor, nn
 
 from mlmeta import attempts, preparation, sizes
+from mlmeta.attempts import run_attempt
 from mlmeta.description import describe_model
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
@@ -215,7 +216,7 @@ def test_out_of_memory_is_answered_with_the_batch_size_that_fits(
 def test_an_attempt_that_runs_out_of_memory_fails_with_that_advice(
     toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = attempts.prepare_training
+    real = prepare_training
 
     def prepare(*args: Any, **options: Any) -> Any:
         prepared = real(*args, **options)
@@ -224,7 +225,7 @@ def test_an_attempt_that_runs_out_of_memory_fails_with_that_advice(
 
     monkeypatch.setattr(attempts, "prepare_training", prepare)
     with pytest.raises(AttemptFailedError, match=r"memory of cpu is used up by batch_size 8; batch_size 4 would fit"):
-        attempts.run_attempt(parse_train_commands(toy_document), base_dir=Path())
+        run_attempt(parse_train_commands(toy_document), base_dir=Path())
 
 
 def test_a_batch_that_memory_could_not_hold_is_refused_before_pictures_are_decoded(

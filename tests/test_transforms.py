@@ -13,8 +13,8 @@ from torchvision.transforms import autoaugment, v2
 from torchvision.transforms import functional as v1_functional
 from torchvision.transforms import transforms as v1_transforms
 
-from mlmeta import transforms
 from mlmeta.errors import BadInputError
+from mlmeta.transform_plan import SUPPORTED, UNSUPPORTED
 from mlmeta.transforms import build_target_transform, build_transform
 
 BILINEAR = v1.InterpolationMode.BILINEAR
@@ -138,18 +138,18 @@ ALL_NAMES = [
 
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_every_public_name_of_torchvision_is_either_supported_or_not_with_a_reason(name: str) -> None:
-    assert (name in transforms.SUPPORTED) != (name in transforms.UNSUPPORTED)
+    assert (name in SUPPORTED) != (name in UNSUPPORTED)
 
 
-@pytest.mark.parametrize("name", transforms.SUPPORTED)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_every_supported_transform_is_torchvisions_and_has_a_case_below(name: str) -> None:
     assert name in ALL_NAMES
     assert name == "LinearTransformation" or name in {*RANDOM_CASES, *(case[0] for case in FIXED_CASES)}
 
 
-@pytest.mark.parametrize("name", transforms.UNSUPPORTED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_an_unsupported_name_is_refused_with_its_reason(name: str) -> None:
-    with pytest.raises(BadInputError, match=rf"^transform\.{name}: cannot be used: it {transforms.UNSUPPORTED[name]}"):
+    with pytest.raises(BadInputError, match=rf"^transform\.{name}: cannot be used: it {UNSUPPORTED[name]}"):
         build_transform({name: True})
 
 
@@ -269,7 +269,7 @@ def test_the_keys_of_a_dict_give_the_same_transform_in_any_order(order: tuple[st
 
 
 def test_a_dict_runs_in_the_documented_order_whatever_it_holds() -> None:
-    flat = [name for name in transforms.SUPPORTED if name in RANDOM_CASES or name in SHUFFLED]
+    flat = [name for name in SUPPORTED if name in RANDOM_CASES or name in SHUFFLED]
     arguments = {name: RANDOM_CASES[name][0] for name in flat if name in RANDOM_CASES} | SHUFFLED
     transform = build_transform({name: arguments[name] for name in sorted(flat)})
     assert [step.name for step in transform.steps] == flat

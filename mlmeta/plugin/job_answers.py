@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mlmeta.job_queue import Job, JobKind, JobState
+from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.plugin.callers import Caller
 from mlmeta.plugin.server import Server
 

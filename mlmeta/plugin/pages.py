@@ -14,15 +14,14 @@ import pandas as pd
 from fastapi import APIRouter, Depends, Header, Query
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from mlmeta.attempt_features import lower_is_better
 from mlmeta.errors import NotFoundError
+from mlmeta.history_table import is_numeric, lower_is_better
 from mlmeta.plugin import questions
 from mlmeta.plugin.callers import Caller, identify
 from mlmeta.plugin.job_answers import link_to_run
 from mlmeta.plugin.page_files import Html, digest_assets, fill_template, find_asset, plotly_version, read_example
 from mlmeta.plugin.runs import get_run
 from mlmeta.report_html import escape_text
-from mlmeta.selection import is_numeric
 
 router = APIRouter(tags=["the page"], include_in_schema=False)
 Asking = Annotated[Caller, Depends(identify)]

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from mlmeta import meta_query
-from mlmeta.attempt_features import read_scores
 from mlmeta.errors import NotFoundError
 from mlmeta.filters import match_filter, sort_rows
-from mlmeta.selection import FACTS, find_task
+from mlmeta.history_table import FACTS, read_scores
+from mlmeta.selection import find_task
 from mlmeta.similarity import rank_similar_tasks, task_distances, task_table
 from mlmeta.task_map import place_tasks
 

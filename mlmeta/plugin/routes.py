@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from mlmeta import meta_query
 from mlmeta.errors import NotFoundError
-from mlmeta.job_queue import OPEN, Job, JobState
+from mlmeta.jobs import OPEN, Job, JobState
 from mlmeta.plugin import questions
 from mlmeta.plugin.answers import RefusedError, answer_rows
 from mlmeta.plugin.attempt_documents import make_document

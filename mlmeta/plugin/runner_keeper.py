@@ -18,7 +18,7 @@ from mlmeta.job_runner import is_runner_at_work
 from mlmeta.plugin.settings import ServerSettings
 
 # How often it is looked at whether the runner is still there, and how long a new one may take to be, in seconds.
-_LOOK_S = 2.0
+_WATCH_S = 2.0
 _START_S = 30.0
 # What is the server's own affair; its secret key above all.
 _NOT_PASSED_ON = ("_MLFLOW_", "MLFLOW_FLASK_", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
@@ -48,7 +48,7 @@ class RunnerKeeper:
             if not is_runner_at_work(self._queue):
                 with contextlib.suppress(Timeout, OSError), FileLock(self._queue.folder / "start.lock", timeout=0):
                     self._start()
-            self._stopped.wait(_LOOK_S)
+            self._stopped.wait(_WATCH_S)
 
     def _start(self) -> None:
         """Start a runner and wait until it is at work, so that no other worker process starts one too."""

@@ -13,7 +13,7 @@ from mlmeta.commands import TestCommands, TrainCommands
 from mlmeta.data_roots import confine_commands
 from mlmeta.documents import parse_json, parse_test_commands, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
-from mlmeta.job_queue import Job, JobKind, JobState
+from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.attempt_documents import read_commands
 from mlmeta.plugin.callers import Caller

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from mlmeta.commands import Attempt, TrainCommands
 from mlmeta.documents import parse_attempt
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.job_queue import JobState
+from mlmeta.jobs import JobState
 from mlmeta.plugin import questions
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.attempt_documents import make_document

@@ -21,8 +21,8 @@ from mlmeta.attempts import resume_attempt, run_attempt
 from mlmeta.documents import load_train_commands
 from mlmeta.evaluate import evaluate_attempt  # noqa: F401  # imported before the first fork
 from mlmeta.finding import search_all_runs
+from mlmeta.recovery import find_stale_attempts, mark_interrupted
 from mlmeta.store import open_client
-from mlmeta.tracking import find_stale_attempts, mark_interrupted
 
 
 def start(action: Any) -> int:
