@@ -132,11 +132,11 @@ def make_commands(folder: Path, size: int, n_epoch: int) -> Any:
 def run_mlmeta(run: Run, commands: Any) -> None:
     """Prepare and train as ``mlmeta train`` does."""
     from mlmeta import tracking
-    from mlmeta.picture_cache import PictureCache, find_folder
+    from mlmeta.picture_cache import PictureCache, pictures_folder
     from mlmeta.status import Status
     from mlmeta.train import prepare_training, train_attempt
 
-    PictureCache(find_folder()).clear()
+    PictureCache(pictures_folder()).clear()
 
     class Stamps:
         def epoch(self, _: int, metrics: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mlmeta.errors import BadInputError
-from mlmeta.state_folder import state_folder
+from mlmeta.files import state_folder
 
 EVERY_S = 1.0
 # Of attempts that were stopped early so many can be gone on with.

@@ -146,9 +146,9 @@ def schema(kind: str) -> None:
 @reporting_errors
 def cache(clear: bool) -> None:
     """Show the pictures that are kept decoded on this machine, or remove them."""
-    from mlmeta.picture_cache import PictureCache, find_folder, format_entries
+    from mlmeta.picture_cache import PictureCache, format_entries, pictures_folder
 
-    kept = PictureCache(find_folder())
+    kept = PictureCache(pictures_folder())
     if clear:
         click.echo(f"{kept.clear()} entries removed from {kept.folder}")
     else:

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mlmeta.files import cache_folder
 from mlmeta.metafeatures import META_FEATURES, VERSION
-from mlmeta.picture_cache import find_folder
 
 # A kilobyte each: of more, the oldest are removed.
 MOST_TASKS = 1000
@@ -41,7 +41,7 @@ def remember_features(described: object, compute: Callable[[], Mapping[str, floa
 
 def feature_folder() -> Path:
     """Return the folder of the kept meta-features, beside that of the kept pictures."""
-    return find_folder().parent / "tasks"
+    return cache_folder() / "tasks"
 
 
 def _is_number(value: object) -> bool:

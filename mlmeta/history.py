@@ -11,13 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlmeta import files
 from mlmeta.errors import NotFoundError, nearest_name
 from mlmeta.history_cache import CachedHistory, HistoryCache, merge_runs
 from mlmeta.history_readers import Known, Reader
 from mlmeta.history_rows import empty_table
 from mlmeta.history_sql import open_sql_reader
 from mlmeta.history_table import make_frame
-from mlmeta.picture_cache import find_folder
 from mlmeta.store_uri import current_uri, store_key, visible_experiments
 
 _LOG = logging.getLogger(__name__)
@@ -137,4 +137,4 @@ def _choose(table: pa.Table, experiments: Sequence[str]) -> pa.Table:
 
 def cache_folder() -> Path:
     """Return the folder that holds the caches of all tracking stores."""
-    return find_folder().parent / "history"
+    return files.cache_folder() / "history"

@@ -31,18 +31,30 @@ from filelock import FileLock, Timeout
 from PIL import ImageFilter
 
 from mlmeta.errors import BadInputError, shorten
+from mlmeta.files import cache_folder
 from mlmeta.image_ops import ImageOps
 from mlmeta.row_file import FORMAT, DamagedFileError, PictureRows, RowWriter, read_rows
 
 MAX_BYTES = 10 * 10**9
+
+
 """The limit where MLMETA_CACHE_GB says nothing, and the disk has five times as much free."""
 
+
 FREE_SHARE = 0.2
+
+
 # Left free on the disk for everything else.
 _SPARE_BYTES = 64 * 2**20
+
+
 # A file that was not written to for so long is one that a killed attempt left.
 _STALE_S = 3600
+
+
 _LOG = logging.getLogger(__name__)
+
+
 _in_use: weakref.WeakSet[PictureRows] = weakref.WeakSet()
 
 
@@ -66,18 +78,6 @@ class Entry:
     shape: tuple[int, ...]
     size_bytes: int
     used_s: float
-
-
-def find_folder() -> Path:
-    """Return the cache folder: ``$MLMETA_CACHE_DIR``, else ``$XDG_CACHE_HOME/mlmeta``, else ``~/.cache/mlmeta``.
-
-    The pictures lie in its subfolder ``pictures``.
-    """
-    if folder := os.environ.get("MLMETA_CACHE_DIR"):
-        return Path(folder).absolute() / "pictures"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a path that is not absolute is to be ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mlmeta" / "pictures"
 
 
 def read_limit(folder: Path, *, used_bytes: int = 0) -> int:
@@ -315,12 +315,17 @@ class CacheSlot:
         )  # fmt: skip
 
 
+def pictures_folder() -> Path:
+    """Return the folder of the pictures that are kept decoded on this machine."""
+    return cache_folder() / "pictures"
+
+
 def find_slot(digests: Iterable[str], image_ops: ImageOps, *, reader: str, source: str) -> CacheSlot | None:
     """Return the place of pictures in this machine's cache, or None where they cannot be cached or must not be.
 
     Raises:
         BadInputError: If MLMETA_CACHE_GB is not a number from 0.
     """
-    cache = PictureCache(find_folder())
+    cache = PictureCache(pictures_folder())
     key = make_key(digests, image_ops, reader=reader)
     return CacheSlot(cache, key, source) if key and cache.limit_bytes else None

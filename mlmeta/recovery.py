@@ -19,12 +19,12 @@ from mlflow.exceptions import MlflowException
 
 from mlmeta.commands import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
+from mlmeta.files import hold_run, is_held
 from mlmeta.finding import get_attempt_run, make_document, newest_runs, read_commands, search_all_runs
 from mlmeta.notes import write_note
 from mlmeta.operations import join_operations, take_joinable
 from mlmeta.sending import may_pass, send_operation
 from mlmeta.spool import Spool, list_spools
-from mlmeta.state_folder import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
 from mlmeta.store import open_client
 from mlmeta.store_uri import store_key

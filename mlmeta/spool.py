@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlmeta.files import state_folder
 from mlmeta.operations import Operation, parse_operation
-from mlmeta.state_folder import state_folder
 
 _OPERATIONS = "operations.jsonl"
 _REJECTED = "rejected.jsonl"

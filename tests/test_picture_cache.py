@@ -28,10 +28,10 @@ from mlmeta.picture_cache import (
     CacheFullError,
     CacheSlot,
     PictureCache,
-    find_folder,
     find_slot,
     format_entries,
     make_key,
+    pictures_folder,
     read_limit,
 )
 from mlmeta.picture_files import open_file
@@ -288,7 +288,7 @@ def test_the_folder_is_where_the_platform_wants_it(
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/home/someone", **environment}.items():
         monkeypatch.setenv(name, value)
-    assert find_folder() == Path(expected)
+    assert pictures_folder() == Path(expected)
 
 
 @pytest.mark.parametrize(("given", "n_bytes"), [("2", 2 * 10**9), (" 0.5 ", 5 * 10**8), ("0", 0)])

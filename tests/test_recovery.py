@@ -26,11 +26,11 @@ import mlmeta.spool
 from mlmeta.commands import TrainCommands
 from mlmeta.documents import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
+from mlmeta.files import hold_run
 from mlmeta.finding import make_document
 from mlmeta.mlflow_recorder import MlflowRecorder
 from mlmeta.recovery import find_resumable, find_stale_attempts, find_stopped_attempt, mark_interrupted, send_spool
 from mlmeta.spool import list_spools
-from mlmeta.state_folder import hold_run
 from mlmeta.status import Status
 from mlmeta.tracking import queued_tags, record_attempt
 

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 
 from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.files import state_folder
 from mlmeta.job_queue import JobQueue, queue_folder
 from mlmeta.plugin.answers import answer_error
 from mlmeta.plugin.limits import RequestGuard
@@ -26,7 +27,6 @@ from mlmeta.plugin.listening import find_listening
 from mlmeta.plugin.runner_keeper import RunnerKeeper
 from mlmeta.plugin.server import AttemptTable, Server
 from mlmeta.plugin.settings import ServerSettings, read_settings
-from mlmeta.state_folder import state_folder
 from mlmeta.store_uri import sqlite_file
 
 _LOG = logging.getLogger("uvicorn.error")

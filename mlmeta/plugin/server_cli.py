@@ -14,8 +14,8 @@ import click
 from mlmeta.cli_errors import reporting_errors
 from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, shorten
+from mlmeta.files import state_folder
 from mlmeta.plugin.settings import ServerSettings, check_root, read_settings
-from mlmeta.state_folder import state_folder
 
 _JOBS_VARIABLE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 

@@ -1,4 +1,4 @@
-"""The folder of what mlmeta keeps on this machine between processes, and the locks that say who is alive."""
+"""What mlmeta keeps on this machine: its state and cache folders, and the locks that say who is alive."""
 
 from __future__ import annotations
 
@@ -94,3 +94,12 @@ def is_held(run_id: str) -> bool | None:
         return True
     except (OSError, NotImplementedError):
         return None
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: ``$MLMETA_CACHE_DIR``, else ``$XDG_CACHE_HOME/mlmeta``, else ``~/.cache/mlmeta``."""
+    if folder := os.environ.get("MLMETA_CACHE_DIR"):
+        return Path(folder).absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a path that is not absolute is to be ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "mlmeta"
