@@ -36,7 +36,7 @@ from scipy.stats import t
 
 from mlmeta import initial_weights
 from mlmeta.attempts import run_attempt
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 
 LIKE, UNLIKE, ANY = "like", "unlike", "any"
 PAIRS = (

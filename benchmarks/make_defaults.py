@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from meta_data import load_table, read_documents
 
-from mlmeta.commands import digest_document
-from mlmeta.documents import parse_train_commands
-from mlmeta.search_space import TRAINING_KEYS
+from mlmeta.commands.documents import digest_document
+from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.shipped import describe_attempts
 from mlmeta.similarity import task_table
 

@@ -104,7 +104,7 @@ class DefaultList:
         """Return the order of its choices."""
         from make_defaults import choose_defaults
 
-        from mlmeta.commands import digest_document
+        from mlmeta.commands.documents import digest_document
         from mlmeta.training_features import describe_trainings
 
         known = [self.documents[name] for name in scene.shipped.attempts["model_name"]]

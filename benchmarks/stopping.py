@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from mlmeta.commands.documents import CurveRule, MedianRule, StopRule, TopFractionRule
 from mlmeta.curves import MOST_CURVES, CurvePredictor, PastCurve, share_fairly
-from mlmeta.stop_rules import CurveRule, MedianRule, StopRule, TopFractionRule
 from mlmeta.stopping import Watch
 
 Floats = npt.NDArray[np.float64]

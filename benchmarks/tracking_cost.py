@@ -27,7 +27,7 @@ from typing import Any
 import mlflow
 
 import mlmeta.mlflow_recorder
-from mlmeta.documents import load_train_commands
+from mlmeta.commands.parsing import load_train_commands
 from mlmeta.mlflow_recorder import MlflowRecorder
 from mlmeta.status import Status
 from mlmeta.tracking import record_attempt

@@ -110,7 +110,7 @@ def write_pictures(folder: Path, size: int, n_per_label: int) -> None:
 
 def make_commands(folder: Path, size: int, n_epoch: int) -> Any:
     """Return train commands for the pictures, all of which are trained on."""
-    from mlmeta.documents import load_train_commands, parse_train_commands
+    from mlmeta.commands.parsing import load_train_commands, parse_train_commands
 
     layers = load_train_commands(ROOT / NETWORK[size]).model["layers"]
     return parse_train_commands(

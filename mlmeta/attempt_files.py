@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from mlmeta.attempt_tables import read_table
-from mlmeta.documents import MAX_FILE_BYTES, parse_json
+from mlmeta.commands.parsing import MAX_FILE_BYTES, parse_json
 from mlmeta.errors import BadInputError, CommandsError, Fault, MlmetaError, NotFoundError, nearest_name, shorten
 from mlmeta.json_stream import split_list
 
@@ -50,8 +50,8 @@ def is_table(file: Path) -> bool:
 def read_entries(file: Path, *, mapping: Mapping[str, str] | None = None) -> Iterator[Entry]:
     """Yield the documents of a file.
 
-    JSON is strict, as in commands files. A document may have `mlmeta.documents.MAX_FILE_BYTES`, a file any number of
-    them. Nothing is raised: a file that cannot be read gives one entry with the number 0.
+    JSON is strict, as in commands files. A document may have `mlmeta.commands.parsing.MAX_FILE_BYTES`, a file any
+    number of them. Nothing is raised: a file that cannot be read gives one entry with the number 0.
 
     Args:
         file: The file.

@@ -10,12 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlmeta.architecture import describe_architecture, walk_layers
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands, strip_operators
+from mlmeta.commands.params import (
+    CURVE_TAG,
+    MAX_KEY,
+    MAX_VALUE,
+    describe_architecture,
+    flatten_params,
+    format_param,
+    walk_layers,
+    write_curve,
+)
 from mlmeta.exchange_documents import AttemptFacts, ExchangedAttempt
-from mlmeta.loss_curve import CURVE_TAG, write_curve
-from mlmeta.params import MAX_KEY, MAX_VALUE, flatten_params, format_param
-from mlmeta.picture_files import strip_operators
 from mlmeta.status import Status
 
 MAX_TAG = 8000

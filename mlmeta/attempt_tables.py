@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mlmeta.documents import parse_json
+from mlmeta.commands.params import flatten_params
+from mlmeta.commands.parsing import parse_json
 from mlmeta.errors import BadInputError, CommandsError, Fault, MlmetaError, nearest_name, shorten
-from mlmeta.params import flatten_params
 from mlmeta.status import Status
 
 # The columns that are known by their name, in any case.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlmeta.checkpoints import Checkpoint
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import make_test_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.parsing import make_test_commands
 from mlmeta.errors import NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
 from mlmeta.initial_weights import look_up_start

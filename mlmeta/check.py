@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.optimizers import build_optimizer, build_scheduler
 from mlmeta.picture_files import Part
 from mlmeta.preparation import prepare_criterion, prepare_model, prepare_task

@@ -44,7 +44,7 @@ def train(config: Path | None, test: bool, resume: str | None) -> None:
     if (config is None) == (resume is None):
         raise BadInputError("train needs either a commands file, or --resume with a run id or a name")
     if config is not None:
-        from mlmeta.documents import load_train_commands
+        from mlmeta.commands.parsing import load_train_commands
 
         commands = load_train_commands(config)
         from mlmeta.attempts import run_attempt
@@ -98,7 +98,7 @@ def evaluate(config: Path) -> None:
 
     CONFIG may also be the attempt's train commands: then the newest attempt of that name is tested.
     """
-    from mlmeta.documents import load_test_commands
+    from mlmeta.commands.parsing import load_test_commands
 
     commands = load_test_commands(config)
     from mlmeta.evaluate import evaluate_attempt, format_metrics
@@ -119,7 +119,7 @@ def _tracking_uri() -> str:
 @reporting_errors
 def check(config: Path) -> None:
     """Build all that CONFIG asks for, train nothing, and show the model's table."""
-    from mlmeta.documents import load_train_commands
+    from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(config)
     from mlmeta.check import check_commands, format_table
@@ -134,8 +134,8 @@ def schema(kind: str) -> None:
     """Print the JSON Schema of train or test commands."""
     import json
 
-    from mlmeta.commands import TestCommands, TrainCommands
-    from mlmeta.schema import complete_schema
+    from mlmeta.commands.documents import TestCommands, TrainCommands
+    from mlmeta.commands.json_schema import complete_schema
 
     model = TrainCommands if kind == "train" else TestCommands
     click.echo(json.dumps(complete_schema(model.model_json_schema()), indent=1))

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from mlmeta.architecture import describe_architecture, walk_layers
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import describe_architecture, walk_layers
 from mlmeta.feature_cache import remember_features
 from mlmeta.metafeatures import describe_pictures
 from mlmeta.preparation import Task

@@ -18,12 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.commands.documents import TestCommands, TrainCommands, strip_operators
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.criteria import Criterion
-from mlmeta.documents import parse_train_commands
 from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
 from mlmeta.layers import forward_pictures
-from mlmeta.picture_files import strip_operators
 from mlmeta.pictures import choose_pictures
 from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.recorder import Recorder

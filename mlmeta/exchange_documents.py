@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mlmeta.commands import MAX_EPOCHS, MAX_PICTURES, Text, TrainCommands, digest_document
-from mlmeta.documents import format_path, parse_attempt
+from mlmeta.commands.documents import MAX_EPOCHS, MAX_PICTURES, Text, TrainCommands, digest_document
+from mlmeta.commands.parsing import format_path, parse_attempt
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 from mlmeta.status import Status
 

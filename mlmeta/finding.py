@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import NotFoundError, nearest_name
 from mlmeta.status import Status
 from mlmeta.store import open_client

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
+from mlmeta.commands.catalog import read_value
 from mlmeta.errors import CommandsError, Fault, shorten
 from mlmeta.refusals import quote_torch
-from mlmeta.values import read_value
 
 Spec = Mapping[str, Any]
 _MAPS = {1: "(n, channels, length)", 2: "(n, channels, height, width)", 3: "(n, channels, depth, height, width)"}
@@ -105,7 +105,7 @@ def arriving_size(argument: str, shape: Sequence[int]) -> int | list[int]:
     ``normalized_shape`` is the last dimension of rows, and all but the pictures' of maps and features.
 
     Args:
-        argument: One of `mlmeta.catalog.AUTO_ARGUMENTS`.
+        argument: One of `mlmeta.commands.catalog.AUTO_ARGUMENTS`.
         shape: Of the batch that arrives, pictures first; two dimensions or more.
     """
     if argument in ("in_channels", "num_features", "num_channels", "num_parameters"):

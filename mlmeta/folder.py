@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mlmeta.commands.documents import strip_operators
+from mlmeta.commands.validation import CONTROL
 from mlmeta.data_roots import confine_path, list_folder
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.picture_files import PARTS, SUFFIXES, Found, Part, explain_missing, file_picture, strip_operators
-from mlmeta.specs import CONTROL
+from mlmeta.picture_files import PARTS, SUFFIXES, Found, Part, explain_missing, file_picture
 
 
 def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlmeta.loss_curve import CURVE_TAG, parse_curve
+from mlmeta.commands.params import CURVE_TAG, parse_curve
 
 FACT_TYPES: Mapping[str, pa.DataType] = {
     "run_id": pa.string(),

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageFilter
 
+from mlmeta.commands.catalog import read_value
 from mlmeta.errors import BadInputError, Fault, nearest_name, shorten
-from mlmeta.values import read_value
 
 T = TypeVar("T")
 Reader = Callable[[Any, str], Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmeta.attempt_records import TaskFacts, describe_network, describe_unseen_task
-from mlmeta.commands import SampleData, TorchvisionData, TrainCommands
+from mlmeta.commands.documents import SampleData, TorchvisionData, TrainCommands
 from mlmeta.errors import MlmetaError
 from mlmeta.exchange_documents import ExchangedAttempt
 

@@ -101,13 +101,13 @@ def _do(job: Job) -> tuple[JobState, str]:
 
 def _train(job: Job) -> None:
     from mlmeta.attempts import run_attempt
-    from mlmeta.documents import parse_train_commands
+    from mlmeta.commands.parsing import parse_train_commands
 
     run_attempt(parse_train_commands(job.document), base_dir=Path(job.base_dir), test=job.with_test)
 
 
 def _test(job: Job) -> None:
-    from mlmeta.documents import parse_test_commands
+    from mlmeta.commands.parsing import parse_test_commands
     from mlmeta.evaluate import evaluate_attempt
 
     evaluate_attempt(parse_test_commands(job.document), base_dir=Path(job.base_dir))

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_columns, make_factors
+from mlmeta.commands.params import format_param
 from mlmeta.functional_anova import Factor, TreeEffects
 from mlmeta.history_table import Floats, Ints
 from mlmeta.param_features import ParamColumn
-from mlmeta.params import format_param
 
 PAIR_COLUMNS = ("param_x", "param_y", "interaction", "value_x", "value_y", "mean", "n_attempts")
 _N_FORESTS = 20

@@ -231,7 +231,7 @@ def similar_tasks(
 
 def _describe_commands(file: Path) -> pd.DataFrame:
     """Return the task of a commands file, as a row of the table of tasks."""
-    from mlmeta.documents import load_train_commands
+    from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(file)
     from mlmeta.description import describe_task

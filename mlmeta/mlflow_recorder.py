@@ -14,10 +14,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlmeta.commands.params import format_param
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.operations import Operation, make_batches
 from mlmeta.outbox import Outbox
-from mlmeta.params import format_param
 from mlmeta.sending import may_pass, send_operation
 from mlmeta.spool import Spool, open_spool
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status

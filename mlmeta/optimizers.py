@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from mlmeta.commands.catalog import read_value
 from mlmeta.errors import CommandsError, Fault, shorten
 from mlmeta.refusals import REFUSALS, explain_refusal, make_named
-from mlmeta.values import read_value
 
 Spec = Mapping[str, Any]
 _PER_BATCH = ("CyclicLR", "OneCycleLR")

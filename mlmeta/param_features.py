@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlmeta.commands.params import format_param
 from mlmeta.history_table import Floats, Ints
-from mlmeta.params import format_param
 
 MISSING = -1.0
 

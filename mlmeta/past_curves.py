@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from mlmeta.commands import MAX_EPOCHS
+from mlmeta.commands.documents import MAX_EPOCHS
 from mlmeta.curves import MOST_CURVES, Floats, PastCurve, share_fairly
 from mlmeta.history import load_attempts, load_curves
 from mlmeta.history_sql import open_sql_reader

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import stat
 import struct
 import warnings
@@ -19,6 +18,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mlmeta.commands.documents import strip_operators
 from mlmeta.data_roots import confine_path, open_descriptor
 from mlmeta.errors import nearest_name
 from mlmeta.image_ops import REFUSALS
@@ -39,7 +39,6 @@ _KINDS = {
 }  # fmt: skip
 # What reading a damaged picture raises, in Pillow and below it.
 DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
-_OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
 
 
 @dataclass(frozen=True)
@@ -155,11 +154,6 @@ def turn_upright(image: Image.Image) -> Image.Image:
 def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
     """Return a file as a picture."""
     return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True)
-
-
-def strip_operators(label: str) -> str:
-    """Return a label without its query operators: ``Boston Terrier imagesize:500x500`` → ``Boston Terrier``."""
-    return _OPERATOR.sub("", label).strip() or label
 
 
 def explain_missing(label: str, names: Iterable[str]) -> str:

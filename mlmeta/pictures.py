@@ -20,11 +20,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from mlmeta.commands import Data, FolderData, ManifestData, SampleData
+from mlmeta.commands.documents import Data, FolderData, ManifestData, SampleData, strip_operators
 from mlmeta.errors import PicturesError, nearest_name
 from mlmeta.folder import read_folder
 from mlmeta.manifest import read_manifest
-from mlmeta.picture_files import DAMAGED, SUFFIXES, Found, Part, explain_missing, quiet_pillow, strip_operators
+from mlmeta.picture_files import DAMAGED, SUFFIXES, Found, Part, explain_missing, quiet_pillow
 from mlmeta.torchvision_data import read_torchvision
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlmeta.commands import Data, SampleData, TorchvisionData, TrainCommands
+from mlmeta.commands.documents import Data, SampleData, TorchvisionData, TrainCommands
 from mlmeta.criteria import Criterion
 from mlmeta.data_roots import confined_copy
 from mlmeta.decoding import DecodedPictures, decode_first, decode_pictures

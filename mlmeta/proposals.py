@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,10 +17,11 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_features import RATE, score_quantiles
-from mlmeta.commands import MAX_NAME_BYTES, TrainCommands, digest_document
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import MAX_NAME_BYTES, TrainCommands, digest_document
+from mlmeta.commands.params import read_training
+from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.commands.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
 from mlmeta.history_table import FAILED, list_params, read_numbers
-from mlmeta.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
 
 # Of the best attempts on past tasks this many are proposed, and this many variations of them.
 N_WINNERS = 60
@@ -37,7 +36,6 @@ _TASK_KEYS = ("data", "label_names", "n_labels", "image_ops", "transform", "targ
 _RATE_FACTOR, _BATCH_FACTOR, _DECAY_FACTOR = 10.0, 4, 100.0
 # Of fewer past attempts nobody can say which learning rates are usual.
 _FEWEST_RATES = 5
-_PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
 
 
 @dataclass(frozen=True)
@@ -106,50 +104,6 @@ def number_name(name: str, number: int) -> str:
     suffix = f"-{number}"
     room = MAX_NAME_BYTES - len(suffix)
     return name.encode()[:room].decode(errors="ignore").rstrip() + suffix
-
-
-def read_training(row: Mapping[str, Any] | pd.Series[Any], params: Iterable[str]) -> dict[str, Any]:
-    """Return the training of a past attempt, from its params as the history has them.
-
-    Args:
-        row: An attempt.
-        params: The columns that hold params.
-    """
-    document: dict[str, Any] = {}
-    for column in params:
-        match = _PART.fullmatch(column)
-        value = row[column]
-        if match and not (value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))):
-            _put(document, match[1].split("."), _read(value))
-    training = {key: _make_lists(document[key]) for key in TRAINING_KEYS if key in document}
-    # Params are complete but for null, and of the keys only the scheduler can be null.
-    return training | {"scheduler": training.get("scheduler")}
-
-
-def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for key in path[:-1]:
-        below = document.setdefault(key, {})
-        document = below if isinstance(below, dict) else {}
-    document[path[-1]] = value
-
-
-def _read(value: Any) -> Any:
-    """Return a param's value: MLflow has texts, JSON but for strings."""
-    plain = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(plain, str):
-        return plain
-    try:
-        return json.loads(plain)
-    except (ValueError, RecursionError):
-        return plain
-
-
-def _make_lists(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if value and all(key.isdigit() for key in value):
-        return [_make_lists(value[key]) for key in sorted(value, key=int)]
-    return {key: _make_lists(item) for key, item in value.items()}
 
 
 def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]) -> list[Proposal]:

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import read_training
+from mlmeta.commands.search_space import read_space
 from mlmeta.errors import BadInputError
 from mlmeta.history_table import FAILED, Floats, list_params, read_numbers
 from mlmeta.lessons import FINISHED, STD_COLUMN
@@ -33,12 +35,10 @@ from mlmeta.proposals import (
     keep_in_space,
     number_name,
     read_defaults,
-    read_training,
     take_training,
     vary,
     write_commands,
 )
-from mlmeta.search_space import read_space
 from mlmeta.similarity import NEW_TASK
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.architecture import summarise_model
 from mlmeta.cli_errors import reporting_errors
+from mlmeta.commands.params import flatten_params, summarise_model
 from mlmeta.errors import BadInputError
-from mlmeta.params import flatten_params
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
 
-    from mlmeta.commands import TrainCommands
+    from mlmeta.commands.documents import TrainCommands
     from mlmeta.recommend import Recommendation
 
 
@@ -60,7 +59,7 @@ def recommend(
     to_run: bool,
 ) -> None:
     """Say what to try next on the pictures of CONFIG, from all past attempts."""
-    from mlmeta.documents import load_train_commands
+    from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(config)
     others = [_anchor_weights(load_train_commands(file), file.parent) for file in candidates] or None

@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 
 from mlmeta.checkpoints import Checkpoint
+from mlmeta.commands.params import CURVE_TAG, write_curve
 from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import AttemptFailedError, DivergedError
 from mlmeta.initial_weights import Start, start_training
-from mlmeta.loss_curve import CURVE_TAG, write_curve
 from mlmeta.pictures import find_conflicts
 from mlmeta.plots import plot_loss_curve
 from mlmeta.preparation import Task

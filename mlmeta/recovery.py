@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.files import hold_run, is_held
 from mlmeta.finding import get_attempt_run, make_document, newest_runs, read_commands, search_all_runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
 from mlmeta.errors import CommandsError, Fault, shorten
 
 # What constructors and forward passes of torch raise where an argument or a shape does not suit them. OverflowError
@@ -39,7 +39,7 @@ def make_named(role: str, name: str, arguments: Mapping[str, Any], *, path: str)
     """Make the object of a name in the catalog.
 
     Args:
-        role: A role of `mlmeta.catalog`.
+        role: A role of `mlmeta.commands.catalog`.
         name: The name.
         arguments: Keyword arguments with their values read.
         path: Where it stands in the commands.

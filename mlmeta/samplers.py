@@ -14,15 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from mlmeta.commands import TrainCommands
-from mlmeta.errors import BadInputError
-from mlmeta.history import load_attempts
-from mlmeta.history_table import FAILED, list_params
-from mlmeta.lessons import split_lessons
-from mlmeta.preparation import prepare_task
-from mlmeta.proposals import derive_space, digest_training, find_winners, make_commands, read_training, take_training
-from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
-from mlmeta.search_space import (
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import read_training
+from mlmeta.commands.search_space import (
     Choices,
     Range,
     Space,
@@ -33,6 +27,13 @@ from mlmeta.search_space import (
     put_value,
     read_space,
 )
+from mlmeta.errors import BadInputError
+from mlmeta.history import load_attempts
+from mlmeta.history_table import FAILED, list_params
+from mlmeta.lessons import split_lessons
+from mlmeta.preparation import prepare_task
+from mlmeta.proposals import derive_space, digest_training, find_winners, make_commands, take_training
+from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
 
 OPTUNA_SAMPLERS = ("tpe", "gp", "random")
 SAMPLERS = ("mlmeta", *OPTUNA_SAMPLERS)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
+from mlmeta.commands.catalog import read_value
 from mlmeta.errors import CommandsError, Fault
 from mlmeta.fitting import check_arriving, explain_misfit, fill_arguments, format_shape
 from mlmeta.layers import Chain, Concat, PoolingIndices, Residual, apply_layer, make_projection
 from mlmeta.refusals import REFUSALS, explain_refusal
 from mlmeta.sizes import FLOAT_BYTES, SizeGuard, count_numbers, refuse_outputs, refuse_weights
-from mlmeta.values import read_value
 
 Spec = Mapping[str, Any]
 _PROBE = 2

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.metafeatures import META_FEATURES
-from mlmeta.search_space import TRAINING_KEYS
 from mlmeta.similarity import TASK_COLUMNS
 from mlmeta.status import Status
 

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlmeta.commands.documents import strip_operators
 from mlmeta.errors import NotFoundError, nearest_name, shorten
 from mlmeta.history_table import check_column, lower_is_better, read_numbers
 from mlmeta.metafeatures import META_FEATURES
-from mlmeta.picture_files import strip_operators
 
 Floats = npt.NDArray[np.float64]
 

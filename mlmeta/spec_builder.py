@@ -1,7 +1,7 @@
 """From commands to torch objects: the model, its criterion, optimizer, scheduler and the pictures' operations.
 
-Every name goes through the allow-list of `mlmeta.catalog`; a value that torch refuses becomes one clear message.
-The optimizer and its scheduler are made in `mlmeta.optimizers`, layers in `mlmeta.shapes`.
+Every name goes through the allow-list of `mlmeta.commands.catalog`; a value that torch refuses becomes one clear
+message. The optimizer and its scheduler are made in `mlmeta.optimizers`, layers in `mlmeta.shapes`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
 from mlmeta.criteria import Criterion, make_criterion
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 from mlmeta.image_ops import build_image_ops

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlmeta.commands.documents import CurveRule, MedianRule, StopRule, TopFractionRule
 from mlmeta.curves import FEWEST_CURVES, CurvePredictor, Forecast, PastCurve, bests_at
-from mlmeta.stop_rules import CurveRule, MedianRule, StopRule, TopFractionRule
 
 # A forecast takes milliseconds, which for long trainings of short epochs would add up.
 MOST_FORECASTS = 100

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlmeta.commands import TorchvisionData
+from mlmeta.commands.documents import TorchvisionData
 from mlmeta.data_roots import check_tree, read_roots
 from mlmeta.errors import PicturesError, nearest_name
 from mlmeta.picture_files import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright

@@ -21,12 +21,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 import mlmeta
-from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.commands.documents import TestCommands, TrainCommands
+from mlmeta.commands.params import flatten_params
 from mlmeta.errors import MlmetaError
 from mlmeta.files import hold_run
 from mlmeta.finding import COMMANDS_TAG, AttemptRecord
 from mlmeta.mlflow_recorder import MlflowRecorder, read_flush_s, telling
-from mlmeta.params import flatten_params
 from mlmeta.recovery import QUEUED_TAG, check_resumable, find_resumable, missing_run, send_kept
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
 from mlmeta.store import open_client

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.criteria import Criterion
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import measure_model

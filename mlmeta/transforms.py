@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from mlmeta.catalog import find_entry
+from mlmeta.commands.catalog import find_entry
 from mlmeta.image_ops import REFUSALS, check_pixels, explain_refusal, read_numbers, refuse
 from mlmeta.transform_plan import TO_TENSOR, Request, place_to_tensor, plan_transforms
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import make_test_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.parsing import make_test_commands
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import evaluate_attempt
 from mlmeta.interruption import terminating_gently

@@ -50,7 +50,7 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
         raise BadInputError(f"{file}: is there already; give another name, or move it away")
     commands = None
     if config is not None:
-        from mlmeta.documents import load_train_commands
+        from mlmeta.commands.parsing import load_train_commands
 
         commands = load_train_commands(config)
     from mlmeta.tune import describe_result, resume_tuning, tune_task

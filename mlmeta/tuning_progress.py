@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from mlmeta.architecture import summarise_model
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import summarise_model
 from mlmeta.progress import describe_epoch
 
 if TYPE_CHECKING:

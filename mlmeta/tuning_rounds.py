@@ -15,7 +15,7 @@ from typing import Any
 
 from mlmeta.attempts import run_attempt
 from mlmeta.checkpoints import Checkpoint
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
 from mlmeta.proposals import digest_training, number_name, take_training
 from mlmeta.recommend import Recommendation

@@ -20,12 +20,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import flatten_params
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name
 from mlmeta.files import hold_run
 from mlmeta.finding import read_commands, search_all_runs
 from mlmeta.mlflow_recorder import telling
-from mlmeta.params import flatten_params
 from mlmeta.status import MLFLOW_STATUS, Status
 from mlmeta.store import open_client
 from mlmeta.tracking import first_tags, start_run

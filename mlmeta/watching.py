@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import StopRule, TrainCommands
 from mlmeta.curves import Forecast, PastCurve
 from mlmeta.past_curves import can_read_quickly, load_past_curves
-from mlmeta.stop_rules import StopRule
 from mlmeta.stopping import Watch
 
 Curve = Sequence[dict[str, float]]

@@ -20,13 +20,13 @@ import pandas as pd
 from torch import Tensor, nn
 
 from mlmeta.attempt_features import score_ranks
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import strip_operators
+from mlmeta.commands.params import read_training
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsError
 from mlmeta.history_table import list_params
 from mlmeta.metafeatures import describe_pictures
-from mlmeta.picture_files import strip_operators
 from mlmeta.preparation import Task
-from mlmeta.proposals import read_training
 from mlmeta.shapes import construct_chain, trace_layers
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.status import Status

@@ -1,4 +1,4 @@
-"""Write mlmeta/catalog.json: what a commands file may name, read off the installed libraries.
+"""Write mlmeta/commands/catalog.json: what a commands file may name, read off the installed libraries.
 
     python scripts/make_catalog.py            # writes the file
     python scripts/make_catalog.py --check    # exit code 1 where it would change
@@ -25,7 +25,7 @@ import torchvision
 from mlmeta import criteria, image_ops
 from mlmeta.transform_plan import SUPPORTED, UNSUPPORTED
 
-CATALOG = Path(__file__).parent.parent / "mlmeta" / "catalog.json"
+CATALOG = Path(__file__).parent.parent / "mlmeta" / "commands" / "catalog.json"
 
 UNSUPPORTED_LAYERS = {
     "AdaptiveLogSoftmaxWithLoss": "is an output layer and a loss in one and needs the labels in its forward pass",

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlmeta import catalog
-from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.commands import catalog
+from mlmeta.commands.documents import TestCommands, TrainCommands
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- reference: made by scripts/make_docs.py -->", "<!-- end of reference -->"

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.architecture import describe_architecture, walk_layers
-from mlmeta.params import flatten_params
+from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 
 DATA = Path(__file__).parent / "data"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
 
 LINES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)
 NUMBERS = st.one_of(st.integers(1, 50), st.floats(0.001, 50))

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from mlmeta.architecture import describe_architecture, walk_layers
+from mlmeta.commands.params import describe_architecture, walk_layers
 
 OLDER = json.loads((Path(__file__).parent / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))
 RESIDUAL_AND_CONCAT = [

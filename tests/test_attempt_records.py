@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name, _validate_param, _validate_tag
 
-from mlmeta.architecture import describe_architecture, walk_layers
 from mlmeta.attempt_records import (
     RunRecord,
     TaskFacts,
@@ -22,10 +21,10 @@ from mlmeta.attempt_records import (
     settle_status,
     settle_times,
 )
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.exchange_documents import AttemptFacts, parse_exchanged
-from mlmeta.params import flatten_params
 from mlmeta.status import Status
 
 NOW = 1_700_000_000.0

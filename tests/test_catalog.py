@@ -12,8 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from mlmeta import catalog
-from mlmeta.catalog import Argument, Entry, check_arguments, explain_unknown, find_entry, list_names, list_unsupported
+from mlmeta.commands import catalog
+from mlmeta.commands.catalog import (
+    Argument,
+    Entry,
+    check_arguments,
+    explain_unknown,
+    find_entry,
+    list_names,
+    list_unsupported,
+)
 from mlmeta.errors import CommandsError
 
 ENTRIES = [(role, name) for role in catalog.ROLES for name in list_names(role)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlmeta.check import CheckResult, check_commands, format_table
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, CommandsError
 from mlmeta.shapes import LayerRow
 

@@ -11,7 +11,7 @@ import torch
 from conftest import MemoryRecorder
 
 from mlmeta.checkpoints import Checkpoint
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError
 from mlmeta.train import Prepared, Trained, capture_state, prepare_training, restore_state, train_attempt
 

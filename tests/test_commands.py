@@ -9,8 +9,8 @@ import pytest
 import strategies
 from hypothesis import HealthCheck, given, settings
 
-from mlmeta.commands import TestCommands, TrainCommands, digest_document
-from mlmeta.documents import parse_attempt, parse_test_commands, parse_train_commands
+from mlmeta.commands.documents import TestCommands, TrainCommands, digest_document
+from mlmeta.commands.parsing import parse_attempt, parse_test_commands, parse_train_commands
 from mlmeta.errors import CommandsError
 from mlmeta.status import Status
 

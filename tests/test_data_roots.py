@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from mlmeta import data_roots
-from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.commands.documents import TestCommands, TrainCommands
+from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.data_roots import (
     OutsideRootsError,
     check_inside,
@@ -33,7 +34,6 @@ from mlmeta.data_roots import (
     open_descriptor,
     read_roots,
 )
-from mlmeta.documents import parse_test_commands, parse_train_commands
 from mlmeta.errors import BadInputError, CommandsError, PicturesError
 from mlmeta.picture_files import open_file
 from mlmeta.pictures import PictureSet, find_pictures

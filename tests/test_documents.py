@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlmeta.commands import TestCommands, TrainCommands
-from mlmeta.documents import (
+from mlmeta.commands.documents import TestCommands, TrainCommands
+from mlmeta.commands.parsing import (
     MAX_FILE_BYTES,
     format_path,
     load_test_commands,

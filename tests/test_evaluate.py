@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from mlmeta.attempts import run_attempt
-from mlmeta.documents import parse_test_commands, parse_train_commands
+from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.errors import CommandsError, NotFoundError, PicturesError, WeightsError
 from mlmeta.evaluate import Measured, compute_metrics, evaluate_attempt, score_probabilities
 

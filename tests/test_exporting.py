@@ -12,7 +12,7 @@ from attempt_table import read_documents
 from mlflow import MlflowClient
 
 from mlmeta.attempts import run_attempt
-from mlmeta.documents import parse_attempt, parse_train_commands
+from mlmeta.commands.parsing import parse_attempt, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.exporting import export_attempts
 from mlmeta.finding import make_document

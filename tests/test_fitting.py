@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
 from mlmeta.errors import CommandsError
 from mlmeta.fitting import arriving_size, check_arriving, fill_arguments, format_shape, wanted_dimensions
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlmeta.commands import FolderData
+from mlmeta.commands.documents import FolderData
 from mlmeta.errors import PicturesError
 from mlmeta.folder import read_folder
 from mlmeta.pictures import PictureSet, find_pictures

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlmeta.attempts import run_attempt
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.exporting import export_attempts
 from mlmeta.finding import make_document

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlmeta.loss_curve import parse_curve, thin_curve, write_curve
+from mlmeta.commands.params import parse_curve, thin_curve, write_curve
 
 
 @pytest.mark.parametrize("n", [1, 100, 700, 5000])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mlmeta.commands import ManifestData
+from mlmeta.commands.documents import ManifestData
 from mlmeta.errors import PicturesError
 from mlmeta.manifest import read_manifest
 from mlmeta.pictures import find_pictures

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from attempt_table import make_table
 
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
 from mlmeta.preparation import prepare_task
 from mlmeta.proposals import Proposal, take_training

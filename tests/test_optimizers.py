@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
 from mlmeta.errors import CommandsError
 from mlmeta.optimizers import build_optimizer, build_scheduler, steps_per_batch
 

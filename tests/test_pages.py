@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 from servers import Server
 
 import mlmeta.plugin
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.importing import import_attempts
 from mlmeta.plugin.callers import identify
 from mlmeta.plugin.limits import PAGE_POLICY

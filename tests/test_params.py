@@ -8,7 +8,7 @@ import pytest
 import strategies
 from hypothesis import HealthCheck, given, settings
 
-from mlmeta.params import MAX_KEY, MAX_VALUE, flatten_params, format_param
+from mlmeta.commands.params import MAX_KEY, MAX_VALUE, flatten_params, format_param
 
 OLDER = json.loads((Path(__file__).parent / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))
 

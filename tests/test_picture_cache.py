@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from mlmeta import row_file
-from mlmeta.commands import FolderData
+from mlmeta.commands.documents import FolderData
 from mlmeta.decoding import DecodedPictures, decode_pictures
 from mlmeta.errors import BadInputError, PicturesError
 from mlmeta.image_ops import build_image_ops

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, CommandsError, MlmetaError, PicturesError, WeightsError
 from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.spec_builder import build_model

@@ -18,7 +18,7 @@ from attempt_table import make_table, read_documents
 from mlflow import MlflowClient
 
 from mlmeta.cli import cli
-from mlmeta.documents import load_train_commands, parse_train_commands
+from mlmeta.commands.parsing import load_train_commands, parse_train_commands
 from mlmeta.importing import import_attempts
 from mlmeta.meta_query import best_values
 from mlmeta.text_table import format_plain

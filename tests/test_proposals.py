@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.proposals import digest_training, make_commands, take_training
 
 CONVOLUTION = {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 3}

@@ -15,12 +15,13 @@ from attempt_table import make_table, read_documents
 from click.testing import CliRunner
 
 from mlmeta.cli import cli
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.params import read_training
+from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.errors import BadInputError
-from mlmeta.proposals import derive_space, find_winners, number_name, read_defaults, read_training, take_training, vary
+from mlmeta.proposals import derive_space, find_winners, number_name, read_defaults, take_training, vary
 from mlmeta.recommend import Recommendation, recommend_commands
 from mlmeta.recommend_cli import _anchor_weights, _rebase
-from mlmeta.search_space import TRAINING_KEYS
 from mlmeta.train import prepare_training, train_attempt
 
 

@@ -23,8 +23,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from servers import Server
 
 import mlmeta.spool
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.files import hold_run
 from mlmeta.finding import make_document

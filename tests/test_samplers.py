@@ -9,8 +9,8 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
-from mlmeta.documents import parse_train_commands
-from mlmeta.params import flatten_params
+from mlmeta.commands.params import flatten_params
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.preparation import prepare_task
 from mlmeta.proposals import digest_training, take_training
 from mlmeta.samplers import make_sampler

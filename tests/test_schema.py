@@ -9,11 +9,11 @@ import strategies
 from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 
-from mlmeta import catalog
-from mlmeta.commands import TestCommands, TrainCommands
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands import catalog
+from mlmeta.commands.documents import TestCommands, TrainCommands
+from mlmeta.commands.json_schema import complete_schema
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import CommandsError
-from mlmeta.schema import complete_schema
 
 TESTS = Path(__file__).parent
 OLDER = json.loads((TESTS / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))

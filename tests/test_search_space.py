@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.commands.search_space import TRAINING_KEYS, Range, draw_training, fit_training, get_value, read_space
 from mlmeta.errors import CommandsError
 from mlmeta.proposals import derive_space, draw_proposals, keep_in_space, read_defaults
-from mlmeta.search_space import TRAINING_KEYS, Range, draw_training, fit_training, get_value, read_space
 
 LOG_RATE = {"optimizer.lr": {"low": 1e-4, "high": 0.1, "log": True}}
 FLAT = {"layers": [{"name": "Flatten"}, {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}]}
@@ -166,8 +166,8 @@ def test_without_a_space_the_commands_own_values_are_varied(toy_document: dict[s
 def test_the_schema_knows_spaces() -> None:
     import jsonschema
 
-    from mlmeta.commands import TrainCommands
-    from mlmeta.schema import complete_schema
+    from mlmeta.commands.documents import TrainCommands
+    from mlmeta.commands.json_schema import complete_schema
 
     schema = complete_schema(TrainCommands.model_json_schema())
     part = next(one for one in schema["properties"]["space"]["anyOf"] if one.get("type") == "object")

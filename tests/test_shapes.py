@@ -13,7 +13,8 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from mlmeta import catalog, sizes, specs
+from mlmeta import sizes
+from mlmeta.commands import catalog, validation
 from mlmeta.errors import CommandsError, MlmetaError
 from mlmeta.shapes import LayerRow, construct_chain, trace_layers
 
@@ -319,7 +320,7 @@ def test_any_layers_are_built_and_run_or_refused(
 
     monkeypatch.setattr(sizes, "memory_bytes", lambda: 2**27)
     model = {"layers": [*before, *layers, *HEAD]}
-    if list(specs.check_model(model)):
+    if list(validation.check_model(model)):
         return
     torch.manual_seed(0)
     try:

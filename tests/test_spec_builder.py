@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mlmeta import catalog, sizes, spec_builder
+from mlmeta import sizes, spec_builder
+from mlmeta.commands import catalog
 from mlmeta.criteria import Criterion
 from mlmeta.errors import CommandsError
 from mlmeta.layers import first_tensor

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mlmeta import specs
-from mlmeta.specs import Located
+from mlmeta.commands import validation
+from mlmeta.commands.validation import Located
 
 LINEAR = {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}
 RELU = {"name": "ReLU"}
@@ -54,13 +54,13 @@ def nested(depth: int, *, objects: bool) -> Any:
                 "norm": "None",
             }
         ],
-        sequential(specs.MAX_DEPTH),
-        [RELU] * specs.MAX_LAYERS,
+        sequential(validation.MAX_DEPTH),
+        [RELU] * validation.MAX_LAYERS,
     ],
     ids=["plain", "branches", "older values", "a layer in a layer", "an older null", "as deep as allowed", "as many"],
 )
 def test_good_layers_have_no_fault(layers: list[Any]) -> None:
-    assert tell(specs.check_layers(layers)) == []
+    assert tell(validation.check_layers(layers)) == []
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_good_layers_have_no_fault(layers: list[Any]) -> None:
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
 def test_a_fault_in_layers_is_told_with_its_place(layers: Any, says: str) -> None:
-    assert tell(specs.check_layers(layers)) == [says]
+    assert tell(validation.check_layers(layers)) == [says]
 
 
 def test_all_faults_of_a_layer_are_told_at_once() -> None:
     layer = {"name": "Conv2d", "kernal_size": 3, "out_channels": "abc", "groups": 0}
-    assert [line.partition(":")[0] for line in tell(specs.check_layers([layer]))] == [
+    assert [line.partition(":")[0] for line in tell(validation.check_layers([layer]))] == [
         "0.kernal_size",
         "0.out_channels",
         "0.in_channels",
@@ -160,7 +160,7 @@ def test_all_faults_of_a_layer_are_told_at_once() -> None:
     ],
 )
 def test_good_transforms_have_no_fault(transform: Any) -> None:
-    assert tell(specs.check_transform(transform)) == []
+    assert tell(validation.check_transform(transform)) == []
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_good_transforms_have_no_fault(transform: Any) -> None:
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
 def test_a_fault_in_transforms_is_told_with_its_place(transform: Any, says: str) -> None:
-    assert tell(specs.check_transform(transform)) == [says]
+    assert tell(validation.check_transform(transform)) == [says]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_fault_in_transforms_is_told_with_its_place(transform: Any, says: str)
     ],
 )
 def test_good_image_ops_have_no_fault(image_ops: Any) -> None:
-    assert tell(specs.check_image_ops(image_ops)) == []
+    assert tell(validation.check_image_ops(image_ops)) == []
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_good_image_ops_have_no_fault(image_ops: Any) -> None:
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
 def test_a_fault_in_image_ops_is_told_with_its_place(image_ops: Any, says: str) -> None:
-    assert tell(specs.check_image_ops(image_ops)) == [says]
+    assert tell(validation.check_image_ops(image_ops)) == [says]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_fault_in_image_ops_is_told_with_its_place(image_ops: Any, says: str) 
     ],
 )
 def test_a_good_model_has_no_fault(model: Any) -> None:
-    assert tell(specs.check_model(model)) == []
+    assert tell(validation.check_model(model)) == []
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_good_model_has_no_fault(model: Any) -> None:
     ids=str,
 )
 def test_faults_of_a_model_are_told_with_their_places(model: Any, says: list[str]) -> None:
-    assert tell(specs.check_model(model)) == says
+    assert tell(validation.check_model(model)) == says
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_faults_of_a_model_are_told_with_their_places(model: Any, says: list[str
     ids=str,
 )
 def test_the_rates_of_an_optimizer_are_checked(optimizer: Any, says: list[str]) -> None:
-    assert tell(specs.check_optimizer(optimizer)) == says
+    assert tell(validation.check_optimizer(optimizer)) == says
 
 
 @pytest.mark.parametrize(
@@ -367,12 +367,12 @@ def test_the_rates_of_an_optimizer_are_checked(optimizer: Any, says: list[str]) 
     ids=lambda value: value if isinstance(value, str) else str(value)[:60],
 )
 def test_a_fault_of_a_named_object_is_told_with_its_place(role: str, spec: Any, says: str) -> None:
-    assert tell(specs.check_role(role)(spec)) == [says]
+    assert tell(validation.check_role(role)(spec)) == [says]
 
 
 @pytest.mark.parametrize("value", [None, 1, 0.5, "äß犬", [1, {"a": (None, True)}], nested(64, objects=True)])
 def test_plain_json_has_no_fault(value: Any) -> None:
-    assert tell(specs.check_plain(value)) == []
+    assert tell(validation.check_plain(value)) == []
 
 
 @pytest.mark.parametrize(
@@ -390,22 +390,22 @@ def test_plain_json_has_no_fault(value: Any) -> None:
     ids=["65 lists", "65 objects", "100,000 lists", "100,000 objects", "text", "a key", "a set", "bytes"],
 )
 def test_what_no_rule_can_walk_through_is_refused_first(value: Any, says: str) -> None:
-    assert tell(specs.check_plain(value)) == [says]
+    assert tell(validation.check_plain(value)) == [says]
 
 
 @pytest.mark.parametrize("text", ["__import__('os').system('x')", "2*3", "lambda x: x", "open('/etc/passwd')"])
 @pytest.mark.parametrize(
     ("check", "place"),
     [
-        (specs.check_layers, lambda text: [{**LINEAR, "out_features": text}]),
-        (specs.check_layers, lambda text: [{"name": text}]),
-        (specs.check_layers, lambda text: [{"name": "MaxPool2d", "kernel_size": [2, text]}]),
-        (specs.check_optimizer, lambda text: {"name": "Adam", "lr": text}),
-        (specs.check_optimizer, lambda text: {"name": "Adam", text: 1}),
-        (specs.check_transform, lambda text: {"Resize": {"size": text}}),
-        (specs.check_transform, lambda text: {text: True}),
-        (specs.check_image_ops, lambda text: [{text: True}]),
-        (specs.check_model, lambda text: {"name": text}),
+        (validation.check_layers, lambda text: [{**LINEAR, "out_features": text}]),
+        (validation.check_layers, lambda text: [{"name": text}]),
+        (validation.check_layers, lambda text: [{"name": "MaxPool2d", "kernel_size": [2, text]}]),
+        (validation.check_optimizer, lambda text: {"name": "Adam", "lr": text}),
+        (validation.check_optimizer, lambda text: {"name": "Adam", text: 1}),
+        (validation.check_transform, lambda text: {"Resize": {"size": text}}),
+        (validation.check_transform, lambda text: {text: True}),
+        (validation.check_image_ops, lambda text: [{text: True}]),
+        (validation.check_model, lambda text: {"name": text}),
     ],
 )
 def test_python_expressions_are_names_and_values_of_nothing(

@@ -16,12 +16,11 @@ from click.testing import CliRunner
 from conftest import MemoryRecorder
 
 from mlmeta.checkpoints import MOST_ASIDE, Checkpoint, list_checkpoints
-from mlmeta.commands import TrainCommands
+from mlmeta.commands.documents import CurveRule, MedianRule, StopRule, TopFractionRule, TrainCommands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.curves import PastCurve
-from mlmeta.documents import parse_train_commands
 from mlmeta.errors import CommandsError
 from mlmeta.progress import describe_epoch
-from mlmeta.stop_rules import CurveRule, MedianRule, StopRule, TopFractionRule
 from mlmeta.stopping import Watch
 from mlmeta.train import prepare_training, train_attempt
 

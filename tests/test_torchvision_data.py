@@ -16,7 +16,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from mlmeta.commands import TorchvisionData
+from mlmeta.commands.documents import TorchvisionData
 from mlmeta.errors import PicturesError
 from mlmeta.picture_files import Found
 from mlmeta.pictures import PictureSet, find_pictures

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlmeta.attempts import run_attempt
-from mlmeta.documents import parse_test_commands, parse_train_commands
+from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import evaluate_attempt
 from mlmeta.finding import find_attempt, make_document

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mlmeta import attempts, preparation, sizes
 from mlmeta.attempts import run_attempt
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.description import describe_model
-from mlmeta.documents import parse_train_commands
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
 from mlmeta.recorded_training import log_training
 from mlmeta.train import Trained, find_batch_size, is_kept, prepare_training, shuffle_seed, train_attempt

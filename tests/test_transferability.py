@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from mlmeta import transferability
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError
 from mlmeta.spec_builder import build_model
 from mlmeta.train import prepare_training

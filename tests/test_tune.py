@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from mlmeta.cli import cli
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.tune import Tuned, resume_tuning, tune_task
 from mlmeta.tune_cli import parse_duration

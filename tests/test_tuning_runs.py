@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.tuning_runs import TunedAttempt, find_tuning, list_attempts, record_tuning
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlmeta.commands import TrainCommands
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.parsing import parse_train_commands
 
 SIZE = 8
 STRIPES = ("rows", "columns", "diagonal", "checks")

@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 
 import mlmeta
-from mlmeta.commands import Attempt, TestCommands, TrainCommands
+from mlmeta.commands.documents import Attempt, TestCommands, TrainCommands
+from mlmeta.commands.json_schema import complete_schema
 from mlmeta.plugin import routes, verbs
 from mlmeta.plugin.callers import Caller, identify
-from mlmeta.schema import complete_schema
 
 PATH = "/ajax-api/mlmeta"
 router = APIRouter(prefix=PATH, tags=["about the API"])

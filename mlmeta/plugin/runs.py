@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.finding import COMMANDS_TAG
 from mlmeta.plugin.callers import Caller, list_experiments

@@ -9,9 +9,9 @@ from typing import Any
 
 from fastapi import Request
 
-from mlmeta.commands import TestCommands, TrainCommands
+from mlmeta.commands.documents import TestCommands, TrainCommands
+from mlmeta.commands.parsing import parse_json, parse_test_commands, parse_train_commands
 from mlmeta.data_roots import confine_commands
-from mlmeta.documents import parse_json, parse_test_commands, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
 from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.plugin.answers import RefusedError

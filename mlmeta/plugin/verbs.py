@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
-from mlmeta.commands import Attempt, TrainCommands
-from mlmeta.documents import parse_attempt
+from mlmeta.commands.documents import Attempt, TrainCommands
+from mlmeta.commands.parsing import parse_attempt
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.jobs import JobState
 from mlmeta.plugin import questions

@@ -18,7 +18,7 @@ from typing import Any
 
 import mlmeta.checkpoints
 from mlmeta.attempts import resume_attempt, run_attempt
-from mlmeta.documents import load_train_commands
+from mlmeta.commands.parsing import load_train_commands
 from mlmeta.evaluate import evaluate_attempt  # noqa: F401  # imported before the first fork
 from mlmeta.finding import search_all_runs
 from mlmeta.recovery import find_stale_attempts, mark_interrupted

@@ -9,7 +9,7 @@ from typing import Any
 import strategies
 from hypothesis import strategies as st
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
 
 Place = tuple[Any, Any]
 ROLES = ("criterion", "optimizer", "scheduler")

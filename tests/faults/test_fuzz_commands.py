@@ -22,11 +22,11 @@ from PIL import Image
 
 from faults import mutations
 from mlmeta import sizes
+from mlmeta.commands.params import flatten_params
+from mlmeta.commands.parsing import load_train_commands, parse_attempt, parse_test_commands, parse_train_commands
 from mlmeta.description import describe_model, describe_task
-from mlmeta.documents import load_train_commands, parse_attempt, parse_test_commands, parse_train_commands
 from mlmeta.errors import MlmetaError
 from mlmeta.evaluate import compute_metrics, measure_model, merge_commands, score_probabilities
-from mlmeta.params import flatten_params
 from mlmeta.picture_files import DAMAGED, open_file, quiet_pillow
 from mlmeta.pictures import choose_pictures
 from mlmeta.recorded_training import chance_loss

@@ -19,9 +19,9 @@ import pytest
 from conftest import MemoryRecorder
 from PIL import Image
 
-from mlmeta.commands import FolderData, TrainCommands
+from mlmeta.commands.documents import FolderData, TrainCommands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.decoding import SkippedPicture, decode_pictures
-from mlmeta.documents import parse_train_commands
 from mlmeta.errors import PicturesError
 from mlmeta.image_ops import build_image_ops
 from mlmeta.picture_files import MAX_FILE_BYTES, open_file, open_regular, read_file

@@ -2,7 +2,9 @@
 
 `TrainCommands` and `TestCommands` hold what a document says, field by field under the document's own names;
 `Attempt` is the exchange document that holds both and what came of them. Every fault of a document is reported
-at once, see `mlmeta.documents`. Nothing here needs torch or MLflow.
+at once, see `mlmeta.commands.parsing`. Nothing here needs torch or MLflow.
+
+The rules by which a training may stop early are named here; deciding by them is the work of `mlmeta.stopping`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from mlmeta import search_space, specs
+from mlmeta.commands import search_space, validation
+from mlmeta.commands.json_schema import SPACE_SCHEMA, named_schema
 from mlmeta.errors import Fault, shorten
-from mlmeta.schema import SPACE_SCHEMA, named_schema
 from mlmeta.status import Status
-from mlmeta.stop_rules import StopRule
 
 _NAME = re.compile(r"[^\W_][\w .,+=@()-]*")
 MAX_EPOCHS = 1_000_000
@@ -43,31 +44,33 @@ MAX_PICTURES = 10**9
 MAX_FAULTS = 100
 # A file's name may have 255 bytes; the rest is for suffixes.
 MAX_NAME_BYTES = 200
+After: TypeAlias = Annotated[float, Field(ge=0, le=1, description="share of n_epoch before which nothing stops")]
+_OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
 
 
-def _line_error(location: specs.Location, fault: Fault, came: Any) -> InitErrorDetails:
+def _line_error(location: validation.Location, fault: Fault, came: Any) -> InitErrorDetails:
     context = {"message": fault.message, "came": fault.came, "nearest": fault.nearest}
     return InitErrorDetails(type=PydanticCustomError("fault", "{message}", context), loc=location, input=came)
 
 
-def _checked(rule: Callable[[Any], Iterator[specs.Located]]) -> BeforeValidator:
+def _checked(rule: Callable[[Any], Iterator[validation.Located]]) -> BeforeValidator:
     """Make a validator that raises every fault that a rule finds; the rule sees plain JSON only."""
 
     def validate(value: Any) -> Any:
-        _raise_located(list(specs.check_plain(value)) or list(islice(rule(value), MAX_FAULTS)), value)
+        _raise_located(list(validation.check_plain(value)) or list(islice(rule(value), MAX_FAULTS)), value)
         return value
 
     return BeforeValidator(validate)
 
 
-def _raise_located(located: Sequence[specs.Located], came: Any) -> None:
+def _raise_located(located: Sequence[validation.Located], came: Any) -> None:
     """Raise the faults, if there are any, in the way in which pydantic joins them to those of other fields."""
     if located:
         errors = [_line_error(location, fault, came) for location, fault in located]
         raise ValidationError.from_exception_data("commands", errors)
 
 
-def _check_strings(strings: object) -> Iterator[specs.Located]:
+def _check_strings(strings: object) -> Iterator[validation.Located]:
     """Check a list of strings: of labels, of picture ids."""
     if not isinstance(strings, list):
         yield (), Fault("", "must be a list of strings", came=shorten(strings))
@@ -77,7 +80,7 @@ def _check_strings(strings: object) -> Iterator[specs.Located]:
             yield (index,), Fault("", "must be a string", came=shorten(item))
 
 
-def _check_labels(labels: object) -> Iterator[specs.Located]:
+def _check_labels(labels: object) -> Iterator[validation.Located]:
     yield from _check_strings(labels)
     if not isinstance(labels, list):
         return
@@ -91,7 +94,7 @@ def _check_labels(labels: object) -> Iterator[specs.Located]:
         if count > 1:
             yield (), Fault("", f"a label may stand once only; this one stands {count} times", came=shorten(label))
     for index, label in strings.items():
-        if not label.strip() or specs.CONTROL.search(label) or len(label) > 500:
+        if not label.strip() or validation.CONTROL.search(label) or len(label) > 500:
             yield (index,), Fault("", "a label must be one line of 1 to 500 characters", came=shorten(label))
 
 
@@ -112,13 +115,13 @@ def _check_initial_weights(source: str) -> str:
 
 
 def _check_text(text: str) -> str:
-    if not specs.can_be_written(text):
+    if not validation.can_be_written(text):
         raise ValueError("holds text that is not Unicode")
     return text
 
 
 def _check_path(path: str) -> str:
-    if not _check_text(path).strip() or specs.CONTROL.search(path) or len(path) > 4_000:
+    if not _check_text(path).strip() or validation.CONTROL.search(path) or len(path) > 4_000:
         raise ValueError("must be a path: one line of 1 to 4,000 characters")
     return path
 
@@ -136,12 +139,12 @@ def _check_class_name(name: str) -> str:
 
 
 Named: TypeAlias = dict[str, Any]
-Model: TypeAlias = Annotated[Named, _checked(specs.check_model), named_schema("model")]
-Criterion: TypeAlias = Annotated[Named, _checked(specs.check_role("criterion")), named_schema("criterion")]
-Optimizer: TypeAlias = Annotated[Named, _checked(specs.check_optimizer), named_schema("optimizer")]
-Scheduler: TypeAlias = Annotated[Named, _checked(specs.check_role("scheduler")), named_schema("scheduler")]
-ImageOps: TypeAlias = Annotated[list[Named], _checked(specs.check_image_ops), named_schema("image_op")]
-Transform: TypeAlias = Annotated[Any, _checked(specs.check_transform), named_schema("transform")]
+Model: TypeAlias = Annotated[Named, _checked(validation.check_model), named_schema("model")]
+Criterion: TypeAlias = Annotated[Named, _checked(validation.check_role("criterion")), named_schema("criterion")]
+Optimizer: TypeAlias = Annotated[Named, _checked(validation.check_optimizer), named_schema("optimizer")]
+Scheduler: TypeAlias = Annotated[Named, _checked(validation.check_role("scheduler")), named_schema("scheduler")]
+ImageOps: TypeAlias = Annotated[list[Named], _checked(validation.check_image_ops), named_schema("image_op")]
+Transform: TypeAlias = Annotated[Any, _checked(validation.check_transform), named_schema("transform")]
 Space: TypeAlias = Annotated[Named, _checked(search_space.check_space), SPACE_SCHEMA]
 Labels: TypeAlias = Annotated[
     list[str], _checked(_check_labels), Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS})
@@ -214,6 +217,44 @@ Data: TypeAlias = Annotated[
     Field(discriminator="source"),
     _checked(lambda _: iter(())),
 ]
+
+
+class _Rule(BaseModel):
+    """What all rules share."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CurveRule(_Rule):
+    """Stops a training that will hardly beat the best past attempt on its task, as past learning curves go."""
+
+    rule: Literal["curve"] = Field(
+        description="stop where the predicted curve is unlikely to beat the best past attempt on this task"
+    )
+    after: After = 0.25
+    probability: float = Field(0.05, ge=0, le=1, description="the chance to become the best below which it stops")
+
+
+class MedianRule(_Rule):
+    """Stops a training that is below the median of past attempts on its task (Golovin et al., Google Vizier, 2017)."""
+
+    rule: Literal["median"] = Field(description="stop below the median of past attempts on this task at that epoch")
+    after: After = 0.25
+    min_attempts: int = Field(5, ge=1, le=1_000_000, description="of fewer past attempts there is no median")
+
+
+class TopFractionRule(_Rule):
+    """Stops a training that is not among the best past attempts on its task."""
+
+    rule: Literal["top_fraction"] = Field(
+        description="stop unless among the best of past attempts on this task at that epoch"
+    )
+    after: After = 0.25
+    fraction: float = Field(0.2, gt=0, le=1, description="the share of attempts that goes on")
+    min_attempts: int = Field(5, ge=1, le=1_000_000, description="among fewer past attempts none is stopped")
+
+
+StopRule: TypeAlias = MedianRule | TopFractionRule | CurveRule
 Stop: TypeAlias = Annotated[StopRule, Field(discriminator="rule"), _checked(lambda _: iter(()))]
 
 
@@ -374,3 +415,8 @@ def digest_document(document: dict[str, Any]) -> str:
     kept = {key: value for key, value in document.items() if key != "$schema"}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def strip_operators(label: str) -> str:
+    """Return a label without its query operators: ``Boston Terrier imagesize:500x500`` → ``Boston Terrier``."""
+    return _OPERATOR.sub("", label).strip() or label

@@ -1,7 +1,7 @@
 """The rules for the parts of a document that name an object: layers, criterion, optimizer, transforms.
 
 Each rule takes the part as JSON gave it and yields (location, fault), where the location is a tuple of keys and
-indices relative to the part. Nothing is built here and no library is imported: see `mlmeta.catalog`.
+indices relative to the part. Nothing is built here and no library is imported: see `mlmeta.commands.catalog`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from mlmeta import catalog
+from mlmeta.commands import catalog
+from mlmeta.commands.catalog import read_value
 from mlmeta.errors import CommandsError, Fault, nearest_name, shorten
-from mlmeta.values import read_value
 
 Location: TypeAlias = tuple[str | int, ...]
 Located: TypeAlias = tuple[Location, Fault]
@@ -89,7 +89,7 @@ def check_named(role: str, spec: object) -> Iterator[Located]:
     """Check ``{"name": …, argument: …}`` against the catalog's entry of that name.
 
     Args:
-        role: A role of `mlmeta.catalog`.
+        role: A role of `mlmeta.commands.catalog`.
         spec: The part of the document.
     """
     if not isinstance(spec, Mapping):

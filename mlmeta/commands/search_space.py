@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlmeta import catalog, specs
+from mlmeta.commands import catalog, validation
+from mlmeta.commands.catalog import read_value
 from mlmeta.errors import Fault, shorten
-from mlmeta.values import read_value
 
 if TYPE_CHECKING:
     import numpy as np
+
 
 TRAINING_KEYS = ("model", "optimizer", "scheduler", "criterion", "batch_size")
 MAX_PATHS = 100
@@ -82,7 +83,7 @@ class Choices:
 Space: TypeAlias = Mapping[str, Range | Choices]
 
 
-def check_space(document: object) -> Iterator[specs.Located]:
+def check_space(document: object) -> Iterator[validation.Located]:
     """Check a space by itself: its paths, and that every range can be drawn from."""
     if document is None:
         return
@@ -104,19 +105,19 @@ def check_space(document: object) -> Iterator[specs.Located]:
             yield (path,), Fault("", _ALLOWED, came=shorten(part))
 
 
-def _check_choices(path: str, choices: object) -> Iterator[specs.Located]:
+def _check_choices(path: str, choices: object) -> Iterator[validation.Located]:
     if not isinstance(choices, list) or not 1 <= len(choices) <= MAX_CHOICES:
         yield (path, "choices"), Fault("", f"must be a list of 1 to {MAX_CHOICES} values", came=shorten(choices))
 
 
-def _check_range(path: str, part: Mapping[str, Any]) -> Iterator[specs.Located]:
+def _check_range(path: str, part: Mapping[str, Any]) -> Iterator[validation.Located]:
     ends = {}
     for key in ("low", "high"):
         value = part[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             yield (path, key), Fault("", "must be a finite number", came=shorten(value))
-        elif abs(value) > specs.MAX_INTEGER:
-            yield (path, key), Fault("", f"must be at most {specs.MAX_INTEGER:,} either way", came=shorten(value))
+        elif abs(value) > validation.MAX_INTEGER:
+            yield (path, key), Fault("", f"must be at most {validation.MAX_INTEGER:,} either way", came=shorten(value))
         else:
             ends[key] = value
     if not isinstance(part.get("log", False), bool):
@@ -127,7 +128,7 @@ def _check_range(path: str, part: Mapping[str, Any]) -> Iterator[specs.Located]:
         yield (path, "low"), Fault("", "must be above 0 on a logarithmic scale", came=shorten(ends["low"]))
 
 
-def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[specs.Located]:
+def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[validation.Located]:
     """Check that the ends and choices of a space can stand in a training.
 
     Args:
@@ -182,20 +183,20 @@ def _find_fault(training: Mapping[str, Any], path: str, value: Any) -> str:
         changed = put_value(training, path, value)
     if changed is None:
         return f"the commands have no {path}"
-    located = [*specs.check_plain(changed[key])] or [*_check_part(key, changed[key])]
+    located = [*validation.check_plain(changed[key])] or [*_check_part(key, changed[key])]
     return located[0][1].message if located else ""
 
 
-def _check_part(key: str, part: Any) -> Iterator[specs.Located]:
+def _check_part(key: str, part: Any) -> Iterator[validation.Located]:
     if key == "batch_size":
         if isinstance(part, bool) or not isinstance(part, int) or part < 1:
             yield (), Fault("", "must be a whole number of 1 or above")
     elif key == "model":
-        yield from specs.check_model(part)
+        yield from validation.check_model(part)
     elif key == "optimizer":
-        yield from specs.check_optimizer(part)
+        yield from validation.check_optimizer(part)
     elif not (key == "scheduler" and part is None):
-        yield from specs.check_role(key)(part)
+        yield from validation.check_role(key)(part)
 
 
 def read_space(document: Mapping[str, Any]) -> Space:

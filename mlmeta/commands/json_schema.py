@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import WithJsonSchema
 
-from mlmeta import catalog
-from mlmeta.search_space import MAX_CHOICES, MAX_PATHS, TRAINING_KEYS
+from mlmeta.commands import catalog
+from mlmeta.commands.search_space import MAX_CHOICES, MAX_PATHS, TRAINING_KEYS
 
-# Documents of the older tool write values as strings: "'RGB'", "(0.9, 0.999)", "True"; see `mlmeta.values`.
+# Documents of the older tool write values as strings: "'RGB'", "(0.9, 0.999)", "True"; see `mlmeta.commands.catalog`.
 _OLDER_VALUE = {"type": "string", "pattern": r"^\s*(['\"(\[]|(True|False|None)\s*$)"}
 _TYPES: dict[str, dict[str, Any]] = {
     "int": {"type": "integer"},

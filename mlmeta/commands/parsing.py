@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mlmeta.commands import Attempt, TestCommands, TrainCommands
+from mlmeta.commands.documents import Attempt, TestCommands, TrainCommands
 from mlmeta.errors import BadInputError, CommandsError, Fault, NotFoundError, nearest_name, shorten
 
 MAX_FILE_BYTES = 10_000_000
