@@ -11,9 +11,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Attempt": "mlmeta.commands",
-    "TestCommands": "mlmeta.commands",
-    "TrainCommands": "mlmeta.commands",
+    "Attempt": "mlmeta.commands.documents",
+    "TestCommands": "mlmeta.commands.documents",
+    "TrainCommands": "mlmeta.commands.documents",
     "MlmetaError": "mlmeta.errors",
     "best_values": "mlmeta.meta_query",
     "build_criterion": "mlmeta.spec_builder",
@@ -38,8 +38,8 @@ _EXPORTS = {
     "check_commands": "mlmeta.check",
     "evaluate_attempt": "mlmeta.evaluate",
     "find_pictures": "mlmeta.pictures",
-    "load_test_commands": "mlmeta.documents",
-    "load_train_commands": "mlmeta.documents",
+    "load_test_commands": "mlmeta.commands.parsing",
+    "load_train_commands": "mlmeta.commands.parsing",
     "make_document": "mlmeta.finding",
     "Recommendation": "mlmeta.recommend",
     "recommend_commands": "mlmeta.recommend",

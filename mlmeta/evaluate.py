@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from mlmeta.commands.documents import TestCommands, TrainCommands, strip_operators
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.criteria import Criterion
 from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
-from mlmeta.layers import forward_pictures
+from mlmeta.models.criteria import Criterion
+from mlmeta.models.layers import forward_pictures
+from mlmeta.models.weights import load_weights, read_weights
 from mlmeta.pictures import choose_pictures
 from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.recorder import Recorder
@@ -30,7 +31,6 @@ from mlmeta.reports import write_test_report
 from mlmeta.spec_builder import output_form
 from mlmeta.status import Status
 from mlmeta.tensors import Batches, choose_device, use_channels_last
-from mlmeta.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 import click
 from torch import Tensor, nn
 
+from mlmeta.models.weights import StateDict
 from mlmeta.train import (
     Metrics,
     Prepared,
@@ -34,7 +35,6 @@ from mlmeta.train import (
 )
 from mlmeta.transferability import Probe, find_head, find_margin, is_better, make_probe
 from mlmeta.weight_sources import Fit, Source, find_named_source, find_sources
-from mlmeta.weights import StateDict
 
 KEPT = 0.6
 AUTO = "auto"

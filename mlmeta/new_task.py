@@ -17,7 +17,7 @@ from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import MlmetaError
 from mlmeta.history_table import read_numbers
 from mlmeta.lessons import split_lessons
-from mlmeta.optimizers import build_optimizer
+from mlmeta.models.optimizers import build_optimizer
 from mlmeta.preparation import prepare_task
 from mlmeta.proposals import Proposal, write_commands
 from mlmeta.shipped import Shipped, read_shipped

@@ -11,20 +11,19 @@ import torch
 from torch import nn
 
 from mlmeta.commands.documents import Data, SampleData, TorchvisionData, TrainCommands
-from mlmeta.criteria import Criterion
 from mlmeta.data_roots import confined_copy
 from mlmeta.decoding import DecodedPictures, decode_first, decode_pictures
 from mlmeta.errors import BadInputError, CommandsError, Fault
 from mlmeta.image_ops import build_image_ops
+from mlmeta.models.criteria import Criterion
+from mlmeta.models.shapes import refuse_batch, trace_layers
+from mlmeta.models.weights import load_backbone, read_weights
 from mlmeta.picture_cache import find_slot
 from mlmeta.picture_files import Part
 from mlmeta.pictures import PictureSet, check_training_pictures, find_pictures
-from mlmeta.shapes import trace_layers
-from mlmeta.sizes import refuse_batch
 from mlmeta.spec_builder import build_criterion, build_model, output_form
 from mlmeta.tensors import Batches, read_input_shape
 from mlmeta.transforms import Transform, build_target_transform, build_transform
-from mlmeta.weights import load_backbone, read_weights
 
 
 @dataclass

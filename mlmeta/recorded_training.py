@@ -17,6 +17,7 @@ from mlmeta.commands.params import CURVE_TAG, write_curve
 from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import AttemptFailedError, DivergedError
 from mlmeta.initial_weights import Start, start_training
+from mlmeta.models.weights import save_weights
 from mlmeta.pictures import find_conflicts
 from mlmeta.plots import plot_loss_curve
 from mlmeta.preparation import Task
@@ -34,7 +35,6 @@ from mlmeta.train import (
     train_attempt,
 )
 from mlmeta.watching import EpochWatch, read_past
-from mlmeta.weights import save_weights
 
 
 class _NewEpochs:

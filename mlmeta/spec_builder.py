@@ -1,7 +1,7 @@
 """From commands to torch objects: the model, its criterion, optimizer, scheduler and the pictures' operations.
 
 Every name goes through the allow-list of `mlmeta.commands.catalog`; a value that torch refuses becomes one clear
-message. The optimizer and its scheduler are made in `mlmeta.optimizers`, layers in `mlmeta.shapes`.
+message. The optimizer and its scheduler are made in `mlmeta.models.optimizers`, layers in `mlmeta.models.shapes`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mlmeta.commands import catalog
-from mlmeta.criteria import Criterion, make_criterion
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 from mlmeta.image_ops import build_image_ops
-from mlmeta.layers import first_tensor
-from mlmeta.optimizers import build_optimizer, build_scheduler, read_arguments, steps_per_batch
-from mlmeta.refusals import REFUSALS, make_named, quote_torch
-from mlmeta.shapes import LayerRow, ShapeTrace, construct_chain, trace_layers
+from mlmeta.models.arguments import REFUSALS, make_named, quote_torch
+from mlmeta.models.criteria import Criterion, make_criterion
+from mlmeta.models.layers import first_tensor
+from mlmeta.models.optimizers import build_optimizer, build_scheduler, read_arguments, steps_per_batch
+from mlmeta.models.shapes import LayerRow, ShapeTrace, construct_chain, trace_layers
 from mlmeta.transforms import build_target_transform, build_transform
 
 __all__ = [
@@ -182,7 +182,7 @@ def build_criterion(
 
     Raises:
         CommandsError: If torch refuses an argument, or the loss cannot be used so, see
-            `mlmeta.criteria.make_criterion`.
+            `mlmeta.models.criteria.make_criterion`.
     """
     name, arguments = criterion["name"], read_arguments(criterion)
     for key in ("weight", "pos_weight"):

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from mlmeta.decoding import DecodedPictures
 from mlmeta.errors import BadInputError
-from mlmeta.layers import Concat, Residual, forward_pictures
+from mlmeta.models.layers import Concat, Residual, forward_pictures
 from mlmeta.preparation import Task
 from mlmeta.tensors import Batches, use_channels_last
 

@@ -26,12 +26,12 @@ from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsError
 from mlmeta.history_table import list_params
 from mlmeta.metafeatures import describe_pictures
+from mlmeta.models.shapes import construct_chain, trace_layers
+from mlmeta.models.weights import LEAST_OVERLAP, StateDict, find_overlap, measure_overlap, read_weights
 from mlmeta.preparation import Task
-from mlmeta.shapes import construct_chain, trace_layers
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.status import Status
 from mlmeta.transferability import Head
-from mlmeta.weights import LEAST_OVERLAP, StateDict, find_overlap, measure_overlap, read_weights
 
 MAX_SOURCES = 5
 # So many files are fetched at most where some are refused, and so many kinds of model looked at.

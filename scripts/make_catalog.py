@@ -22,7 +22,8 @@ import PIL.Image
 import torch
 import torchvision
 
-from mlmeta import criteria, image_ops
+from mlmeta import image_ops
+from mlmeta.models import criteria
 from mlmeta.transform_plan import SUPPORTED, UNSUPPORTED
 
 CATALOG = Path(__file__).parent.parent / "mlmeta" / "commands" / "catalog.json"
@@ -89,8 +90,8 @@ RNN_EXTRA = {"RNN": ["nonlinearity"], "LSTM": ["proj_size"], "GRU": []}
 LAYERS_ARGUMENT = {"layers": {"kinds": ["layers"], "required": True}}
 COMPOSITES = {
     "Sequential": ("torch.nn.Sequential", LAYERS_ARGUMENT),
-    "Residual": ("mlmeta.layers.Residual", LAYERS_ARGUMENT),
-    "Concat": ("mlmeta.layers.Concat", {**LAYERS_ARGUMENT, "dim": {"kinds": ["int"], "default": 1}}),
+    "Residual": ("mlmeta.models.layers.Residual", LAYERS_ARGUMENT),
+    "Concat": ("mlmeta.models.layers.Concat", {**LAYERS_ARGUMENT, "dim": {"kinds": ["int"], "default": 1}}),
 }
 
 

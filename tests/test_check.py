@@ -8,7 +8,7 @@ import pytest
 from mlmeta.check import CheckResult, check_commands, format_table
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, CommandsError
-from mlmeta.shapes import LayerRow
+from mlmeta.models.shapes import LayerRow
 
 LAYERS: list[dict[str, Any]] = [
     {"name": "Conv2d", "in_channels": "auto", "out_channels": 6, "kernel_size": 3},

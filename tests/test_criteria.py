@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlmeta.criteria import SUPPORTED, UNSUPPORTED, Criterion, make_criterion
 from mlmeta.errors import BadInputError
+from mlmeta.models.criteria import SUPPORTED, UNSUPPORTED, Criterion, make_criterion
 
 Array = npt.NDArray[np.float64]
 K = 4

@@ -455,7 +455,7 @@ class TestTestCommands:
     [
         "import mlmeta; mlmeta.TrainCommands, mlmeta.load_train_commands, dir(mlmeta)",
         "import mlmeta; mlmeta.load_train_commands(FILE)",
-        "import mlmeta, mlmeta.schema as s; s.complete_schema(mlmeta.TrainCommands.model_json_schema())",
+        "import mlmeta, mlmeta.commands.json_schema as s; s.complete_schema(mlmeta.TrainCommands.model_json_schema())",
     ],
     ids=["importing", "refusing a faulty file", "the schema"],
 )

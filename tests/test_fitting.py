@@ -6,7 +6,7 @@ import pytest
 
 from mlmeta.commands import catalog
 from mlmeta.errors import CommandsError
-from mlmeta.fitting import arriving_size, check_arriving, fill_arguments, format_shape, wanted_dimensions
+from mlmeta.models.arguments import arriving_size, check_arriving, fill_arguments, format_shape, wanted_dimensions
 
 MAPS = (2, 3, 8, 9)
 ROWS = (2, 5, 6)

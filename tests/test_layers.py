@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mlmeta.errors import BadInputError
-from mlmeta.layers import (
+from mlmeta.models.layers import (
     Chain,
     Concat,
     PoolingIndices,

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlmeta.commands import catalog
 from mlmeta.errors import CommandsError
-from mlmeta.optimizers import build_optimizer, build_scheduler, steps_per_batch
+from mlmeta.models.optimizers import build_optimizer, build_scheduler, steps_per_batch
 
 Spec = dict[str, Any]
 OPTIMIZERS = catalog.list_names("optimizer")

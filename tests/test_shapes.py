@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from mlmeta import sizes
 from mlmeta.commands import catalog, validation
 from mlmeta.errors import CommandsError, MlmetaError
-from mlmeta.shapes import LayerRow, construct_chain, trace_layers
+from mlmeta.models import shapes
+from mlmeta.models.shapes import LayerRow, construct_chain, trace_layers
 
 Spec = dict[str, Any]
 PICTURE = (3, 16, 16)
@@ -253,9 +253,9 @@ def test_outputs_that_are_too_much_together_are_refused(monkeypatch: pytest.Monk
         {"name": "AdaptiveAvgPool2d", "output_size": 1},
         *HEAD,
     ]
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 4 * 5 * 8 * 256 + 4 * 4)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 4 * 5 * 8 * 256 + 4 * 4)
     trace(layers)
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 4 * 5 * 8 * 256 - 1)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 4 * 5 * 8 * 256 - 1)
     with pytest.raises(CommandsError, match=r"model.layers.4: the outputs up to Conv2d take 40.0 KiB for one picture"):
         trace(layers)
 
@@ -318,7 +318,7 @@ def test_any_layers_are_built_and_run_or_refused(
 ) -> None:
     from mlmeta.spec_builder import build_model
 
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 2**27)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 2**27)
     model = {"layers": [*before, *layers, *HEAD]}
     if list(validation.check_model(model)):
         return

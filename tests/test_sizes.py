@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlmeta import sizes
 from mlmeta.errors import CommandsError
-from mlmeta.sizes import SizeGuard, count_numbers, format_bytes, memory_bytes, refuse_outputs, refuse_weights
+from mlmeta.models import shapes
+from mlmeta.models.shapes import SizeGuard, count_numbers, format_bytes, memory_bytes, refuse_outputs, refuse_weights
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_containers_limit_counts_where_it_is_less_than_the_machines_memory(
     file = tmp_path / "memory.max"
     file.write_text(limit)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(sizes, "_LIMIT_FILES", (str(tmp_path / "absent"), str(file)))
+    monkeypatch.setattr(shapes, "_LIMIT_FILES", (str(tmp_path / "absent"), str(file)))
     assert memory_bytes() == (1048576 if is_read else physical)
 
 
@@ -46,7 +46,7 @@ def test_buffers_are_counted_too() -> None:
 
 
 def test_weights_are_refused_from_the_first_number_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 2000)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 2000)
     refuse_weights("model.layers.0", "Linear", 100)
     with pytest.raises(
         CommandsError, match=r"model.layers.0: the model has 101 parameters up to Linear and would need"
@@ -55,14 +55,14 @@ def test_weights_are_refused_from_the_first_number_that_does_not_fit(monkeypatch
 
 
 def test_outputs_are_refused_from_the_first_byte_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 2048)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 2048)
     refuse_outputs("model.layers.0", "Linear", 2048)
     with pytest.raises(CommandsError, match=r"outputs up to Linear take 2.0 KiB for one picture; .* 2.0 KiB"):
         refuse_outputs("model.layers.0", "Linear", 2049)
 
 
 def test_what_a_layer_makes_on_its_way_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 4 * 1000)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 4 * 1000)
     x = torch.empty((2, 10), device="meta")
     with SizeGuard("model.layers.3", "Outer", n_pictures=2):
         x.expand(100, 2, 10).sum(dim=0)
@@ -74,11 +74,11 @@ def test_what_a_layer_makes_on_its_way_is_looked_at(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_batch_that_the_machine_could_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "memory_bytes", lambda: 4 * 3 * 100 * 100 * 8)
-    sizes.refuse_batch((3, 100, 100), 8)
+    monkeypatch.setattr(shapes, "memory_bytes", lambda: 4 * 3 * 100 * 100 * 8)
+    shapes.refuse_batch((3, 100, 100), 8)
     with pytest.raises(CommandsError, match=r"a batch of 9 pictures of 3×100×100 .* 1\.0 MiB; .* at most 8"):
-        sizes.refuse_batch((3, 100, 100), 9)
+        shapes.refuse_batch((3, 100, 100), 9)
     with pytest.raises(CommandsError, match=r"at most 4 would fit"):
-        sizes.refuse_batch((3, 100, 100), 5, kept_bytes=4 * 3 * 100 * 100)
+        shapes.refuse_batch((3, 100, 100), 5, kept_bytes=4 * 3 * 100 * 100)
     with pytest.raises(CommandsError, match=r"make the pictures smaller"):
-        sizes.refuse_batch((3, 400, 400), 1)
+        shapes.refuse_batch((3, 400, 400), 1)

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mlmeta import weights
 from mlmeta.errors import NotFoundError, WeightsError
-from mlmeta.weights import MAX_TENSORS, hash_file, load_backbone, load_weights, read_weights, save_weights
+from mlmeta.models import weights
+from mlmeta.models.weights import MAX_TENSORS, hash_file, load_backbone, load_weights, read_weights, save_weights
 
 
 def make_model(n_labels: int = 3, *, seed: int = 0) -> nn.Sequential:

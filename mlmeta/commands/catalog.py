@@ -7,8 +7,9 @@ libraries), so that a faulty file is answered without importing torch.
 Roles: layer, criterion, optimizer, scheduler, transform, image_op, model.
 
 Values come as JSON writes them, or as documents of the older tool wrote them. That tool evaluated strings as Python;
-mlmeta never does: a string is read by the few forms of `read_value` and by nothing else, so ``"'RGB'"`` is RGB, ``"Image.ANTIALIAS"`` is LANCZOS, ``"(0.9, 0.999)"`` is a tuple of two
-numbers, and ``"2 * 3"`` stays the string that it is.
+mlmeta never does: a string is read by the few forms of `read_value` and by nothing else, so ``"'RGB'"`` is RGB,
+``"Image.ANTIALIAS"`` is LANCZOS, ``"(0.9, 0.999)"`` is a tuple of two numbers, and ``"2 * 3"`` stays the string that
+it is.
 """
 
 from __future__ import annotations

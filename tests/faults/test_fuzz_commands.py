@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from faults import mutations
-from mlmeta import sizes
 from mlmeta.commands.params import flatten_params
 from mlmeta.commands.parsing import load_train_commands, parse_attempt, parse_test_commands, parse_train_commands
 from mlmeta.description import describe_model, describe_task
 from mlmeta.errors import MlmetaError
 from mlmeta.evaluate import compute_metrics, measure_model, merge_commands, score_probabilities
+from mlmeta.models import shapes
 from mlmeta.picture_files import DAMAGED, open_file, quiet_pillow
 from mlmeta.pictures import choose_pictures
 from mlmeta.recorded_training import chance_loss
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every size is checked against a small machine's memory; the picture cache is a new one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizes, "memory_bytes", lambda: MACHINE_BYTES)
+        patch.setattr(shapes, "memory_bytes", lambda: MACHINE_BYTES)
         patch.setenv("MLMETA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 

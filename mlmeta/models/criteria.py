@@ -41,25 +41,6 @@ _PROBABILITY = (0.0, 1.0)
 _SIGN = (-1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class LossForm:
-    """What one class of losses wants.
-
-    Attributes:
-        target_form: class_index (n,) int64; one_hot (n, K) float; signed (n, K) of -1 and +1; index_list
-            (n, K) int64, the label and then -1; ranking, pairs and triplets are made of the batch itself.
-        input_form: How the outputs are read: a row of the table at the top of this module.
-        arguments: Gives what the loss is called with, from a criterion, outputs so read and class indices.
-        target_range: The least and the greatest entry that a given target row may have; None where the loss
-            has no place for such rows.
-    """
-
-    target_form: str
-    input_form: str
-    arguments: Callable[[Criterion, Tensor, Tensor], tuple[Tensor, ...]]
-    target_range: tuple[float, float] | None = None
-
-
 class Criterion(nn.Module):
     """A loss that takes a classifier's outputs and class indices; made by `make_criterion`.
 
@@ -118,6 +99,25 @@ class Criterion(nn.Module):
             n: Number of pictures in that batch.
         """
         return loss if self.loss.reduction == "sum" else loss * n
+
+
+@dataclass(frozen=True)
+class LossForm:
+    """What one class of losses wants.
+
+    Attributes:
+        target_form: class_index (n,) int64; one_hot (n, K) float; signed (n, K) of -1 and +1; index_list
+            (n, K) int64, the label and then -1; ranking, pairs and triplets are made of the batch itself.
+        input_form: How the outputs are read: a row of the table at the top of this module.
+        arguments: Gives what the loss is called with, from a criterion, outputs so read and class indices.
+        target_range: The least and the greatest entry that a given target row may have; None where the loss
+            has no place for such rows.
+    """
+
+    target_form: str
+    input_form: str
+    arguments: Callable[[Criterion, Tensor, Tensor], tuple[Tensor, ...]]
+    target_range: tuple[float, float] | None = None
 
 
 def make_criterion(
@@ -381,7 +381,10 @@ SUPPORTED: Mapping[str, LossForm] = {
     "TripletMarginLoss": LossForm("triplets", "values", _with_triplets),
     "TripletMarginWithDistanceLoss": LossForm("triplets", "values", _with_triplets),
 }
+
+
 """The losses that train a classifier: class name of `torch.nn` → what it wants."""
+
 
 _OUTPUT_LAYER = "It is itself the output layer, so the network would give no output for each label."
 
@@ -391,4 +394,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "LinearCrossEntropyLoss": _OUTPUT_LAYER,
     "NLLLoss2d": "It is a deprecated alias of NLLLoss: use that name.",
 }
+
+
 """The other losses of `torch.nn`: class name → why not, in one sentence."""

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from mlmeta.commands.catalog import read_value
 from mlmeta.errors import CommandsError, Fault, shorten
-from mlmeta.refusals import REFUSALS, explain_refusal, make_named
+from mlmeta.models.arguments import REFUSALS, explain_refusal, make_named
 
 Spec = Mapping[str, Any]
 _PER_BATCH = ("CyclicLR", "OneCycleLR")

@@ -2,6 +2,8 @@
 
 A batch's first dimension is the pictures'. torch takes some inputs without it, and would then read the pictures as
 channels or as rows of one sequence: such inputs are refused, since one picture's output must not depend on another.
+
+Where torch refuses an argument, `explain_refusal` makes of it the one clear message.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from typing import Any
 from mlmeta.commands import catalog
 from mlmeta.commands.catalog import read_value
 from mlmeta.errors import CommandsError, Fault, shorten
-from mlmeta.refusals import quote_torch
 
 Spec = Mapping[str, Any]
 _MAPS = {1: "(n, channels, length)", 2: "(n, channels, height, width)", 3: "(n, channels, depth, height, width)"}
@@ -42,6 +43,20 @@ _SOFTMAXES = ("Softmax", "Softmin", "LogSoftmax")
 # Layers inside a layer: which classes may stand there; a norm may be any of those named here.
 _NORMS = ("LayerNorm", "RMSNorm", "Identity")
 _NESTED = {"encoder_layer": ("TransformerEncoderLayer",), "decoder_layer": ("TransformerDecoderLayer",), "norm": _NORMS}
+# What constructors and forward passes of torch raise where an argument or a shape does not suit them. OverflowError
+# and ZeroDivisionError are ArithmeticErrors, NotImplementedError (an unknown mode) is a RuntimeError.
+REFUSALS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+)
+# Arguments that come from the program; a message shows what the file gave.
+_NOT_SHOWN = ("params", "optimizer", "schedulers", "batch_first")
 
 
 def fill_arguments(spec: Spec, shape: Sequence[int], *, n_labels: int, path: str) -> tuple[str, dict[str, Any]]:
@@ -219,3 +234,33 @@ def explain_misfit(name: str, arguments: Spec, shape: Sequence[int], error: Exce
         if given != arriving_size(key, shape):
             return f"{name} does not fit: {_explain_size(shape, key, given)}"
     return f"{name} does not fit: {format_shape(shape)} arrives. torch says: {quote_torch(error)}"
+
+
+def quote_torch(error: Exception) -> str:
+    """Return an error's text on one line of at most 300 characters; its class where it has no text."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def explain_refusal(name: str, arguments: Mapping[str, Any], error: Exception, *, path: str) -> CommandsError:
+    """Return the error for arguments that a class refused, in torch's own words."""
+    shown = {key: value for key, value in arguments.items() if key not in _NOT_SHOWN}
+    return CommandsError([Fault(path, f"{name} refuses its arguments: {quote_torch(error)}", shorten(shown, 200))])
+
+
+def make_named(role: str, name: str, arguments: Mapping[str, Any], *, path: str) -> Any:
+    """Make the object of a name in the catalog.
+
+    Args:
+        role: A role of `mlmeta.commands.catalog`.
+        name: The name.
+        arguments: Keyword arguments with their values read.
+        path: Where it stands in the commands.
+
+    Raises:
+        CommandsError: If the name is not on the list, or its class refuses the arguments.
+    """
+    cls = catalog.find_entry(role, name, path=path).load()
+    try:
+        return cls(**arguments)
+    except REFUSALS as error:
+        raise explain_refusal(name, arguments, error, path=path) from None
