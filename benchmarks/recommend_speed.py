@@ -66,7 +66,7 @@ def measure_size(n: int, template: Path, folder: Path, *, repeats: int) -> list[
 
 def measure_description(n: int, edge: int, *, repeats: int) -> tuple[str, str, float, float, str]:
     """Return the row of the table for the meta-features of n pictures."""
-    from mlmeta.metafeatures import describe_pictures
+    from mlmeta.data.metafeatures import describe_pictures
 
     rng = np.random.default_rng(0)
     images = list(rng.integers(0, 256, size=(n, edge, edge, 3), dtype=np.uint8))

@@ -100,7 +100,7 @@ def read_memory(key: str) -> float:
 
 def write_pictures(folder: Path, size: int, n_per_label: int) -> None:
     """Draw the dogs and save them as ``<folder>/<breed>/<number>.jpg``."""
-    from mlmeta.samples import list_samples
+    from mlmeta.data.samples import list_samples
 
     for sample in list_samples("dogs", size=size, n_per_label=n_per_label):
         file = folder / f"{sample.id.removeprefix('dogs/')}.jpg"
@@ -132,7 +132,7 @@ def make_commands(folder: Path, size: int, n_epoch: int) -> Any:
 def run_mlmeta(run: Run, commands: Any) -> None:
     """Prepare and train as ``mlmeta train`` does."""
     from mlmeta import tracking
-    from mlmeta.picture_cache import PictureCache, pictures_folder
+    from mlmeta.data.picture_cache import PictureCache, pictures_folder
     from mlmeta.status import Status
     from mlmeta.train import prepare_training, train_attempt
 

@@ -37,7 +37,7 @@ _EXPORTS = {
     "similar_tasks": "mlmeta.meta_query",
     "check_commands": "mlmeta.check",
     "evaluate_attempt": "mlmeta.evaluate",
-    "find_pictures": "mlmeta.pictures",
+    "find_pictures": "mlmeta.data.pictures",
     "load_test_commands": "mlmeta.commands.parsing",
     "load_train_commands": "mlmeta.commands.parsing",
     "make_document": "mlmeta.finding",

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlmeta.commands.documents import TrainCommands
+from mlmeta.data.batches import count_batches
+from mlmeta.data.sources import Part
+from mlmeta.data.task import prepare_criterion, prepare_model, prepare_task
 from mlmeta.models.optimizers import build_optimizer, build_scheduler
 from mlmeta.models.shapes import LayerRow, format_bytes
-from mlmeta.picture_files import Part
-from mlmeta.preparation import prepare_criterion, prepare_model, prepare_task
 from mlmeta.spec_builder import summarize_model
-from mlmeta.tensors import count_batches
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def schema(kind: str) -> None:
 @reporting_errors
 def cache(clear: bool) -> None:
     """Show the pictures that are kept decoded on this machine, or remove them."""
-    from mlmeta.picture_cache import PictureCache, format_entries, pictures_folder
+    from mlmeta.data.picture_cache import PictureCache, format_entries, pictures_folder
 
     kept = PictureCache(pictures_folder())
     if clear:

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from mlmeta.commands.documents import TestCommands, TrainCommands, strip_operators
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.data.batches import Batches, choose_device, use_channels_last
+from mlmeta.data.pictures import choose_pictures
+from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.layers import forward_pictures
 from mlmeta.models.weights import load_weights, read_weights
-from mlmeta.pictures import choose_pictures
-from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.recorder import Recorder
 from mlmeta.reports import write_test_report
 from mlmeta.spec_builder import output_form
 from mlmeta.status import Status
-from mlmeta.tensors import Batches, choose_device, use_channels_last
 
 
 @dataclass(frozen=True)

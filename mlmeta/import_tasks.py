@@ -74,8 +74,7 @@ def _read_task(commands: TrainCommands, base_dir: Path) -> TaskFacts | str:
     if isinstance(data, TorchvisionData):
         # An import fetches nothing.
         data = data.model_copy(update={"download": False})
-    from mlmeta.description import describe_task
-    from mlmeta.preparation import prepare_task
+    from mlmeta.data.task import describe_task, prepare_task
 
     try:
         # Nothing is trained, so what one batch needs does not matter.

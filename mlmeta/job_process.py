@@ -13,7 +13,7 @@ import traceback
 import urllib.request
 from pathlib import Path
 
-from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
+from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, DivergedError, MlmetaError
 from mlmeta.interruption import terminating_gently
 from mlmeta.job_queue import JobQueue

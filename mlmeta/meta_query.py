@@ -234,8 +234,7 @@ def _describe_commands(file: Path) -> pd.DataFrame:
     from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(file)
-    from mlmeta.description import describe_task
-    from mlmeta.preparation import prepare_task
+    from mlmeta.data.task import describe_task, prepare_task
     from mlmeta.similarity import describe_new_task
 
     task = prepare_task(commands, base_dir=file.parent)

@@ -13,12 +13,12 @@ import pandas as pd
 from mlmeta.commands.documents import TrainCommands, digest_document
 from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 from mlmeta.commands.search_space import TRAINING_KEYS
-from mlmeta.description import describe_model, describe_task
+from mlmeta.data.task import describe_task, prepare_task
+from mlmeta.description import describe_model
 from mlmeta.errors import MlmetaError
 from mlmeta.history_table import read_numbers
 from mlmeta.lessons import split_lessons
 from mlmeta.models.optimizers import build_optimizer
-from mlmeta.preparation import prepare_task
 from mlmeta.proposals import Proposal, write_commands
 from mlmeta.shipped import Shipped, read_shipped
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table

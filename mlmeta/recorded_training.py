@@ -14,13 +14,13 @@ import click
 
 from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.params import CURVE_TAG, write_curve
-from mlmeta.description import describe_model, describe_task
+from mlmeta.data.pictures import find_conflicts
+from mlmeta.data.task import Task, describe_task
+from mlmeta.description import describe_model
 from mlmeta.errors import AttemptFailedError, DivergedError
 from mlmeta.initial_weights import Start, start_training
 from mlmeta.models.weights import save_weights
-from mlmeta.pictures import find_conflicts
 from mlmeta.plots import plot_loss_curve
-from mlmeta.preparation import Task
 from mlmeta.progress import Progress
 from mlmeta.recorder import EpochRecorder, Recorder
 from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped

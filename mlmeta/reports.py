@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlmeta.decoding import DecodedPictures, SkippedPicture
-from mlmeta.pictures import Picture
+from mlmeta.data.decoding import DecodedPictures, SkippedPicture
+from mlmeta.data.pictures import Picture
 from mlmeta.plots import Mistake, plot_confusion_matrix, plot_mistakes
 
 MAX_MISTAKES = 16
@@ -122,7 +122,7 @@ def write_skipped(file: Path, skipped: Sequence[SkippedPicture]) -> None:
 
 
 def write_conflicts(file: Path, conflicts: Sequence[Picture], label_names: Sequence[str]) -> None:
-    """Write the pictures that `mlmeta.pictures.find_conflicts` gives, those of one content below each other."""
+    """Write the pictures that `mlmeta.data.pictures.find_conflicts` gives, those of one content below each other."""
     rows = ([picture.digest, label_names[picture.label], picture.id] for picture in conflicts)
     write_table(file, ["content_sha256", "label", "id"], rows)
 

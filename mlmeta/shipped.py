@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.commands.search_space import TRAINING_KEYS
-from mlmeta.metafeatures import META_FEATURES
+from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.similarity import TASK_COLUMNS
 from mlmeta.status import Status
 

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.commands.documents import strip_operators
+from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import NotFoundError, nearest_name, shorten
 from mlmeta.history_table import check_column, lower_is_better, read_numbers
-from mlmeta.metafeatures import META_FEATURES
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def describe_new_task(
     """Return a task that nothing has been tried on as a row to put below those of `task_table`.
 
     Args:
-        features: Its meta-features (`mlmeta.metafeatures.describe_pictures`); those that are left out are missing.
+        features: Its meta-features (`mlmeta.data.metafeatures.describe_pictures`); those that are left out are missing.
         label_names: Its labels; query operators such as ``imagesize:500x500`` are no words.
         task: What it is to be called.
     """

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mlmeta.commands import catalog
+from mlmeta.data.image_ops import build_image_ops
+from mlmeta.data.transforms import build_target_transform, build_transform
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
-from mlmeta.image_ops import build_image_ops
 from mlmeta.models.arguments import REFUSALS, make_named, quote_torch
 from mlmeta.models.criteria import Criterion, make_criterion
 from mlmeta.models.layers import first_tensor
 from mlmeta.models.optimizers import build_optimizer, build_scheduler, read_arguments, steps_per_batch
 from mlmeta.models.shapes import LayerRow, ShapeTrace, construct_chain, trace_layers
-from mlmeta.transforms import build_target_transform, build_transform
 
 __all__ = [
     "build_criterion",

@@ -20,15 +20,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlmeta.commands.documents import TrainCommands
+from mlmeta.data.batches import Batches, choose_device, use_channels_last
+from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import measure_model
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.layers import forward_pictures
 from mlmeta.models.optimizers import build_optimizer, build_scheduler, steps_per_batch
-from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.progress import Progress
 from mlmeta.recorder import EpochRecorder
-from mlmeta.tensors import Batches, choose_device, use_channels_last
 
 Metrics = dict[str, float]
 

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mlmeta.decoding import DecodedPictures
+from mlmeta.data.batches import Batches, use_channels_last
+from mlmeta.data.decoding import DecodedPictures
+from mlmeta.data.task import Task
 from mlmeta.errors import BadInputError
 from mlmeta.models.layers import Concat, Residual, forward_pictures
-from mlmeta.preparation import Task
-from mlmeta.tensors import Batches, use_channels_last
 
 N_NEIGHBOURS = 5
 MAX_PICTURES = 500

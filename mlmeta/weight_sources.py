@@ -23,12 +23,12 @@ from mlmeta.attempt_features import score_ranks
 from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.data.metafeatures import describe_pictures
+from mlmeta.data.task import Task
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsError
 from mlmeta.history_table import list_params
-from mlmeta.metafeatures import describe_pictures
 from mlmeta.models.shapes import construct_chain, trace_layers
 from mlmeta.models.weights import LEAST_OVERLAP, StateDict, find_overlap, measure_overlap, read_weights
-from mlmeta.preparation import Task
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.status import Status
 from mlmeta.transferability import Head

@@ -22,9 +22,9 @@ import PIL.Image
 import torch
 import torchvision
 
-from mlmeta import image_ops
+from mlmeta.data import image_ops
+from mlmeta.data.transform_plan import SUPPORTED, UNSUPPORTED
 from mlmeta.models import criteria
-from mlmeta.transform_plan import SUPPORTED, UNSUPPORTED
 
 CATALOG = Path(__file__).parent.parent / "mlmeta" / "commands" / "catalog.json"
 

@@ -19,10 +19,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlmeta import data_roots
 from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
-from mlmeta.data_roots import (
+from mlmeta.data import roots
+from mlmeta.data.pictures import PictureSet, find_pictures
+from mlmeta.data.roots import (
     OutsideRootsError,
     check_inside,
     check_tree,
@@ -34,9 +35,8 @@ from mlmeta.data_roots import (
     open_descriptor,
     read_roots,
 )
+from mlmeta.data.sources import open_file
 from mlmeta.errors import BadInputError, CommandsError, PicturesError
-from mlmeta.picture_files import open_file
-from mlmeta.pictures import PictureSet, find_pictures
 
 NEEDS_DIR_FD = pytest.mark.skipif(os.open not in os.supports_dir_fd, reason="opens by descriptor")
 
@@ -404,7 +404,7 @@ def test_a_link_swapped_in_right_after_the_check_is_not_followed(
             swaps.pop()(inside, outside)
         return resolved
 
-    monkeypatch.setattr(data_roots, "check_inside", check_then_swap)
+    monkeypatch.setattr(roots, "check_inside", check_then_swap)
     with pytest.raises(OutsideRootsError):
         os.close(open_descriptor(inside, os.O_RDONLY))
     assert not swaps
@@ -427,7 +427,7 @@ def test_a_folder_swapped_for_a_link_after_the_check_is_not_listed(
         folder.symlink_to(confined.parent / "outside")
         return resolved
 
-    monkeypatch.setattr(data_roots, "check_inside", check_then_swap)
+    monkeypatch.setattr(roots, "check_inside", check_then_swap)
     with pytest.raises(OutsideRootsError, match="the folder cat lies outside"):
         list_folder(folder)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import mlmeta.feature_cache
-from mlmeta.feature_cache import feature_folder, remember_features
-from mlmeta.metafeatures import META_FEATURES
+import mlmeta.data.metafeatures
+from mlmeta.data.metafeatures import META_FEATURES, feature_folder, remember_features
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_no_folder_costs_nothing_but_time(calls: list[int], tmp_path: Path, monk
 
 
 def test_of_too_many_the_oldest_go(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlmeta.feature_cache, "MOST_TASKS", 3)
+    monkeypatch.setattr(mlmeta.data.metafeatures, "MOST_TASKS", 3)
     for task in range(6):
         remember(calls, task)
     assert len(list(feature_folder().iterdir())) == 3

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from mlmeta.commands.documents import FolderData
+from mlmeta.data.pictures import PictureSet, find_pictures
+from mlmeta.data.sources import read_folder
 from mlmeta.errors import PicturesError
-from mlmeta.folder import read_folder
-from mlmeta.pictures import PictureSet, find_pictures
 
 
 def write_pictures(root: Path, names: Iterable[str]) -> Path:

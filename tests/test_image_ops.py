@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from mlmeta import image_ops
+from mlmeta.data import image_ops
+from mlmeta.data.image_ops import build_image_ops
 from mlmeta.errors import BadInputError
-from mlmeta.image_ops import build_image_ops
 
 
 def make_picture(mode: str = "RGB", size: tuple[int, int] = (13, 9)) -> Image.Image:

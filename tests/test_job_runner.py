@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from servers import Server
 
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
-from mlmeta.data_roots import ROOTS_VARIABLE
+from mlmeta.data.roots import ROOTS_VARIABLE
 from mlmeta.job_queue import JobQueue
 from mlmeta.job_runner import JobRunner, is_runner_at_work
 from mlmeta.jobs import ENDED, Job, JobKind, JobState

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from mlmeta.commands.documents import ManifestData
+from mlmeta.data.pictures import find_pictures
+from mlmeta.data.sources import read_manifest
 from mlmeta.errors import PicturesError
-from mlmeta.manifest import read_manifest
-from mlmeta.pictures import find_pictures
 
 ROWS = [("p/0.png", "a"), ("p/1.png", "a"), ("p/2.png", "b"), ("p/3.png", "b")]
 

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from mlmeta.data.metafeatures import META_FEATURES, describe_pictures
 from mlmeta.errors import PicturesError
-from mlmeta.metafeatures import META_FEATURES, describe_pictures
 
 
 @pytest.fixture(scope="module")

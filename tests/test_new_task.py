@@ -10,8 +10,8 @@ import pytest
 from attempt_table import make_table
 
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.data.task import prepare_task
 from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
-from mlmeta.preparation import prepare_task
 from mlmeta.proposals import Proposal, take_training
 from mlmeta.similarity import NEW_TASK
 

@@ -19,24 +19,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlmeta import row_file
 from mlmeta.commands.documents import FolderData
-from mlmeta.decoding import DecodedPictures, decode_pictures
-from mlmeta.errors import BadInputError, PicturesError
-from mlmeta.image_ops import build_image_ops
-from mlmeta.picture_cache import (
+from mlmeta.data import picture_cache
+from mlmeta.data.decoding import DecodedPictures, decode_pictures
+from mlmeta.data.image_ops import build_image_ops
+from mlmeta.data.picture_cache import (
+    MODES,
     CacheFullError,
     CacheSlot,
+    DamagedFileError,
     PictureCache,
+    RowWriter,
     find_slot,
     format_entries,
     make_key,
     pictures_folder,
     read_limit,
+    read_rows,
 )
-from mlmeta.picture_files import open_file
-from mlmeta.pictures import Picture, find_pictures
-from mlmeta.row_file import MODES, DamagedFileError, RowWriter, read_rows
+from mlmeta.data.pictures import Picture, find_pictures
+from mlmeta.data.sources import open_file
+from mlmeta.errors import BadInputError, PicturesError
 
 NO_OPS = build_image_ops([])
 
@@ -419,7 +422,7 @@ def test_a_disk_that_fills_up_costs_one_line_and_no_second_decoding(
 def test_a_failure_at_the_end_costs_no_more(
     opened: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, function: str
 ) -> None:
-    monkeypatch.setattr(*((row_file.os, "fsync") if function == "fsync" else (Path, "replace")), full_disk)
+    monkeypatch.setattr(*((picture_cache.os, "fsync") if function == "fsync" else (Path, "replace")), full_disk)
     decoded = decode(make_pictures(opened))
     monkeypatch.undo()
     assert decoded.at_hand
@@ -457,7 +460,7 @@ def rewrite_index(file: Path, **changes: Any) -> None:
     content = file.read_bytes()
     index = json.loads(content[content.rindex(b'{"format"') : content.rindex(b"mlmetaR\n")]) | changes
     text = json.dumps(index).encode()
-    digest = row_file.hashlib.sha256(text).digest()
+    digest = picture_cache.hashlib.sha256(text).digest()
     rows = content[: content.rindex(b'{"format"')]
     file.write_bytes(rows + text + b"mlmetaR\n" + len(text).to_bytes(8, "little") + digest)
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from mlmeta.commands.documents import Data, FolderData, SampleData, strip_operators
+from mlmeta.data.pictures import Picture, PictureSet, choose_pictures, content_share, find_pictures
+from mlmeta.data.sources import DAMAGED, open_file
 from mlmeta.errors import PicturesError
-from mlmeta.picture_files import DAMAGED, open_file
-from mlmeta.pictures import Picture, PictureSet, choose_pictures, content_share, find_pictures
 
 DIGESTS = [hashlib.sha256(str(index).encode()).hexdigest() for index in range(2000)]
 

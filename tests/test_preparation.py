@@ -12,9 +12,9 @@ from PIL import Image
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.errors import BadInputError, CommandsError, MlmetaError, PicturesError, WeightsError
 from mlmeta.models.weights import save_weights
-from mlmeta.preparation import Task, prepare_criterion, prepare_model, prepare_task
 from mlmeta.spec_builder import build_model
 
 CPU = torch.device("cpu")

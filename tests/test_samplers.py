@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from mlmeta.commands.params import flatten_params
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.preparation import prepare_task
+from mlmeta.data.task import prepare_task
 from mlmeta.proposals import digest_training, take_training
 from mlmeta.samplers import make_sampler
 

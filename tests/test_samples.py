@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mlmeta.data.samples import SAMPLE_LABELS, SamplePicture, list_samples
 from mlmeta.errors import BadInputError
-from mlmeta.samples import SAMPLE_LABELS, SamplePicture, list_samples
 
 BREEDS = (
     "American Hairless Terrier",

@@ -10,8 +10,8 @@ import pytest
 from attempt_table import make_table, read_tasks
 from scipy.spatial.distance import cityblock
 
+from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.metafeatures import META_FEATURES
 from mlmeta.similarity import (
     NEW_TASK,
     RANK_COLUMNS,

@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mlmeta import tensors
-from mlmeta.decoding import DecodedPictures, SkippedPicture, decode_first, decode_pictures
+from mlmeta.data import batches
+from mlmeta.data.batches import Batches, choose_device, count_batches, read_input_shape, use_channels_last
+from mlmeta.data.decoding import DecodedPictures, SkippedPicture, decode_first, decode_pictures
+from mlmeta.data.image_ops import ImageOps, build_image_ops
+from mlmeta.data.picture_cache import CacheSlot, PictureCache
+from mlmeta.data.pictures import Picture
+from mlmeta.data.sources import open_file
+from mlmeta.data.transforms import Transform, build_transform
 from mlmeta.errors import BadInputError, PicturesError
-from mlmeta.image_ops import ImageOps, build_image_ops
-from mlmeta.picture_cache import CacheSlot, PictureCache
-from mlmeta.picture_files import open_file
-from mlmeta.pictures import Picture
-from mlmeta.tensors import Batches, choose_device, count_batches, read_input_shape, use_channels_last
-from mlmeta.transforms import Transform, build_transform
 
 CPU = torch.device("cpu")
 AS_THEY_ARE = build_image_ops([])
@@ -420,7 +420,7 @@ def test_cached_pictures_whose_numbers_do_not_fit_are_not_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = build_transform(NORMALIZED)
-    monkeypatch.setattr(tensors, "CACHED_BUDGET_BYTES", 7 * 90 * 4)
+    monkeypatch.setattr(batches, "CACHED_BUDGET_BYTES", 7 * 90 * 4)
     assert wrap(decode_cached(make_pictures(7), tmp_path / "7"), built)._fixed is not None
     assert wrap(decode_cached(make_pictures(8), tmp_path / "8"), built)._fixed is None
     assert make_batches(make_pictures(8))._fixed is not None

@@ -17,10 +17,10 @@ import torchvision
 from PIL import Image
 
 from mlmeta.commands.documents import TorchvisionData
+from mlmeta.data.pictures import PictureSet, find_pictures
+from mlmeta.data.sources import Found
+from mlmeta.data.torchvision_datasets import DATASETS, NOT_DOWNLOADED, read_torchvision
 from mlmeta.errors import PicturesError
-from mlmeta.picture_files import Found
-from mlmeta.pictures import PictureSet, find_pictures
-from mlmeta.torchvision_data import DATASETS, NOT_DOWNLOADED, read_torchvision
 
 
 def data(name: str, **options: Any) -> TorchvisionData:

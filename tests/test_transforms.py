@@ -13,9 +13,9 @@ from torchvision.transforms import autoaugment, v2
 from torchvision.transforms import functional as v1_functional
 from torchvision.transforms import transforms as v1_transforms
 
+from mlmeta.data.transform_plan import SUPPORTED, UNSUPPORTED
+from mlmeta.data.transforms import build_target_transform, build_transform
 from mlmeta.errors import BadInputError
-from mlmeta.transform_plan import SUPPORTED, UNSUPPORTED
-from mlmeta.transforms import build_target_transform, build_transform
 
 BILINEAR = v1.InterpolationMode.BILINEAR
 NEAREST = v1.InterpolationMode.NEAREST

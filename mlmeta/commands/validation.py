@@ -254,7 +254,7 @@ def _check_step_call(role: str, name: str, arguments: object) -> Iterator[Locate
 
 
 def _check_filter(given: object) -> Iterator[Located]:
-    """Check that a filter is named; it has a short form, so `mlmeta.image_ops` reads and checks which."""
+    """Check that a filter is named; it has a short form, so `mlmeta.data.image_ops` reads and checks which."""
     if isinstance(given, Mapping) and given.keys() & {"name", "filter"}:
         yield from _check_numbers((), given)
     elif not isinstance(given, str):

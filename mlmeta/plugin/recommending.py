@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import AsyncFileLock, Timeout
 
-from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
+from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import CommandsError, Fault, MlmetaError
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.callers import Caller

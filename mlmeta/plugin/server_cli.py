@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from mlmeta.cli_errors import reporting_errors
-from mlmeta.data_roots import ROOTS_VARIABLE, join_roots
+from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.files import state_folder
 from mlmeta.plugin.settings import ServerSettings, check_root, read_settings

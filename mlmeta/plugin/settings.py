@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlmeta.data_roots import ROOTS_VARIABLE
+from mlmeta.data.roots import ROOTS_VARIABLE
 from mlmeta.errors import BadInputError, shorten
 
 BASE_APPS = ("mlflow", "basic-auth")

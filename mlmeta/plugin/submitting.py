@@ -11,7 +11,7 @@ from fastapi import Request
 
 from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.commands.parsing import parse_json, parse_test_commands, parse_train_commands
-from mlmeta.data_roots import confine_commands
+from mlmeta.data.roots import confine_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
 from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.plugin.answers import RefusedError

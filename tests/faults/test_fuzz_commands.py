@@ -23,12 +23,13 @@ from PIL import Image
 from faults import mutations
 from mlmeta.commands.params import flatten_params
 from mlmeta.commands.parsing import load_train_commands, parse_attempt, parse_test_commands, parse_train_commands
-from mlmeta.description import describe_model, describe_task
+from mlmeta.data.pictures import choose_pictures
+from mlmeta.data.sources import DAMAGED, open_file, quiet_pillow
+from mlmeta.data.task import describe_task
+from mlmeta.description import describe_model
 from mlmeta.errors import MlmetaError
 from mlmeta.evaluate import compute_metrics, measure_model, merge_commands, score_probabilities
 from mlmeta.models import shapes
-from mlmeta.picture_files import DAMAGED, open_file, quiet_pillow
-from mlmeta.pictures import choose_pictures
 from mlmeta.recorded_training import chance_loss
 from mlmeta.spec_builder import output_form
 from mlmeta.train import Prepared, prepare_training, train_attempt

@@ -21,12 +21,12 @@ from PIL import Image
 
 from mlmeta.commands.documents import FolderData, TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.decoding import SkippedPicture, decode_pictures
+from mlmeta.data.decoding import SkippedPicture, decode_pictures
+from mlmeta.data.image_ops import build_image_ops
+from mlmeta.data.pictures import PictureSet, find_conflicts, find_pictures
+from mlmeta.data.sources import MAX_FILE_BYTES, open_file, open_regular, read_file
+from mlmeta.data.task import Task, prepare_task
 from mlmeta.errors import PicturesError
-from mlmeta.image_ops import build_image_ops
-from mlmeta.picture_files import MAX_FILE_BYTES, open_file, open_regular, read_file
-from mlmeta.pictures import PictureSet, find_conflicts, find_pictures
-from mlmeta.preparation import Task, prepare_task
 from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
 from mlmeta.train import prepare_training, train_attempt
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 
 if TYPE_CHECKING:
-    # The command line, which knows the server's settings, answers --help without pydantic.
     from mlmeta.commands.documents import FolderData, ManifestData, TestCommands, TorchvisionData, TrainCommands
+
 
 ROOTS_VARIABLE = "MLMETA_DATA_ROOT"
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")

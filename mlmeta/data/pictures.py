@@ -21,11 +21,18 @@ from pathlib import Path
 from PIL import Image
 
 from mlmeta.commands.documents import Data, FolderData, ManifestData, SampleData, strip_operators
+from mlmeta.data.sources import (
+    DAMAGED,
+    SUFFIXES,
+    Found,
+    Part,
+    explain_missing,
+    quiet_pillow,
+    read_folder,
+    read_manifest,
+)
+from mlmeta.data.torchvision_datasets import read_torchvision
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.folder import read_folder
-from mlmeta.manifest import read_manifest
-from mlmeta.picture_files import DAMAGED, SUFFIXES, Found, Part, explain_missing, quiet_pillow
-from mlmeta.torchvision_data import read_torchvision
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list
 
 
 def _read_sample(data: SampleData) -> list[Found]:
-    from mlmeta.samples import list_samples
+    from mlmeta.data.samples import list_samples
 
     samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
     return [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]

@@ -24,10 +24,16 @@ T = TypeVar("T")
 Reader = Callable[[Any, str], Any]
 
 MAX_PIXELS = 178_956_970
+
+
 """The most pixels that an operation may make: the size from which Pillow calls a picture a bomb."""
 
+
 MAX_FILTER_SIZE = 99
+
+
 """The widest window of a filter that sorts or counts pixels: each pixel costs a look at all of its window."""
+
 
 REFUSALS = (
     ArithmeticError,
@@ -42,7 +48,10 @@ REFUSALS = (
     ValueError,
     Image.DecompressionBombError,
 )
+
+
 """What Pillow and torchvision raise for a value that they do not take."""
+
 
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(
     {
@@ -59,6 +68,8 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
         "split": "gives several pictures; getchannel takes one channel",
     }
 )
+
+
 """Methods of ``PIL.Image.Image`` that look like an operation and cannot be one, each with the reason."""
 
 
@@ -164,6 +175,8 @@ FILTERS: Mapping[str, Callable[..., ImageFilter.Filter]] = MappingProxyType(
         )
     }
 )  # fmt: skip
+
+
 """The filters that ``filter`` may name."""
 
 
@@ -242,6 +255,8 @@ SUPPORTED: Mapping[str, Operation] = MappingProxyType(
         "transpose": Operation(Image.Image.transpose, {"method": _read_enum(Image.Transpose)}),
     }
 )
+
+
 """Every operation by its name in the commands."""
 
 

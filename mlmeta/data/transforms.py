@@ -30,8 +30,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from mlmeta.commands.catalog import find_entry
-from mlmeta.image_ops import REFUSALS, check_pixels, explain_refusal, read_numbers, refuse
-from mlmeta.transform_plan import TO_TENSOR, Request, place_to_tensor, plan_transforms
+from mlmeta.data.image_ops import REFUSALS, check_pixels, explain_refusal, read_numbers, refuse
+from mlmeta.data.transform_plan import TO_TENSOR, Request, place_to_tensor, plan_transforms
 
 Picture: TypeAlias = Image.Image | Tensor
 _SEVERAL = frozenset({"FiveCrop", "TenCrop"})

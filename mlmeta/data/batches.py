@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mlmeta.decoding import BUDGET_BYTES, DecodedPictures, count_bytes
+from mlmeta.data.decoding import BUDGET_BYTES, DecodedPictures, count_bytes
+from mlmeta.data.pictures import Picture
+from mlmeta.data.sources import quiet_pillow
+from mlmeta.data.transforms import Stages, Transform
 from mlmeta.errors import BadInputError
-from mlmeta.picture_files import quiet_pillow
-from mlmeta.pictures import Picture
-from mlmeta.transforms import Stages, Transform
 
 # What tensors of cached pictures may take: the pixels are at hand, and to make numbers of them costs a step one or
 # two hundredths, so that more memory is not worth it.

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from PIL import Image, ImageFilter
 
-from mlmeta.dog_drawing import Breed, Coat, Colour, Pen, blob, colour, draw_dog
+from mlmeta.data.dog_drawing import Breed, Coat, Colour, Pen, blob, colour, draw_dog
 from mlmeta.errors import BadInputError, Fault, nearest_name, shorten
 
 

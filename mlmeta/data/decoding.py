@@ -1,7 +1,7 @@
 """Pictures after the picture operations: decoded once, in threads, and kept.
 
 The picture operations are the same in every epoch and every attempt. Pictures of one shape and mode go into the
-picture cache (`mlmeta.picture_cache`), from where they are memory-mapped; without it they are kept in memory while
+picture cache (`mlmeta.data.picture_cache`), from where they are memory-mapped; without it they are kept in memory while
 they fit the budget, and those beyond it are decoded when they are wanted.
 
 JPEG files are decoded at their full size. Pillow's ``draft`` would let the decoder shrink them first: measured on 60
@@ -24,11 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mlmeta.data.picture_cache import MODES, CacheSlot, PictureRows, RowWriter, row_shape
+from mlmeta.data.pictures import Picture
+from mlmeta.data.sources import DAMAGED, ChangedFileError, quiet_pillow
 from mlmeta.errors import PicturesError
-from mlmeta.picture_cache import CacheSlot
-from mlmeta.picture_files import DAMAGED, ChangedFileError, quiet_pillow
-from mlmeta.pictures import Picture
-from mlmeta.row_file import MODES, PictureRows, RowWriter, row_shape
 
 # What decoded pictures, or their tensors, may take of the memory; beyond it they are made when wanted.
 BUDGET_BYTES = 2 * 2**30

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
+from mlmeta.data.image_ops import REFUSALS, explain_refusal, read_arguments, read_choice, read_step, refuse
 from mlmeta.errors import nearest_name
-from mlmeta.image_ops import REFUSALS, explain_refusal, read_arguments, read_choice, read_step, refuse
 
 SUPPORTED = (
     "ToPILImage",
@@ -31,7 +31,10 @@ SUPPORTED = (
     "PILToTensor", "ToTensor",
     "ConvertImageDtype", "Normalize", "LinearTransformation", "RandomErasing",
 )  # fmt: skip
+
+
 """Every transform, in the order in which the keys of a dict run."""
+
 
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(
     {
@@ -40,7 +43,10 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
         "AutoAugmentPolicy": "is not a transform but a value of the argument policy",
     }
 )
+
+
 """Public names of ``torchvision.transforms`` that cannot be used, each with the reason."""
+
 
 TO_TENSOR = frozenset({"ToTensor", "PILToTensor"})
 _ON_TENSORS = frozenset({"ConvertImageDtype", "Normalize", "LinearTransformation", "RandomErasing"})
@@ -54,16 +60,25 @@ _ALWAYS_OR_NEVER = frozenset(
     "RandomAdjustSharpness RandomAutocontrast RandomEqualize".split()
 )
 MAX_DEPTH = 16
+
+
 """How deep containers may lie in each other."""
 
+
 MAX_TRANSFORMS = 500
+
+
 """How many transforms there may be, those inside containers too."""
+
 
 _LIMITS = {
     "kernel_size": 4_095, "sigma": 512, "num_magnitude_bins": 10_000, "num_ops": 100, "mixture_width": 20,
     "chain_depth": 20,
 }  # fmt: skip
+
+
 """The largest value of the arguments that set how much memory or time one picture takes."""
+
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -84,6 +99,15 @@ def _read_tensor(value: Any, path: str) -> Tensor:
         return torch.tensor(value, dtype=torch.float32)
     except REFUSALS as error:
         raise explain_refusal(path, error, library="torch", given=value) from error
+
+
+def _read_requests(listing: object, path: str) -> list[Request]:
+    if isinstance(listing, Mapping):
+        requests = [_read_request(str(name), given, path) for name, given in listing.items()]
+        return sorted(requests, key=lambda request: (request.rank, request.name))
+    if not isinstance(listing, Sequence) or isinstance(listing, str):
+        raise refuse(path, "must be a dict or a list of transforms", came=listing)
+    return [_read_request(*read_step(item, f"{path}.{index}"), f"{path}.{index}") for index, item in enumerate(listing)]
 
 
 _READERS: Mapping[str, Callable[[Any, str], Any]] = {
@@ -155,15 +179,6 @@ def plan_transforms(listing: object, *, path: str, training: bool) -> list[Reque
     if count > MAX_TRANSFORMS:
         raise refuse(path, f"there may be at most {MAX_TRANSFORMS} transforms, those inside others too; got {count:,}")
     return list(_flatten(requests, training))
-
-
-def _read_requests(listing: object, path: str) -> list[Request]:
-    if isinstance(listing, Mapping):
-        requests = [_read_request(str(name), given, path) for name, given in listing.items()]
-        return sorted(requests, key=lambda request: (request.rank, request.name))
-    if not isinstance(listing, Sequence) or isinstance(listing, str):
-        raise refuse(path, "must be a dict or a list of transforms", came=listing)
-    return [_read_request(*read_step(item, f"{path}.{index}"), f"{path}.{index}") for index, item in enumerate(listing)]
 
 
 def _read_request(name: str, given: Any, parent: str) -> Request:

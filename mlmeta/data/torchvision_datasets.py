@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from mlmeta.commands.documents import TorchvisionData
-from mlmeta.data_roots import check_tree, read_roots
+from mlmeta.data.roots import check_tree, read_roots
+from mlmeta.data.sources import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright
 from mlmeta.errors import PicturesError, nearest_name
-from mlmeta.picture_files import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright
 
 _Calls = Mapping[Part | None, Mapping[str, Any]]
 
@@ -63,7 +63,10 @@ DATASETS: Mapping[str, _Calls] = {
     "USPS": _FLAG,
 }
 NOT_DOWNLOADED = frozenset({"FER2013", "ImageNet", "StanfordCars"})
+
+
 """Those whose files torchvision cannot fetch."""
+
 
 _TARGETS = ("targets", "labels", "_labels", "y")
 _CLASSES = ("classes", "categories", "_characters")

@@ -11,19 +11,20 @@ import torch
 from torch import nn
 
 from mlmeta.commands.documents import Data, SampleData, TorchvisionData, TrainCommands
-from mlmeta.data_roots import confined_copy
-from mlmeta.decoding import DecodedPictures, decode_first, decode_pictures
+from mlmeta.data.batches import Batches, read_input_shape
+from mlmeta.data.decoding import DecodedPictures, decode_first, decode_pictures
+from mlmeta.data.image_ops import build_image_ops
+from mlmeta.data.metafeatures import describe_pictures, remember_features
+from mlmeta.data.picture_cache import find_slot
+from mlmeta.data.pictures import PictureSet, check_training_pictures, find_pictures
+from mlmeta.data.roots import confined_copy
+from mlmeta.data.sources import Part
+from mlmeta.data.transforms import Transform, build_target_transform, build_transform
 from mlmeta.errors import BadInputError, CommandsError, Fault
-from mlmeta.image_ops import build_image_ops
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.shapes import refuse_batch, trace_layers
 from mlmeta.models.weights import load_backbone, read_weights
-from mlmeta.picture_cache import find_slot
-from mlmeta.picture_files import Part
-from mlmeta.pictures import PictureSet, check_training_pictures, find_pictures
 from mlmeta.spec_builder import build_criterion, build_model, output_form
-from mlmeta.tensors import Batches, read_input_shape
-from mlmeta.transforms import Transform, build_target_transform, build_transform
 
 
 @dataclass
@@ -167,3 +168,24 @@ def prepare_criterion(commands: TrainCommands, *, n_labels: int) -> Criterion:
     """
     targets = build_target_transform(commands.target_transform, n_labels=n_labels)
     return build_criterion(commands.criterion, n_labels=n_labels, outputs=output_form(commands.model), targets=targets)
+
+
+def describe_task(task: Task) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the params ``task.*`` and the meta-features of a task."""
+    channels, height, width = task.input_shape
+    training = task.select("train")
+    params = {
+        "n_labels": task.n_labels,
+        "n_train": len(training.pictures),
+        "n_validation": len(task.select("validation").pictures),
+        "n_test": len(task.select("test").pictures),
+        "n_skipped": len(task.decoded.skipped),
+        "height": height,
+        "width": width,
+        "channels": channels,
+    }
+    labels = [picture.label for picture in training.pictures]
+    described = [task.image_ops, task.n_labels, [[picture.digest, picture.label] for picture in training.pictures]]
+    return params, remember_features(
+        described, lambda: describe_pictures(training.arrays, labels, n_labels=task.n_labels)
+    )

@@ -83,6 +83,8 @@ TAILS: dict[str, Nodes] = {
 SPOTS = {
     "merle": (34, 0.012, 0.06), "leopard": (26, 0.015, 0.085), "patches": (3, 0.08, 0.19), "cream": (5, 0.06, 0.12),
 }
+
+
 # fmt: on
 
 
