@@ -242,7 +242,7 @@ def main() -> None:
         os.environ["MLMETA_CACHE_DIR"] = str(folder / "cache")
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         template = folder / "template.db"
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         open_client(f"sqlite:///{template}")
         shutil.copy(template, folder / "small.db")

@@ -26,11 +26,11 @@ from typing import Any
 
 import mlflow
 
-import mlmeta.mlflow_recorder
+import mlmeta.tracking.recorder
 from mlmeta.commands.parsing import load_train_commands
-from mlmeta.mlflow_recorder import MlflowRecorder
 from mlmeta.status import Status
-from mlmeta.tracking import record_attempt
+from mlmeta.tracking.recorder import MlflowRecorder
+from mlmeta.tracking.runs import record_attempt
 from mlmeta.train import prepare_training, train_attempt
 
 PROJECT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ class TimedSending:
     """Sends as mlmeta does, and adds up the processor seconds that it takes in the sending thread."""
 
     def __init__(self) -> None:
-        self._send = mlmeta.mlflow_recorder.send_operation
+        self._send = mlmeta.tracking.recorder.send_operation
         self.seconds = 0.0
         self.n_requests = 0
 
@@ -80,7 +80,7 @@ def measure(document: Path, n_epoch: int, *, in_mlflow: bool) -> dict[str, float
     commands = load_train_commands(document).model_copy(update={"n_epoch": n_epoch})
     prepared = prepare_training(commands, base_dir=document.parent)
     sending = TimedSending()
-    mlmeta.mlflow_recorder.send_operation = sending  # type: ignore[assignment]
+    mlmeta.tracking.recorder.send_operation = sending  # type: ignore[assignment]
     started = time.perf_counter()
     if in_mlflow:
         with record_attempt(commands, base_dir=document.parent) as recorder:
@@ -94,7 +94,7 @@ def measure(document: Path, n_epoch: int, *, in_mlflow: bool) -> dict[str, float
         train_attempt(prepared, hot_path)
         trained = time.perf_counter()
     ended = time.perf_counter()
-    mlmeta.mlflow_recorder.send_operation = sending._send
+    mlmeta.tracking.recorder.send_operation = sending._send
     waits_s = (before - started) + hot_path.seconds + (ended - trained)
     return {
         "total_s": ended - started,

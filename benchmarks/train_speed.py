@@ -131,9 +131,9 @@ def make_commands(folder: Path, size: int, n_epoch: int) -> Any:
 
 def run_mlmeta(run: Run, commands: Any) -> None:
     """Prepare and train as ``mlmeta train`` does."""
-    from mlmeta import tracking
     from mlmeta.data.picture_cache import PictureCache, pictures_folder
     from mlmeta.status import Status
+    from mlmeta.tracking import runs
     from mlmeta.train import prepare_training, train_attempt
 
     PictureCache(pictures_folder()).clear()
@@ -145,7 +145,7 @@ def run_mlmeta(run: Run, commands: Any) -> None:
 
     run.started = time.perf_counter()
     prepared = prepare_training(commands, base_dir=ROOT)
-    with tracking.record_attempt(commands, base_dir=ROOT) as recorder:
+    with runs.record_attempt(commands, base_dir=ROOT) as recorder:
         recorder.set_status(Status.TRAINING)
         run.stamp()
         train_attempt(prepared, recorder, progress=Stamps())
@@ -290,7 +290,7 @@ def main() -> None:
         os.chdir(folder)
         import torch
 
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         open_client()
         if given.threads:

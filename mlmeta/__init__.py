@@ -40,7 +40,7 @@ _EXPORTS = {
     "find_pictures": "mlmeta.data.pictures",
     "load_test_commands": "mlmeta.commands.parsing",
     "load_train_commands": "mlmeta.commands.parsing",
-    "make_document": "mlmeta.finding",
+    "make_document": "mlmeta.tracking.attempts",
     "Recommendation": "mlmeta.recommend",
     "recommend_commands": "mlmeta.recommend",
     "resume_attempt": "mlmeta.attempts",

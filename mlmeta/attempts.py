@@ -50,8 +50,8 @@ def run_attempt(
         AttemptFailedError: If the training broke.
         KeyboardInterrupt: At SIGINT or SIGTERM; the attempt is Interrupted, and can be resumed.
     """
-    from mlmeta.recovery import find_resumable
-    from mlmeta.tracking import record_attempt
+    from mlmeta.tracking.recovery import find_resumable
+    from mlmeta.tracking.runs import record_attempt
 
     prepared = prepare_training(commands, base_dir=base_dir)
     section = commands.test
@@ -97,7 +97,7 @@ def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trai
         NotFoundError: If there is no such attempt, or this machine has no checkpoint of it.
         BadInputError: If it is complete or running, or its pictures have changed.
     """
-    from mlmeta.recovery import find_stopped_attempt
+    from mlmeta.tracking.recovery import find_stopped_attempt
 
     attempt = find_stopped_attempt(name_or_run_id)
     return run_attempt(attempt.commands, base_dir=attempt.commands_dir, test=test, resume_run_id=attempt.run_id)

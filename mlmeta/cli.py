@@ -72,8 +72,8 @@ def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> No
 def recover(older_than: float) -> None:
     """Send what could not be recorded, and mark attempts whose process is dead."""
     from mlmeta.checkpoints import Checkpoint, list_checkpoints
-    from mlmeta.finding import find_ended
-    from mlmeta.recovery import find_stale_attempts, mark_interrupted, send_spool
+    from mlmeta.tracking.attempts import find_ended
+    from mlmeta.tracking.recovery import find_stale_attempts, mark_interrupted, send_spool
 
     for run_id in send_spool():
         click.echo(f"sent what was kept of run {run_id}")

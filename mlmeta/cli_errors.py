@@ -52,6 +52,6 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 def _mark_run_failed(error: MlmetaError) -> None:
     """Tell the run that ``mlflow run`` started what went wrong; MLflow is not even imported where there is none."""
     if os.environ.get("MLFLOW_RUN_ID"):
-        from mlmeta.tracking import fail_adopted_run
+        from mlmeta.tracking.runs import fail_adopted_run
 
         fail_adopted_run(error)

@@ -205,8 +205,8 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
         WeightsError: If the weights are not those that were recorded, or do not fit.
         BadInputError: If pictures or commands cannot be used.
     """
-    from mlmeta.finding import download_weights, find_attempt
-    from mlmeta.tracking import record_test
+    from mlmeta.tracking.attempts import download_weights, find_attempt
+    from mlmeta.tracking.runs import record_test
 
     attempt = find_attempt(name=test.model_name, run_id=test.run_id)
     _check_labels_known(test.label_names or [], attempt.label_names)

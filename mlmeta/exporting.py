@@ -13,9 +13,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, nearest_name
-from mlmeta.finding import get_attempt_run, list_experiments, make_document, newest_runs
-from mlmeta.mlflow_recorder import telling
-from mlmeta.store import open_client
+from mlmeta.tracking.attempts import get_attempt_run, list_experiments, make_document, newest_runs
+from mlmeta.tracking.recorder import telling
+from mlmeta.tracking.store import open_client
 
 _ATTEMPTS = "tags.`mlmeta.kind` = 'attempt'"
 _PAGE = 1000

@@ -18,7 +18,7 @@ from mlmeta.history_readers import Known, Reader
 from mlmeta.history_rows import empty_table
 from mlmeta.history_sql import open_sql_reader
 from mlmeta.history_table import make_frame
-from mlmeta.store_uri import current_uri, store_key, visible_experiments
+from mlmeta.tracking.store import current_uri, store_key, visible_experiments
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def open_reader(uri: str, *, all_runs: bool = False) -> Reader:
     if reader is not None:
         return reader
     from mlmeta.history_api import ApiReader
-    from mlmeta.store import open_client
+    from mlmeta.tracking.store import open_client
 
     return ApiReader(open_client(uri), all_runs=all_runs)
 

@@ -30,7 +30,7 @@ from mlmeta.history_blocks import find_changed_runs, read_blocks
 from mlmeta.history_readers import Changes, Known
 from mlmeta.history_rows import UNREAD_TAGS, RunRows
 from mlmeta.history_texts import read_text_columns
-from mlmeta.store_uri import sqlite_file
+from mlmeta.tracking.store import sqlite_file
 
 # MLflow's schema versions (alembic revisions) from 3.10 on, between which the tables read here did not change.
 KNOWN_SCHEMAS = frozenset(

@@ -24,14 +24,13 @@ import mlmeta
 from mlmeta.attempt_records import RunRecord
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.files import hold_run
-from mlmeta.finding import search_all_runs
 from mlmeta.history_api import BATCH_TAG, BATCHES_TAG, read_batches
-from mlmeta.mlflow_recorder import telling
-from mlmeta.operations import make_batches
-from mlmeta.recovery import STALE_AFTER_S
-from mlmeta.sending import may_pass, send_operation
 from mlmeta.status import MLFLOW_STATUS
-from mlmeta.store_uri import store_key
+from mlmeta.tracking.attempts import search_all_runs
+from mlmeta.tracking.operations import make_batches, may_pass, send_operation
+from mlmeta.tracking.recorder import telling
+from mlmeta.tracking.recovery import STALE_AFTER_S
+from mlmeta.tracking.store import store_key
 
 MAX_BATCHES = 50
 

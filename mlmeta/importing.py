@@ -17,8 +17,7 @@ from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.exchange_documents import ExchangedAttempt, parse_exchanged
 from mlmeta.import_tasks import TaskReader
 from mlmeta.imported_runs import ImportedRuns, RefusedError, choose_experiment, only_import
-from mlmeta.store import open_client
-from mlmeta.store_uri import sqlite_file
+from mlmeta.tracking.store import open_client, sqlite_file
 
 # More faults are counted, not kept.
 MAX_FAULTS = 1000

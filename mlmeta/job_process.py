@@ -19,7 +19,7 @@ from mlmeta.interruption import terminating_gently
 from mlmeta.job_queue import JobQueue
 from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.status import Status
-from mlmeta.store_uri import EXPERIMENTS_VARIABLE
+from mlmeta.tracking.store import EXPERIMENTS_VARIABLE
 
 INTERRUPTED_CODE = 130
 _FAILED = (Status.FAILED, Status.DIVERGED)
@@ -40,7 +40,7 @@ def work_on(queue: JobQueue, job_id: int) -> int:
         # runner takes care of the job.
         import mlmeta.attempts
         import mlmeta.evaluate
-        import mlmeta.queued_runs  # noqa: F401
+        import mlmeta.tracking.recovery  # noqa: F401
 
         job = queue.get(job_id)
         if job.state != JobState.RUNNING:
@@ -87,7 +87,7 @@ def _set_environment(queue: JobQueue, job: Job) -> None:
 
 def _do(job: Job) -> tuple[JobState, str]:
     """Return the state in which a job ends, and why."""
-    from mlmeta.queued_runs import prepare_run
+    from mlmeta.tracking.recovery import prepare_run
 
     ended = prepare_run(job.run_id, is_restart=job.n_starts > 1)
     if ended is not None:
@@ -136,7 +136,7 @@ def _stop(queue: JobQueue, job_id: int) -> None:
     """Write down that a job was interrupted: by whoever cancelled it, else with its runner."""
     job = queue.put_back(job_id, was_stopped=True)
     if job.state == JobState.CANCELLED:
-        from mlmeta.queued_runs import close_run
+        from mlmeta.tracking.recovery import close_run
 
         close_run(job.run_id)
 
@@ -145,7 +145,7 @@ def _tell_run(job: Job, fault: MlmetaError) -> None:
     """Say in a run that nothing was trained, and why; one that was begun says itself how it ended."""
     if isinstance(fault, DivergedError):
         return
-    from mlmeta.tracking import fail_adopted_run
+    from mlmeta.tracking.runs import fail_adopted_run
 
     fail_adopted_run(fault)
 

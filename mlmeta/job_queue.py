@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
 from mlmeta.files import state_folder
 from mlmeta.jobs import ENDED, OPEN, SCHEMA, Job, JobKind, JobState, read_job
-from mlmeta.store_uri import store_key
+from mlmeta.tracking.store import store_key
 
 __all__ = ["CAPACITY", "ENDED", "OPEN", "Job", "JobKind", "JobQueue", "JobState", "queue_folder"]
 

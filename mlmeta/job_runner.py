@@ -159,7 +159,7 @@ class JobRunner:
         self._close_run(job)
 
     def _close_run(self, job: Job) -> None:
-        from mlmeta.queued_runs import close_run
+        from mlmeta.tracking.recovery import close_run
 
         if address := self._queue.address():
             os.environ["MLFLOW_TRACKING_URI"] = address

@@ -13,7 +13,7 @@ from mlmeta.curves import MOST_CURVES, Floats, PastCurve, share_fairly
 from mlmeta.history import load_attempts, load_curves
 from mlmeta.history_sql import open_sql_reader
 from mlmeta.status import Status
-from mlmeta.store_uri import current_uri
+from mlmeta.tracking.store import current_uri
 
 # Of more tasks the latest are looked at.
 MOST_TASKS = 60

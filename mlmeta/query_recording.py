@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 from mlflow.entities import RunTag
 
-from mlmeta.mlflow_recorder import telling
-from mlmeta.store import open_client
 from mlmeta.table_output import write_output
 from mlmeta.text_table import format_cell
+from mlmeta.tracking.recorder import telling
+from mlmeta.tracking.store import open_client
 
 MAX_CURVES = 50
 _SHOWN_ROWS = 10

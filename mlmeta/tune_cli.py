@@ -71,7 +71,7 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
 
 def _write(run_id: str, file: Path) -> None:
     """Write the commands of an attempt, with their paths made absolute."""
-    from mlmeta.finding import find_attempt
+    from mlmeta.tracking.attempts import find_attempt
 
     attempt = find_attempt(run_id=run_id)
     document = {"data": attempt.commands.data.model_dump(mode="json"), **attempt.commands.document()}

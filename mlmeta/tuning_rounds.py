@@ -19,9 +19,9 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
 from mlmeta.proposals import digest_training, number_name, take_training
 from mlmeta.recommend import Recommendation
-from mlmeta.recovery import find_stopped_attempt, mark_interrupted, prune_attempt
 from mlmeta.samplers import SAMPLERS, Sampler
 from mlmeta.status import Status
+from mlmeta.tracking.recovery import find_stopped_attempt, mark_interrupted, prune_attempt
 from mlmeta.tuning_progress import TuningProgress
 from mlmeta.tuning_runs import PARENT_TAG, ROUND_TAG, TunedAttempt, TuningRecorder, list_attempts
 

@@ -24,11 +24,11 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import flatten_params
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name
 from mlmeta.files import hold_run
-from mlmeta.finding import read_commands, search_all_runs
-from mlmeta.mlflow_recorder import telling
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.store import open_client
-from mlmeta.tracking import first_tags, start_run
+from mlmeta.tracking.attempts import read_commands, search_all_runs
+from mlmeta.tracking.recorder import telling
+from mlmeta.tracking.runs import first_tags, start_run
+from mlmeta.tracking.store import open_client
 
 KIND = "tuning"
 PARENT_TAG, ROUND_TAG = "mlflow.parentRunId", "mlmeta.tuning_round"

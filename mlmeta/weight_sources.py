@@ -137,7 +137,7 @@ def _fetch(fit: Fit, *, run_id: str | None = None, name: str | None = None) -> S
     Raises:
         MlmetaError: If there is no such attempt, or its weights are refused or do not fit.
     """
-    from mlmeta.finding import download_weights, find_attempt
+    from mlmeta.tracking.attempts import download_weights, find_attempt
 
     try:
         attempt = find_attempt(name=name, run_id=run_id)

@@ -22,7 +22,7 @@ def worker(folder: Path | None, at_once: int, while_pid: int | None) -> None:
     """
     from mlmeta.job_queue import JobQueue, queue_folder
     from mlmeta.job_runner import JobRunner
-    from mlmeta.store_uri import current_uri
+    from mlmeta.tracking.store import current_uri
 
     given = os.environ.get("MLMETA_QUEUE_DIR")
     queue = JobQueue(folder or (Path(given) if given else queue_folder(current_uri())))

@@ -15,8 +15,8 @@ from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_attempt, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.exporting import export_attempts
-from mlmeta.finding import make_document
 from mlmeta.importing import import_attempts
+from mlmeta.tracking.attempts import make_document
 
 pytestmark = pytest.mark.usefixtures("store")
 

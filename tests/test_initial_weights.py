@@ -217,7 +217,7 @@ class TestStarting:
         self, history: str, past: Path, pictures: Path
     ) -> None:
         """The stripes are gone, what is left are hues, which say nothing of stripes."""
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         open_client().delete_run(find_run_id("stripes"))
         _, plain, _ = run_attempt(make_commands("plain", pictures), base_dir=Path(), test=False)
@@ -239,7 +239,7 @@ class TestStarting:
     ) -> None:
         stripes = find_run_id("stripes")
         _, scratch, _ = run_attempt(make_commands("plain", pictures), base_dir=Path(), test=False)
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         open_client().delete_run(find_run_id("plain"))
         run_id, trained, _ = run_attempt(make_commands("new", pictures, initial_weights="auto"), base_dir=Path())
@@ -315,7 +315,7 @@ class TestResuming:
     def test_a_resumed_attempt_is_not_raced_again_and_ends_as_one_that_was_not_stopped(
         self, history: str, pictures: Path, capsys: pytest.CaptureFixture[str], until_epoch: int
     ) -> None:
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         _, whole, _ = run_attempt(make_commands("whole", pictures, initial_weights="auto"), base_dir=Path(), test=False)
         open_client().delete_run(find_run_id("whole"))
@@ -333,7 +333,7 @@ class TestResuming:
         assert are_equal(trained.state, whole.state)
 
     def test_a_named_source_that_is_gone_does_not_hinder_resuming(self, history: str, pictures: Path) -> None:
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         commands = make_commands("new", pictures, initial_weights="stripes")
         run_id, _, _ = run_attempt(commands, base_dir=Path(), test=False, until_epoch=1)
@@ -351,7 +351,7 @@ class TestCommandLine:
     def test_an_unknown_name_is_one_message_and_exit_code_2_and_starts_no_run(
         self, history: str, pictures: Path, tmp_path: Path
     ) -> None:
-        from mlmeta.store import open_client
+        from mlmeta.tracking.store import open_client
 
         result = self.run(pictures, tmp_path, "strips")
         assert result.exit_code == 2

@@ -22,7 +22,7 @@ from mlmeta.data.roots import ROOTS_VARIABLE
 from mlmeta.job_queue import JobQueue
 from mlmeta.job_runner import JobRunner, is_runner_at_work
 from mlmeta.jobs import ENDED, Job, JobKind, JobState
-from mlmeta.tracking import queued_tags
+from mlmeta.tracking.runs import queued_tags
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlmeta.operations import Operation, join_operations, make_batches, parse_operation, take_joinable
-from mlmeta.outbox import Outbox
+from mlmeta.tracking.operations import Operation, join_operations, make_batches, parse_operation, take_joinable
+from mlmeta.tracking.outbox import Outbox
 
 
 class AwayError(Exception):

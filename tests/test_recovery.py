@@ -22,17 +22,23 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from servers import Server
 
-import mlmeta.spool
+import mlmeta.tracking.outbox
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.files import hold_run
-from mlmeta.finding import make_document
-from mlmeta.mlflow_recorder import MlflowRecorder
-from mlmeta.recovery import find_resumable, find_stale_attempts, find_stopped_attempt, mark_interrupted, send_spool
-from mlmeta.spool import list_spools
 from mlmeta.status import Status
-from mlmeta.tracking import queued_tags, record_attempt
+from mlmeta.tracking.attempts import make_document
+from mlmeta.tracking.outbox import list_spools
+from mlmeta.tracking.recorder import MlflowRecorder
+from mlmeta.tracking.recovery import (
+    find_resumable,
+    find_stale_attempts,
+    find_stopped_attempt,
+    mark_interrupted,
+    send_spool,
+)
+from mlmeta.tracking.runs import queued_tags, record_attempt
 
 LAYERS = [{"name": "Flatten"}, {"name": "LazyLinear", "out_features": "n_labels"}]
 EPOCHS = range(1, 6)
@@ -196,7 +202,7 @@ def test_a_full_disk_under_the_state_folder_still_lets_files_through(
     def fail(*_: Any, **__: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(mlmeta.spool.Spool, "stage", fail)
+    monkeypatch.setattr(mlmeta.tracking.outbox.Spool, "stage", fail)
     with record_attempt(commands(), base_dir=Path()) as recorder:
         log_files(recorder, tmp_path / "files")
     assert artifact(recorder.run_id, "models/toy.pt", tmp_path) == b"weights"

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
 
 from mlmeta.errors import NotFoundError
-from mlmeta.sending import may_pass
+from mlmeta.tracking.operations import may_pass
 
 
 def http_error(code: int) -> requests.HTTPError:

@@ -12,8 +12,7 @@ import mlflow
 import pytest
 
 from mlmeta.errors import MlmetaError
-from mlmeta.store import open_client
-from mlmeta.store_uri import sqlite_file, store_key
+from mlmeta.tracking.store import open_client, sqlite_file, store_key
 
 # What one process does: a small attempt without a training.
 PROGRAM = """

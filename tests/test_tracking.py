@@ -18,10 +18,10 @@ from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import evaluate_attempt
-from mlmeta.finding import find_attempt, make_document
-from mlmeta.mlflow_recorder import MlflowRecorder
 from mlmeta.status import Status
-from mlmeta.tracking import fail_adopted_run, queued_tags, record_attempt
+from mlmeta.tracking.attempts import find_attempt, make_document
+from mlmeta.tracking.recorder import MlflowRecorder
+from mlmeta.tracking.runs import fail_adopted_run, queued_tags, record_attempt
 
 pytestmark = pytest.mark.usefixtures("store")
 

@@ -106,8 +106,8 @@ def make_past_store(folder: Path, template: Path) -> Path:
 
 def find_run_id(name: str, *, without: Sequence[str] = ()) -> str:
     """Return the run id of the newest attempt of a name in the store in use, but for some."""
-    from mlmeta.finding import newest_runs
-    from mlmeta.store import open_client
+    from mlmeta.tracking.attempts import newest_runs
+    from mlmeta.tracking.store import open_client
 
     return next(run.info.run_id for run in newest_runs(open_client(), name) if run.info.run_id not in without)
 

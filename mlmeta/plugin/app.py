@@ -27,7 +27,7 @@ from mlmeta.plugin.listening import find_listening
 from mlmeta.plugin.runner_keeper import RunnerKeeper
 from mlmeta.plugin.server import AttemptTable, Server
 from mlmeta.plugin.settings import ServerSettings, read_settings
-from mlmeta.store_uri import sqlite_file
+from mlmeta.tracking.store import sqlite_file
 
 _LOG = logging.getLogger("uvicorn.error")
 

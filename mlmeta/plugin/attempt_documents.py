@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 from mlmeta.errors import NotFoundError
-from mlmeta.finding import COMMANDS_TAG
 from mlmeta.plugin.answers import RefusedError
 from mlmeta.plugin.callers import Caller
 from mlmeta.plugin.runs import TEST_TAG, RunRecord
 from mlmeta.status import Status
+from mlmeta.tracking.attempts import COMMANDS_TAG
 
 
 async def make_document(caller: Caller, run: RunRecord) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any
 
 from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.finding import COMMANDS_TAG
 from mlmeta.plugin.callers import Caller, list_experiments
 from mlmeta.status import Status
-from mlmeta.tracking import first_tags
+from mlmeta.tracking.attempts import COMMANDS_TAG
+from mlmeta.tracking.runs import first_tags
 
 QUEUED_TAG, TEST_TAG = "mlmeta.queued", "mlmeta.test_commands"
 _MAX_TAG = 8000

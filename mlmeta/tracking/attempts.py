@@ -1,4 +1,4 @@
-"""Finds attempts in MLflow and gives their documents and files back."""
+"""Finds attempts in MLflow, gives their documents and files back, and writes the note that people read first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import NotFoundError, nearest_name
 from mlmeta.status import Status
-from mlmeta.store import open_client
-from mlmeta.store_uri import visible_experiments
+from mlmeta.tracking.store import open_client, visible_experiments
 
 # Holds the commands of an attempt until their artifact is there.
 COMMANDS_TAG = "mlmeta.commands"
@@ -200,3 +199,55 @@ def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[st
         # The params are of the test that the train commands asked for; one by itself may have another limit.
         "limit": int((test or {}).get("limit", run.data.params.get("test.limit", 0))),
     }
+
+
+def write_note(client: MlflowClient, run_id: str) -> str:
+    """Return the short Markdown summary of a run: the result first."""
+    run = client.get_run(run_id)
+    metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
+    status = tags.get("mlmeta.status", "")
+    if "accuracy" in metrics:
+        result = f"**{status}: accuracy {metrics['accuracy']:.1%}**, test loss {metrics.get('test_loss', math.nan):.4g}"
+    elif "mlmeta.stop_reason" in tags:
+        result = f"**{status}**: {tags['mlmeta.stop_reason']}"
+    elif "train_loss" in metrics:
+        result = f"**{status}**, training loss {metrics['train_loss']:.4g}"
+    else:
+        result = f"**{status}**: {tags.get('mlmeta.error', 'nothing was trained')}"
+    if "mlmeta.attempt" in tags:
+        return f"{result}\n\nA test of the attempt {tags['mlmeta.attempt']}."
+    task = (
+        f"{params.get('task.n_labels')} labels, {params.get('task.n_train')} training and {params.get('task.n_test')} "
+        f"test pictures of {params.get('task.width')}×{params.get('task.height')}; "
+        f"{int(params.get('arch.n_parameters', 0)):,} parameters"
+    )
+    # A server that made the run says where its pages are.
+    page = f"\n\n[In mlmeta]({tags['mlmeta.page']}attempts/{run_id})" if "mlmeta.page" in tags else ""
+    return f"{result}\n\n{task}.\n\n{_compare_with_incumbent(client, run)}".strip() + page
+
+
+def _compare_with_incumbent(client: MlflowClient, run: Run) -> str:
+    """Return in words how a run differs from the best other attempt on its task."""
+    digest = run.data.tags.get("mlmeta.task_digest")
+    if not digest:
+        return ""
+    experiments = list_experiments(client)
+    best = client.search_runs(
+        experiments, f"tags.`mlmeta.task_digest` = '{digest}' and metrics.accuracy >= 0",
+        order_by=["metrics.accuracy DESC"], max_results=2,
+    )  # fmt: skip
+    others = [other for other in best if other.info.run_id != run.info.run_id]
+    if not others:
+        return "No other attempt on this task has been tested."
+    other = others[0]
+    head = f"The best other attempt on this task: {other.info.run_name}, {other.data.metrics['accuracy']:.1%}."
+    return f"{head} Different here: {_describe_differences(run.data.params, other.data.params)}."
+
+
+def _describe_differences(params: Mapping[str, str], other: Mapping[str, str], *, most: int = 8) -> str:
+    hidden = ("model_name", "config", "test.", "task.", "arch.n_parameters", "data.path")
+    keys = [key for key in sorted(params.keys() | other.keys()) if params.get(key) != other.get(key)]
+    shown = [key for key in keys if not key.startswith(hidden)]
+    words = [f"`{key}` {params.get(key, 'none')[:40]} (there {other.get(key, 'none')[:40]})" for key in shown[:most]]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return (", ".join(words) + more) or "nothing but its run"

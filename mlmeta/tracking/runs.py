@@ -25,11 +25,11 @@ from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.commands.params import flatten_params
 from mlmeta.errors import MlmetaError
 from mlmeta.files import hold_run
-from mlmeta.finding import COMMANDS_TAG, AttemptRecord
-from mlmeta.mlflow_recorder import MlflowRecorder, read_flush_s, telling
-from mlmeta.recovery import QUEUED_TAG, check_resumable, find_resumable, missing_run, send_kept
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
-from mlmeta.store import open_client
+from mlmeta.tracking.attempts import COMMANDS_TAG, AttemptRecord
+from mlmeta.tracking.recorder import MlflowRecorder, read_flush_s, telling
+from mlmeta.tracking.recovery import QUEUED_TAG, check_resumable, find_resumable, missing_run, send_kept
+from mlmeta.tracking.store import open_client
 
 _MAX_TAG = 8000
 
@@ -57,7 +57,7 @@ def record_attempt(
         commands: What is done.
         base_dir: What relative paths in them are relative to.
         resume_run_id: The run of an attempt to go on with. Where it is not given, MLFLOW_RUN_ID may name one, see
-            `mlmeta.recovery.find_resumable`.
+            `mlmeta.tracking.recovery.find_resumable`.
         tags: More tags for the run.
 
     Raises:

@@ -1,4 +1,7 @@
-"""What is left of attempts that did not end by themselves: finds them, marks them, sends what they kept."""
+"""What is left of attempts that did not end by themselves: finds them, marks them, sends what they kept.
+
+The run of a queued job is looked at here too: where it stands when a process comes to fill it, perhaps not the first.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,18 @@ from mlflow.exceptions import MlflowException
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.files import hold_run, is_held
-from mlmeta.finding import get_attempt_run, make_document, newest_runs, read_commands, search_all_runs
-from mlmeta.notes import write_note
-from mlmeta.operations import join_operations, take_joinable
-from mlmeta.sending import may_pass, send_operation
-from mlmeta.spool import Spool, list_spools
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.store import open_client
-from mlmeta.store_uri import store_key
+from mlmeta.tracking.attempts import (
+    get_attempt_run,
+    make_document,
+    newest_runs,
+    read_commands,
+    search_all_runs,
+    write_note,
+)
+from mlmeta.tracking.operations import join_operations, may_pass, send_operation, take_joinable
+from mlmeta.tracking.outbox import Spool, list_spools
+from mlmeta.tracking.store import open_client, store_key
 
 # Where a run in one of these is RUNNING and its process dead, its work is not done; in another state only its end is.
 _UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)
@@ -35,6 +42,8 @@ _RESUMABLE = (Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
 STALE_AFTER_S = 3600.0
 # Has a run that a server made for a job, until its process takes it over; MLflow says SCHEDULED.
 QUEUED_TAG = "mlmeta.queued"
+_OPEN = ("RUNNING", "SCHEDULED")
+_STOPPED = (Status.INCOMPLETE, Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -339,3 +348,42 @@ def _send(client: MlflowClient, spool: Spool) -> None:
         left = left[len(group) :]
         n_single = max(n_single - 1, 0)
         spool.write(left, refused)
+
+
+def prepare_run(run_id: str, *, is_restart: bool) -> Status | None:
+    """Make the run of a job ready to be adopted or gone on with; the caller is the only one who works on it.
+
+    Args:
+        run_id: The run of MLFLOW_RUN_ID.
+        is_restart: Whether a process of this job has died before: what it ended in MLflow has ended.
+
+    Returns:
+        None if there is work to do, else how the run has ended.
+
+    Raises:
+        NotFoundError: If there is no such run.
+        BadInputError: If another process of this machine works on it.
+        MlmetaError: If MLflow cannot be read or written.
+    """
+    client = open_client()
+    send_kept(client, run_id)
+    try:
+        run = client.get_run(run_id)
+        tags = run.data.tags
+        if QUEUED_TAG in tags or "mlmeta.kind" not in tags:
+            return None
+        status = mark_interrupted(run_id) if run.info.status in _OPEN else Status(tags["mlmeta.status"])
+        if status not in (Status.INCOMPLETE, Status.INTERRUPTED) if is_restart else status not in _STOPPED:
+            return status
+        if tags["mlmeta.kind"] == "test":
+            # A test is short: it is made anew, in the same run.
+            client.set_tag(run_id, QUEUED_TAG, "1")
+    except MlflowException as error:
+        raise missing_run(run_id, error) from error
+    return None
+
+
+def close_run(run_id: str) -> None:
+    """Close the run of a job whose process is dead, or never was, unless it has ended or MLflow does not answer."""
+    with contextlib.suppress(MlmetaError):
+        mark_interrupted(run_id)

@@ -1,4 +1,7 @@
-"""Opens the tracking store; makes a new SQLite store once, whoever comes first."""
+"""Opens the tracking store; makes a new SQLite store once, whoever comes first.
+
+MLflow takes seconds to be imported, and is only imported where a store is opened, not where it is only named.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,28 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse, urlunparse
 
-import mlflow
 from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from mlmeta.errors import MlmetaError
-from mlmeta.store_uri import sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # A new SQLite store takes seconds to make; its migrations are of no interest to the user.
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "urllib3.connectionpool")
-# MLflow would try a request 8 times in 4 minutes; what is written is tried again by `mlmeta.outbox`.
+# MLflow would try a request 8 times in 4 minutes; what is written is tried again by `mlmeta.tracking.outbox`.
 _HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # A bar for each small file would bury what an attempt says.
 _QUIET_DEFAULTS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 # Several hosts cannot share the memory that write-ahead logging needs.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "gpfs", "glusterfs", "afs"}
+EXPERIMENTS_VARIABLE = "MLMETA_EXPERIMENTS"
 
 
 def open_client(uri: str | None = None) -> MlflowClient:
@@ -36,7 +42,10 @@ def open_client(uri: str | None = None) -> MlflowClient:
     Raises:
         MlmetaError: If the store cannot be opened.
     """
-    uri = uri or mlflow.get_tracking_uri()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = uri or current_uri()
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for key, value in (_HTTP_DEFAULTS | _QUIET_DEFAULTS).items():
@@ -85,3 +94,38 @@ def _on_network(file: Path) -> bool:
     above = [(len(folder.parts), kind) for folder, kind in mounts if file.resolve().is_relative_to(folder)]
     kind = max(above, default=(0, ""), key=lambda mount: mount[0])[1]
     return kind in _NETWORK_FILE_SYSTEMS or kind == "fuse.sshfs"
+
+
+def visible_experiments() -> frozenset[str] | None:
+    """Return the ids of the only experiments whose past this process may look at; None for all.
+
+    A server sets them for a training: the login that it records with may read more than who asked for it.
+    """
+    given = os.environ.get(EXPERIMENTS_VARIABLE)
+    return None if given is None else frozenset(given.split(","))
+
+
+def current_uri() -> str:
+    """Return the URI of the tracking store that MLflow's own settings name."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given and "mlflow" not in sys.modules:
+        return given
+    import mlflow
+
+    return str(mlflow.get_tracking_uri())
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a ``sqlite:///`` store, or None for a store of another kind."""
+    parsed = urlparse(uri)
+    if parsed.scheme.partition("+")[0] != "sqlite" or parsed.path in ("", "/", "/:memory:"):
+        return None
+    return Path(unquote(parsed.path.removeprefix("/")))
+
+
+def store_key(uri: str) -> str:
+    """Return what names a tracking store wherever the process stands: an absolute path, no login."""
+    if file := sqlite_file(uri):
+        return f"sqlite:///{file.resolve()}"
+    parsed = urlparse(uri)
+    return urlunparse(parsed._replace(netloc=parsed.netloc.rpartition("@")[2])).rstrip("/")

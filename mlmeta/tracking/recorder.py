@@ -16,12 +16,10 @@ from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.params import format_param
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.operations import Operation, make_batches
-from mlmeta.outbox import Outbox
-from mlmeta.sending import may_pass, send_operation
-from mlmeta.spool import Spool, open_spool
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
-from mlmeta.store_uri import store_key
+from mlmeta.tracking.operations import Operation, make_batches, may_pass, send_operation
+from mlmeta.tracking.outbox import Outbox, Spool, open_spool
+from mlmeta.tracking.store import store_key
 
 FLUSH_S = 60.0
 _MAX_TAG = 8000
