@@ -8,11 +8,11 @@ from pathlib import Path
 from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import make_test_commands
+from mlmeta.console import terminating_gently
 from mlmeta.data.pictures import choose_pictures
 from mlmeta.errors import NotFoundError
 from mlmeta.evaluate import TestPlan, test_model
 from mlmeta.initial_weights import look_up_start
-from mlmeta.interruption import terminating_gently
 from mlmeta.progress import EpochProgress, TrainingProgress
 from mlmeta.recorded_training import Job, train_recorded
 from mlmeta.spec_builder import output_form

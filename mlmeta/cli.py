@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
+from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
 from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.plugin.server_cli import COMMANDS as SERVER_COMMANDS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
+from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError, MlmetaError
 
 if TYPE_CHECKING:

@@ -90,8 +90,7 @@ def _build_network(commands: TrainCommands, n_labels: int, input_shape: tuple[in
     """Return the params ``arch.*`` of the built model, as of a trained one; None if it cannot be built."""
     import torch
 
-    from mlmeta.description import describe_model
-    from mlmeta.spec_builder import build_model
+    from mlmeta.spec_builder import build_model, describe_model
 
     try:
         with torch.random.fork_rng(devices=()):

@@ -13,9 +13,9 @@ import traceback
 import urllib.request
 from pathlib import Path
 
+from mlmeta.console import terminating_gently
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, DivergedError, MlmetaError
-from mlmeta.interruption import terminating_gently
 from mlmeta.job_queue import JobQueue
 from mlmeta.jobs import Job, JobKind, JobState
 from mlmeta.status import Status

@@ -14,7 +14,6 @@ from mlmeta.commands.documents import TrainCommands, digest_document
 from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.data.task import describe_task, prepare_task
-from mlmeta.description import describe_model
 from mlmeta.errors import MlmetaError
 from mlmeta.history_table import read_numbers
 from mlmeta.lessons import split_lessons
@@ -22,7 +21,7 @@ from mlmeta.models.optimizers import build_optimizer
 from mlmeta.proposals import Proposal, write_commands
 from mlmeta.shipped import Shipped, read_shipped
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
-from mlmeta.spec_builder import build_model, summarize_model
+from mlmeta.spec_builder import build_model, describe_model, summarize_model
 
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
 MOST_TASKS = 60

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
+from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError, NotFoundError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
 from mlmeta.commands.params import flatten_params, summarise_model
+from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.params import CURVE_TAG, write_curve
 from mlmeta.data.pictures import find_conflicts
 from mlmeta.data.task import Task, describe_task
-from mlmeta.description import describe_model
 from mlmeta.errors import AttemptFailedError, DivergedError
 from mlmeta.initial_weights import Start, start_training
 from mlmeta.models.weights import save_weights
@@ -24,6 +23,7 @@ from mlmeta.plots import plot_loss_curve
 from mlmeta.progress import Progress
 from mlmeta.recorder import EpochRecorder, Recorder
 from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.spec_builder import describe_model
 from mlmeta.status import Status
 from mlmeta.train import (
     Prepared,

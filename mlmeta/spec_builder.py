@@ -2,6 +2,8 @@
 
 Every name goes through the allow-list of `mlmeta.commands.catalog`; a value that torch refuses becomes one clear
 message. The optimizer and its scheduler are made in `mlmeta.models.optimizers`, layers in `mlmeta.models.shapes`.
+
+What is recorded of an attempt's task and model, so that attempts can be compared: task.*, arch.*, meta-features.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mlmeta.commands import catalog
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import describe_architecture, walk_layers
 from mlmeta.data.image_ops import build_image_ops
 from mlmeta.data.transforms import build_target_transform, build_transform
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
@@ -214,3 +218,12 @@ def _try_criterion(criterion: Criterion) -> None:
     if n_labels <= _TRIED_LABELS:
         even = {"logits": 0.0, "probabilities": 1 / n_labels, "log_probabilities": -math.log(n_labels)}
         criterion(torch.full((2, n_labels), even[criterion.outputs]), torch.arange(2))
+
+
+def describe_model(commands: TrainCommands, model: nn.Module) -> dict[str, Any]:
+    """Return the params ``arch.*`` of the built model."""
+    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if layers := commands.model.get("layers"):
+        return describe_architecture(walk_layers(layers), n_parameters=n_parameters)
+    leaves = [(type(m).__name__, vars(m)) for m in model.modules() if not list(m.children())]
+    return describe_architecture(leaves, n_parameters=n_parameters)

@@ -14,11 +14,11 @@ from typing import Any
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import make_test_commands
+from mlmeta.console import terminating_gently
 from mlmeta.data.pictures import choose_pictures
 from mlmeta.data.task import prepare_task
 from mlmeta.errors import BadInputError
 from mlmeta.evaluate import evaluate_attempt
-from mlmeta.interruption import terminating_gently
 from mlmeta.samplers import make_sampler
 from mlmeta.status import Status
 from mlmeta.tuning_progress import TuningProgress

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
+from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}

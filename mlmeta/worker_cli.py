@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
+from mlmeta.console import reporting_errors
 
 
 @click.command()

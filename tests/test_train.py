@@ -17,10 +17,10 @@ from mlmeta import attempts
 from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data import task
-from mlmeta.description import describe_model
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
 from mlmeta.models import shapes
 from mlmeta.recorded_training import log_training
+from mlmeta.spec_builder import describe_model
 from mlmeta.train import Trained, find_batch_size, is_kept, prepare_training, shuffle_seed, train_attempt
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from mlmeta.cli_errors import reporting_errors
+from mlmeta.console import reporting_errors
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.files import state_folder

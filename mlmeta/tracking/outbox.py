@@ -4,7 +4,8 @@ What cannot be sent for a reason outside (a server that is away, a full disk) is
 refused is put aside. Whatever is left at the end is given back, so that nothing is lost.
 
 What the tracking store has not got yet lies in a spool on disk, one folder a run: ``operations.jsonl`` holds a header
-and one operation a line, ``files/`` what is to be uploaded, ``rejected.jsonl`` what the store refused. The header names the tracking store, since only that one may get them.
+and one operation a line, ``files/`` what is to be uploaded, ``rejected.jsonl`` what the store refused. The header
+names the tracking store, since only that one may get them.
 """
 
 from __future__ import annotations

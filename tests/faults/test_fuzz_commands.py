@@ -26,12 +26,11 @@ from mlmeta.commands.parsing import load_train_commands, parse_attempt, parse_te
 from mlmeta.data.pictures import choose_pictures
 from mlmeta.data.sources import DAMAGED, open_file, quiet_pillow
 from mlmeta.data.task import describe_task
-from mlmeta.description import describe_model
 from mlmeta.errors import MlmetaError
 from mlmeta.evaluate import compute_metrics, measure_model, merge_commands, score_probabilities
 from mlmeta.models import shapes
 from mlmeta.recorded_training import chance_loss
-from mlmeta.spec_builder import output_form
+from mlmeta.spec_builder import describe_model, output_form
 from mlmeta.train import Prepared, prepare_training, train_attempt
 
 LIMIT_S = 20

@@ -1,11 +1,18 @@
-"""How a command line ends: one sentence and an exit code, and the run that waits for it is told."""
+"""How a command line ends: one sentence and an exit code, and the run that waits for it is told.
+
+SIGTERM ends what is done here as SIGINT does.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -55,3 +62,20 @@ def _mark_run_failed(error: MlmetaError) -> None:
         from mlmeta.tracking.runs import fail_adopted_run
 
         fail_adopted_run(error)
+
+
+@contextlib.contextmanager
+def terminating_gently() -> Iterator[None]:
+    """Make SIGTERM end what is inside as SIGINT does, so that the run is closed; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
