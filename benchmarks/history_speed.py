@@ -143,7 +143,7 @@ def run_step(step: str) -> dict[str, float]:
     """Do one thing in this process, and return its seconds, how many attempts it saw, and the peak of memory."""
     import mlflow
 
-    from mlmeta.history import load_attempts, load_curves
+    from mlmeta.history.loading import load_attempts, load_curves
     from mlmeta.meta_query import hyperparameter_importance, search_attempts
 
     load_attempts(f"sqlite:///{Path.cwd() / 'small.db'}")  # libraries are loaded by now

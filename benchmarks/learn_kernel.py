@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mlmeta.attempt_features import score_ranks
-from mlmeta.history import load_attempts
+from mlmeta.history.loading import load_attempts
 from mlmeta.similarity import task_distances, task_table
 from mlmeta.surrogate import KernelSettings
 from mlmeta.training_features import LENGTHS, name_features

@@ -98,7 +98,7 @@ def load_table(files: Sequence[Path], pictures: Path | None, store: str) -> pd.D
     os.environ["MLFLOW_TRACKING_URI"] = store
     import mlflow
 
-    from mlmeta.history import load_attempts
+    from mlmeta.history.loading import load_attempts
     from mlmeta.importing import import_attempts
 
     mlflow.set_tracking_uri(store)

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from mlmeta.history_table import (
+from mlmeta.history.table import (
     FAILED,
     Floats,
     Ints,
@@ -140,7 +140,7 @@ def encode_attempts(table: pd.DataFrame, params: Sequence[str] | None = None) ->
     optimizer: log lr minus the median log lr of that optimizer is one more feature of ``optimizer.lr``.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         params: The params to encode. None for those that differ among the attempts and say how an attempt was made:
             neither layers one by one (``arch.*`` stands for them), names of labels, paths, seeds, ``test.*`` nor
             what describes the task (``task.*``).
@@ -170,7 +170,7 @@ def score_ranks(table: pd.DataFrame, metric: str) -> Floats:
     scores share the mean of their ranks. A failed or diverged attempt has the worst rank, whatever it has scored.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score; its name says whether lower is better.
 
     Returns:

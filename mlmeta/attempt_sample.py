@@ -12,7 +12,7 @@ import pandas as pd
 from mlmeta.attempt_features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
 from mlmeta.functional_anova import Factor
-from mlmeta.history_table import FAILED, Floats, Ints, check_column, lower_is_better, read_scores
+from mlmeta.history.table import FAILED, Floats, Ints, check_column, lower_is_better, read_scores
 
 # Of seven real tasks, importances from 20 random attempts correlated with those from all 64 by 0.44 (the learning rate
 # was among the first three in 71 % of the draws), from 30 by 0.60 (86 %), but from 10 by 0.19.
@@ -81,7 +81,7 @@ def draw_sample(
     """Return the attempts that have a score, at most 2,000 of them, drawn with the seed.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score.
         task: Name or digest of the one task to look at; None for all of them.
         params: As for `encode_attempts`.

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mlmeta.errors import BadInputError
-from mlmeta.history_table import FACTS, is_numeric, lower_is_better
+from mlmeta.history.table import FACTS, is_numeric, lower_is_better
 from mlmeta.selection import find_attempts, find_numbers
 
 MAX_ATTEMPTS = 100

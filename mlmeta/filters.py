@@ -24,7 +24,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmeta.column_values import ColumnValues, Kind, explain_unknown, resolve_column
 from mlmeta.errors import shorten
 from mlmeta.filter_syntax import parse_filter, parse_order, read_number
 from mlmeta.filter_tree import (
@@ -40,6 +39,7 @@ from mlmeta.filter_tree import (
     Not,
     Or,
 )
+from mlmeta.history.table import ColumnValues, Kind, explain_unknown, resolve_column
 
 MAX_PATTERN = 1_000
 _DAY_MS = 86_400_000

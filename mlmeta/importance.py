@@ -20,7 +20,7 @@ import pandas as pd
 
 from mlmeta.attempt_sample import Sample, draw_sample, fit_resampled, make_factors
 from mlmeta.functional_anova import TreeEffects
-from mlmeta.history_table import Floats
+from mlmeta.history.table import Floats
 from mlmeta.permutation import HeldOut, measure_held_out
 
 COLUMNS = (
@@ -49,7 +49,8 @@ def measure_importance(
     """Return how much each param matters for the score, the most important first.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them; of more than 2,000 with a score, 2,000 are drawn.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them; of more than 2,000 with a score, 2,000
+            are drawn.
         metric: The score, taken as rank quantiles within each task (`mlmeta.attempt_features.score_ranks`).
         task: Name or digest of the one task to look at; None for all of them.
         params: The params to look at; None for those that `mlmeta.attempt_features.encode_attempts` chooses.

@@ -24,7 +24,7 @@ import mlmeta
 from mlmeta.attempt_records import RunRecord
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.files import hold_run
-from mlmeta.history_api import BATCH_TAG, BATCHES_TAG, read_batches
+from mlmeta.history.api_reader import BATCH_TAG, BATCHES_TAG, read_batches
 from mlmeta.status import MLFLOW_STATUS
 from mlmeta.tracking.attempts import search_all_runs
 from mlmeta.tracking.operations import make_batches, may_pass, send_operation

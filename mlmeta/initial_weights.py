@@ -91,7 +91,7 @@ def look_up_start(prepared: Prepared) -> Start | None:
     fit = Fit(prepared.model, head, str(commands.model.get("name") or ""), task.pictures.label_names)
     if commands.initial_weights != AUTO:
         return Start(probe, [find_named_source(commands.initial_weights, fit)], is_named=True)
-    from mlmeta.history import load_attempts
+    from mlmeta.history.loading import load_attempts
 
     return Start(probe, find_sources(task, fit, load_attempts()), is_named=False)
 

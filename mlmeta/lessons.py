@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mlmeta.history_table import Floats, check_column, read_numbers, read_scores
+from mlmeta.history.table import Floats, check_column, read_numbers, read_scores
 from mlmeta.status import Status
 
 STD_COLUMN = "lesson_std"
@@ -29,7 +29,7 @@ def add_lessons(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     as it is.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score.
 
     Returns:

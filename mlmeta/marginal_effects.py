@@ -17,7 +17,7 @@ import pandas as pd
 from mlmeta.attempt_sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_columns, make_factors
 from mlmeta.commands.params import format_param
 from mlmeta.functional_anova import Factor, TreeEffects
-from mlmeta.history_table import Floats, Ints
+from mlmeta.history.table import Floats, Ints
 from mlmeta.param_features import ParamColumn
 
 PAIR_COLUMNS = ("param_x", "param_y", "interaction", "value_x", "value_y", "mean", "n_attempts")
@@ -58,7 +58,7 @@ def marginal_effect(
     """Return what a forest predicts for values of one param, on average over the values of all others.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         param: The param.
         metric: The score: of one task as it is (a failed attempt has the worst one), across tasks as rank quantiles
             (`mlmeta.attempt_features.score_ranks`: 0 is a middling attempt of its task, higher is better).
@@ -98,7 +98,7 @@ def pairwise_effects(
     """Return what a forest predicts for pairs of values of two params, on average over the values of all others.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score, as in `marginal_effect`.
         task: Name or digest of the one task to look at; None for all of them.
         top: How many pairs: of the six most important params, those that explain most variance together beyond what

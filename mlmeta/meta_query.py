@@ -1,8 +1,8 @@
 """Questions about all attempts that were ever recorded; every answer is a DataFrame.
 
 Each function reads the history itself (all experiments, unless some are named), or takes a table that
-`mlmeta.history.load_attempts` gave before. Attempts come with the columns `FACTS`, then params and metrics under
-their MLflow names. The MLproject entry point ``query`` is ``python -m mlmeta.meta_query``.
+`mlmeta.history.loading.load_attempts` gave before. Attempts come with the columns `FACTS`, then params and metrics
+under their MLflow names. The MLproject entry point ``query`` is ``python -m mlmeta.meta_query``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from mlmeta.comparison import compare_table
 from mlmeta.errors import NotFoundError
 from mlmeta.filter_syntax import parse_filter
-from mlmeta.history_table import FACTS, find_kinds, with_kinds
+from mlmeta.history.table import FACTS, find_kinds, with_kinds
 from mlmeta.rankings import direction, find_best_values, rank_attempts, select_pareto_front
 from mlmeta.selection import check_search, collect_curves, find_matching, find_task
 
@@ -115,7 +115,7 @@ def learning_curves(
 def _load(history: pd.DataFrame | None, experiments: Sequence[str] | None, tracking_uri: str | None) -> pd.DataFrame:
     """Return the attempts to ask about, rows numbered from 0, with the kinds of their columns."""
     if history is None:
-        from mlmeta.history import load_attempts
+        from mlmeta.history.loading import load_attempts
 
         history = load_attempts(tracking_uri, experiments=experiments)
     elif experiments is not None:

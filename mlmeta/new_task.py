@@ -15,7 +15,7 @@ from mlmeta.commands.params import describe_architecture, flatten_params, walk_l
 from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.data.task import describe_task, prepare_task
 from mlmeta.errors import MlmetaError
-from mlmeta.history_table import read_numbers
+from mlmeta.history.table import read_numbers
 from mlmeta.lessons import split_lessons
 from mlmeta.models.optimizers import build_optimizer
 from mlmeta.proposals import Proposal, write_commands
@@ -67,7 +67,7 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
     Args:
         commands: Say what the task is.
         base_dir: What relative paths are relative to.
-        history: The table of `mlmeta.history.load_attempts`; None to read it.
+        history: The table of `mlmeta.history.loading.load_attempts`; None to read it.
         metric: The score.
 
     Raises:
@@ -75,7 +75,7 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
         MlmetaError: If the history cannot be read.
     """
     if history is None:
-        from mlmeta.history import load_attempts
+        from mlmeta.history.loading import load_attempts
 
         history = load_attempts()
     prepared = prepare_task(commands, base_dir=base_dir)

@@ -47,7 +47,7 @@ def write_paper_figures(
     Where there is too little data for one of them, it is left out.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         folder: Made where it is missing; files of these names are replaced.
         metric: What attempts are compared by.
         suffix: ".png", ".svg" or ".pdf".

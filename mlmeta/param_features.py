@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.commands.params import format_param
-from mlmeta.history_table import Floats, Ints
+from mlmeta.history.table import Floats, Ints
 
 MISSING = -1.0
 

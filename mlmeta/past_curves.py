@@ -10,8 +10,8 @@ import pandas as pd
 
 from mlmeta.commands.documents import MAX_EPOCHS
 from mlmeta.curves import MOST_CURVES, Floats, PastCurve, share_fairly
-from mlmeta.history import load_attempts, load_curves
-from mlmeta.history_sql import open_sql_reader
+from mlmeta.history.loading import load_attempts, load_curves
+from mlmeta.history.sql_reader import open_sql_reader
 from mlmeta.status import Status
 from mlmeta.tracking.store import current_uri
 

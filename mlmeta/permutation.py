@@ -15,7 +15,7 @@ import numpy as np
 
 from mlmeta.attempt_features import EncodedAttempts
 from mlmeta.attempt_sample import Sample, draw_times, fit_forest, split_folds
-from mlmeta.history_table import Floats, Ints
+from mlmeta.history.table import Floats, Ints
 
 _N_TREES = 50
 _N_RESAMPLES = 500

@@ -21,7 +21,7 @@ from mlmeta.commands.documents import MAX_NAME_BYTES, TrainCommands, digest_docu
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.commands.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
-from mlmeta.history_table import FAILED, list_params, read_numbers
+from mlmeta.history.table import FAILED, list_params, read_numbers
 
 # Of the best attempts on past tasks this many are proposed, and this many variations of them.
 N_WINNERS = 60
@@ -110,7 +110,7 @@ def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]
     """Return the best attempts of every past task, those of near tasks first, each training once.
 
     Args:
-        past: Attempts on other tasks, as `mlmeta.history.load_attempts` gives them.
+        past: Attempts on other tasks, as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score; its name says whether lower is better.
         closeness: Of each task, higher is nearer.
     """

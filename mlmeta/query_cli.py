@@ -293,9 +293,9 @@ def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
     Raises:
         NotFoundError: If there are none.
     """
-    from mlmeta import history
+    from mlmeta.history import loading
 
-    table = history.load_attempts(experiments=list(experiments) or None, full=full)
+    table = loading.load_attempts(experiments=list(experiments) or None, full=full)
     if table.empty:
         raise NotFoundError(
             "there are no attempts yet; make the first one with `mlmeta train digits.json`, "

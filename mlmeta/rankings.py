@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlmeta.history_table import FACTS, is_numeric, lower_is_better
+from mlmeta.history.table import FACTS, is_numeric, lower_is_better
 from mlmeta.selection import find_name, find_numbers, list_differing, select_task
 
 

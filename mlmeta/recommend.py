@@ -23,7 +23,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import read_training
 from mlmeta.commands.search_space import read_space
 from mlmeta.errors import BadInputError
-from mlmeta.history_table import FAILED, Floats, list_params, read_numbers
+from mlmeta.history.table import FAILED, Floats, list_params, read_numbers
 from mlmeta.lessons import FINISHED, STD_COLUMN
 from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
 from mlmeta.proposals import (
@@ -104,7 +104,7 @@ def recommend_commands(
     Args:
         commands: Say what the task is: pictures, labels, picture operations, transforms, epochs.
         base_dir: What relative paths of the commands are relative to; None for the working folder.
-        history: The table of `mlmeta.history.load_attempts`; None to read it.
+        history: The table of `mlmeta.history.loading.load_attempts`; None to read it.
         candidates: Choose among these only; each is trained as it says, on the task of `commands`.
         n: At most so many; fewer where everything in the search space was tried.
         metric: The score; its name says whether lower is better.
@@ -178,7 +178,7 @@ def judge_attempts(
     Args:
         commands: Say what the task is.
         base_dir: What relative paths of the commands are relative to; None for the working folder.
-        history: The table of `mlmeta.history.load_attempts`; None to read it.
+        history: The table of `mlmeta.history.loading.load_attempts`; None to read it.
         metric: The score; its name says whether lower is better.
         seed: As for `recommend_commands`.
 

@@ -63,7 +63,7 @@ def recommend(
 
     commands = load_train_commands(config)
     others = [_anchor_weights(load_train_commands(file), file.parent) for file in candidates] or None
-    from mlmeta.history import load_attempts
+    from mlmeta.history.loading import load_attempts
 
     history = load_attempts(experiments=list(experiments) or None)
     from mlmeta.recommend import recommend_commands

@@ -49,7 +49,7 @@ def write_report(
     Large histories are thinned, and the page says where: 20,000 attempts, 1,000 curves, 3,000 lines, 2,000 rows.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         file: The file to write; its folder must be there.
         title: Of the page.
         metric: What attempts are compared by.

@@ -17,7 +17,7 @@ import pandas as pd
 
 from mlmeta.attempt_features import score_ranks
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
-from mlmeta.history_table import FACTS, list_params, lower_is_better
+from mlmeta.history.table import FACTS, list_params, lower_is_better
 
 UNKNOWN_TASK = "task unknown"
 
@@ -41,7 +41,7 @@ def prepare_table(table: pd.DataFrame, *, metric: str, tasks: Sequence[str] | No
     """Return the attempts of some tasks, numbered from 0, where an unknown task and a missing name have words.
 
     Args:
-        table: As `mlmeta.history.load_attempts` gives it.
+        table: As `mlmeta.history.loading.load_attempts` gives it.
         metric: Of the table; only ``accuracy`` may be missing, as no attempt was tested then.
         tasks: Names of tasks; None for all.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.history_table import lower_is_better
+from mlmeta.history.table import lower_is_better
 from mlmeta.report_data import format_value, is_number_column, order_by_score, read_numbers
 from mlmeta.report_html import escape_text
 

@@ -29,8 +29,8 @@ from mlmeta.commands.search_space import (
 )
 from mlmeta.data.task import prepare_task
 from mlmeta.errors import BadInputError
-from mlmeta.history import load_attempts
-from mlmeta.history_table import FAILED, list_params
+from mlmeta.history.loading import load_attempts
+from mlmeta.history.table import FAILED, list_params
 from mlmeta.lessons import split_lessons
 from mlmeta.proposals import derive_space, digest_training, find_winners, make_commands, take_training
 from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands

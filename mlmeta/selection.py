@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.column_values import explain_unknown, find_kind, resolve_column
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
 from mlmeta.filter_syntax import parse_filter, parse_order
 from mlmeta.filter_tree import list_columns
 from mlmeta.filters import find_column, match_filter, sort_rows
-from mlmeta.history_table import FACTS, find_kinds, is_numeric, with_kinds
+from mlmeta.history.table import FACTS, explain_unknown, find_kind, find_kinds, is_numeric, resolve_column, with_kinds
 
 _DIGEST = "tags.mlmeta.task_digest"
 # The history keeps curves up to this length whole; longer ones are read from the metric.
@@ -185,7 +184,7 @@ def collect_curves(
     is_kept = _find_kept_curves(table) if metric == "train_loss" else np.zeros(len(table), dtype=bool)
     points = _unfold_curves(table[is_kept])
     if not is_kept.all():
-        from mlmeta.history import load_curves
+        from mlmeta.history.loading import load_curves
 
         rest = load_curves(table["run_id"][~is_kept].tolist(), metric=metric, tracking_uri=tracking_uri)
         points = pd.concat([points, rest], ignore_index=True)

@@ -31,7 +31,7 @@ class Shipped:
     """Attempts and their tasks.
 
     Attributes:
-        attempts: As `mlmeta.history.load_attempts` gives them, with the params that say how they were trained.
+        attempts: As `mlmeta.history.loading.load_attempts` gives them, with the params that say how they were trained.
         tasks: As `mlmeta.similarity.task_table` gives them.
     """
 
@@ -79,7 +79,7 @@ def describe_attempts(table: pd.DataFrame, tasks: pd.DataFrame) -> dict[str, Any
     """Return a JSON document of attempts.
 
     Args:
-        table: As `mlmeta.history.load_attempts` gives them; all with a task.
+        table: As `mlmeta.history.loading.load_attempts` gives them; all with a task.
         tasks: As `mlmeta.similarity.task_table` gives them.
     """
     params = [name for name in table.columns if _is_of_training(str(name))]

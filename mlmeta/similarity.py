@@ -25,7 +25,7 @@ import pandas as pd
 from mlmeta.commands.documents import strip_operators
 from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import NotFoundError, nearest_name, shorten
-from mlmeta.history_table import check_column, lower_is_better, read_numbers
+from mlmeta.history.table import check_column, lower_is_better, read_numbers
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def task_table(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """Return one row for each task with a name, in the order in which the attempts come.
 
     Args:
-        table: Attempts as `mlmeta.history.load_attempts` gives them.
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score; its name says whether lower is better.
 
     Returns:

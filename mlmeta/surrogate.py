@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from mlmeta.attempt_features import score_quantiles, score_ranks
-from mlmeta.history_table import FAILED, Floats, Ints, lower_is_better, read_scores
+from mlmeta.history.table import FAILED, Floats, Ints, lower_is_better, read_scores
 from mlmeta.shipped import Shipped
 from mlmeta.similarity import task_distances
 from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
@@ -75,7 +75,7 @@ class Surrogate:
     """Predicts the scores of attempts on one task from attempts on others, and from what is observed on it.
 
     Args:
-        past: Attempts on other tasks, as `mlmeta.history.load_attempts` gives them.
+        past: Attempts on other tasks, as `mlmeta.history.loading.load_attempts` gives them.
         new: Attempts on this task, done or proposed: one row each, with the same columns.
         tasks: As `mlmeta.similarity.task_table` gives them, with this task.
         task: The name of this task.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.history_table import Floats
+from mlmeta.history.table import Floats
 from mlmeta.report_data import escape_markup, round_values
 from mlmeta.report_figures import PALETTE, new_figure
 

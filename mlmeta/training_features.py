@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.attempt_features import encode_attempts
-from mlmeta.history_table import Floats, read_numbers
+from mlmeta.history.table import Floats, read_numbers
 
 # In decades: the learning rate of SGD that does about what 1 does for Adam and its like.
 PLAIN_SHIFT = 2.43
@@ -60,8 +60,8 @@ def describe_trainings(
     """Return attempts as points whose distances say how unlike they are.
 
     Args:
-        table: Attempts, done or proposed, as `mlmeta.history.load_attempts` gives them; to compare two, both must be
-            in one table.
+        table: Attempts, done or proposed, as `mlmeta.history.loading.load_attempts` gives them; to compare two, both
+            must be in one table.
         tasks: As `mlmeta.similarity.task_table` gives them, all that `table` names.
         lengths: As `LENGTHS`.
         shift: As `PLAIN_SHIFT`.

@@ -26,7 +26,7 @@ from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data.metafeatures import describe_pictures
 from mlmeta.data.task import Task
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsError
-from mlmeta.history_table import list_params
+from mlmeta.history.table import list_params
 from mlmeta.models.shapes import construct_chain, trace_layers
 from mlmeta.models.weights import LEAST_OVERLAP, StateDict, find_overlap, measure_overlap, read_weights
 from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
@@ -116,7 +116,7 @@ def find_sources(task: Task, fit: Fit, history: pd.DataFrame) -> list[Source]:
     Args:
         task: The task to train on.
         fit: What the weights have to fit.
-        history: As `mlmeta.history.load_attempts` gives it.
+        history: As `mlmeta.history.loading.load_attempts` gives it.
     """
     sources: list[Source] = []
     table = _order(_keep_fitting(history, task, fit), task).head(_MAX_FILES)

@@ -1,4 +1,4 @@
-"""Real attempts as the table that `mlmeta.history.load_attempts` gives, made without a tracking store."""
+"""Real attempts as the table that `mlmeta.history.loading.load_attempts` gives, made without a tracking store."""
 
 from __future__ import annotations
 

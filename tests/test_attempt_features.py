@@ -10,7 +10,7 @@ from scipy.stats import norm, rankdata
 
 from mlmeta.attempt_features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError
-from mlmeta.history_table import list_params, lower_is_better
+from mlmeta.history.table import list_params, lower_is_better
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from servers import Postgres, Server, find_postgres
 
-from mlmeta import history, history_sql
 from mlmeta.errors import MlmetaError, NotFoundError
-from mlmeta.history import load_attempts, load_curves, open_reader
-from mlmeta.history_api import ApiReader
-from mlmeta.history_rows import empty_table
-from mlmeta.history_sql import SqlReader, open_sql_reader
-from mlmeta.history_table import make_frame
+from mlmeta.history import loading, sql_reader
+from mlmeta.history.api_reader import ApiReader
+from mlmeta.history.loading import load_attempts, load_curves, open_reader
+from mlmeta.history.reader import empty_table
+from mlmeta.history.sql_reader import SqlReader, open_sql_reader
+from mlmeta.history.table import make_frame
 
 STORES = ("SQLite", "SQLite by API", "server on SQLite", "PostgreSQL", "server on PostgreSQL")
 NOW_MS = time.time_ns() // 1_000_000
@@ -58,7 +58,7 @@ def store_uri(
         uri = request.getfixturevalue("postgres").uri
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "SQLite by API":
-            patch.setattr(history, "open_sql_reader", lambda *_, **__: None)
+            patch.setattr(loading, "open_sql_reader", lambda *_, **__: None)
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         if not request.param.startswith("server"):
             yield uri
@@ -375,7 +375,7 @@ def test_many_small_changes_leave_few_files(local: MlflowClient, cache: Path) ->
 
 def test_a_store_that_did_not_change_is_not_asked(local: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     add_attempt(local)
-    monkeypatch.setattr(history_sql, "_RACE_S", -1.0)
+    monkeypatch.setattr(sql_reader, "_RACE_S", -1.0)
     expected = load_attempts()
 
     def refuse(*_: Any) -> Any:
@@ -394,7 +394,7 @@ def test_a_schema_of_another_version_is_read_by_the_public_interface(
     add_attempt(local, params={"a": "1"})
     expected = load_attempts()
     assert isinstance(open_sql_reader(store), SqlReader)
-    monkeypatch.setattr(history_sql, "KNOWN_SCHEMAS", frozenset())
+    monkeypatch.setattr(sql_reader, "KNOWN_SCHEMAS", frozenset())
     assert isinstance(open_reader(store), ApiReader)
     pd.testing.assert_frame_equal(load_attempts(full=True), expected)
 

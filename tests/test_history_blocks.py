@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlmeta import history_blocks
-from mlmeta.history_blocks import find_changed_runs, read_blocks
+from mlmeta.history import sql_reader
+from mlmeta.history.sql_reader import find_changed_runs, read_blocks
 
 UNREAD = ("mlflow.note.content",)
 RUNS = "SELECT run_uuid, name, experiment_id, status, start_time, end_time, lifecycle_stage FROM runs"
@@ -21,7 +21,7 @@ TAGS = "SELECT run_uuid, key, value FROM tags WHERE key != 'mlflow.note.content'
 
 @pytest.fixture
 def database(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connection:
-    monkeypatch.setattr(history_blocks, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(sql_reader, "BLOCK_ROWS", 8)
     shutil.copy(store_template, tmp_path / "mlflow.db")
     return sqlite3.connect(tmp_path / "mlflow.db")
 

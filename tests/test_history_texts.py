@@ -7,13 +7,13 @@ import sqlite3
 import numpy as np
 import pytest
 
-from mlmeta import history_texts
-from mlmeta.history_texts import read_text_columns
+from mlmeta.history import sql_reader
+from mlmeta.history.sql_reader import read_text_columns
 
 
 @pytest.fixture
 def connection(monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connection:
-    monkeypatch.setattr(history_texts, "TEXT_ROWS", 7)
+    monkeypatch.setattr(sql_reader, "TEXT_ROWS", 7)
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE tags (key VARCHAR, value VARCHAR, run_uuid VARCHAR, PRIMARY KEY (key, run_uuid))")
     return connection

@@ -20,7 +20,7 @@ from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.exporting import export_attempts
-from mlmeta.history_api import read_batches
+from mlmeta.history.api_reader import read_batches
 from mlmeta.imported_runs import MAX_BATCHES, ImportedRuns, only_import
 from mlmeta.importing import ImportResult, import_attempts
 from mlmeta.tracking.attempts import make_document

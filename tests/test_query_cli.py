@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
-import mlmeta.history
+import mlmeta.history.loading
 from mlmeta.query_cli import COMMANDS, query
 from mlmeta.query_recording import write_query_note
 
@@ -56,7 +56,7 @@ def attempts(store: str) -> str:
 def many(monkeypatch: pytest.MonkeyPatch, store: str) -> pd.DataFrame:
     """832 real attempts, as if a store had them."""
     table = make_table()
-    monkeypatch.setattr(mlmeta.history, "load_attempts", lambda **_: table)
+    monkeypatch.setattr(mlmeta.history.loading, "load_attempts", lambda **_: table)
     return table
 
 

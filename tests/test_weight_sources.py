@@ -13,7 +13,7 @@ import torch
 from weight_attempts import draw_stripes, find_run_id, make_commands, make_past_store
 
 from mlmeta.errors import BadInputError
-from mlmeta.history import load_attempts
+from mlmeta.history.loading import load_attempts
 from mlmeta.models.weights import hash_file, save_weights
 from mlmeta.train import Prepared, prepare_training
 from mlmeta.transferability import find_head

@@ -69,7 +69,7 @@ def _count_epochs(server: Server, run_ids: list[str]) -> dict[str, int]:
     """Return how many epochs of each run have been recorded."""
     if not run_ids:
         return {}
-    from mlmeta.history import load_curves
+    from mlmeta.history.loading import load_curves
 
     points = load_curves(run_ids, metric="train_loss", tracking_uri=server.store_uri)
     return dict.fromkeys(run_ids, 0) | {str(run): len(own) for run, own in points.groupby("run_id", sort=False)}

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from mlmeta.errors import NotFoundError
-from mlmeta.history_table import is_numeric, lower_is_better
+from mlmeta.history.table import is_numeric, lower_is_better
 from mlmeta.plugin import questions
 from mlmeta.plugin.callers import Caller, identify
 from mlmeta.plugin.job_answers import link_to_run

@@ -11,7 +11,7 @@ import pandas as pd
 from mlmeta import meta_query
 from mlmeta.errors import NotFoundError
 from mlmeta.filters import match_filter, sort_rows
-from mlmeta.history_table import FACTS, read_scores
+from mlmeta.history.table import FACTS, read_scores
 from mlmeta.selection import find_task
 from mlmeta.similarity import rank_similar_tasks, task_distances, task_table
 from mlmeta.task_map import place_tasks

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a request, see the module."""
-    from mlmeta.history import load_attempts
+    from mlmeta.history.loading import load_attempts
     from mlmeta.recommend import recommend_commands
 
     history = load_attempts(request["store_uri"])

@@ -45,7 +45,7 @@ class AttemptTable:
         self._table: pd.DataFrame | None = None
 
     def read(self, *, fresh: bool = False) -> pd.DataFrame:
-        """Return the table of `mlmeta.history.load_attempts`; it is shared, so it must not be changed.
+        """Return the table of `mlmeta.history.loading.load_attempts`; it is shared, so it must not be changed.
 
         Args:
             fresh: Whether it must have what was written a moment ago.
@@ -53,7 +53,7 @@ class AttemptTable:
         Raises:
             MlmetaError: If the store cannot be read.
         """
-        from mlmeta.history import load_attempts
+        from mlmeta.history.loading import load_attempts
 
         with self._lock:
             started = time.monotonic()

@@ -16,8 +16,7 @@ from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from mlmeta.errors import MlmetaError
-from mlmeta.history_readers import Changes, Known
-from mlmeta.history_rows import UNREAD_TAGS, RunRows
+from mlmeta.history.reader import UNREAD_TAGS, Changes, Known, RunRows
 
 # Clocks of the machines that train differ; whoever ended so long before the last reading is read once more.
 _SLACK_MS = 600_000

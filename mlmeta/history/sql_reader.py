@@ -1,17 +1,32 @@
 """The reader of MLflow's own tables, for SQLite and PostgreSQL: a hundred times faster than the public interface.
 
 It only reads, in one transaction, and only from stores whose schema version it knows; for others there is
-`mlmeta.history_api`. What has changed since the last reading is found by comparing: the row of every run,
-and every tag but those that mlmeta and MLflow write once; in SQLite by the digests of `mlmeta.history_blocks` first.
+`mlmeta.history.api_reader`. What has changed since the last reading is found by comparing: the row of every run,
+and every tag but those that mlmeta and MLflow write once; in SQLite by digests of blocks of rows first.
 Metrics and params that somebody adds to a run that has ended are seen with the next whole reading.
+
+Which runs of a SQLite store may have changed, found without carrying every row into Python.
+
+The rows of `runs` and of the tags that may be edited are taken in blocks by their rowid; SQLite writes each block out
+as one text, of which a digest is kept. Only the runs of blocks with another digest are looked at. What was removed
+cannot be told from what is left: a block that has lost rows, or a last row that is another one (SQLite gives its
+number again), asks for a comparison of everything. The last block alone may lose rows and gain others, so its runs
+are kept by their ids.
+
+Params and tags of a whole SQLite store, read in blocks that SQLite itself writes out as one text each.
+
+A store of 100,000 attempts has millions of them. To fetch a row costs a microsecond, and about as much again to put it
+into its column; a block is split, told apart by key and turned into Arrow in a third of that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,10 +41,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from mlmeta.errors import MlmetaError
-from mlmeta.history_blocks import find_changed_runs, read_blocks
-from mlmeta.history_readers import Changes, Known
-from mlmeta.history_rows import UNREAD_TAGS, RunRows
-from mlmeta.history_texts import read_text_columns
+from mlmeta.history.reader import UNREAD_TAGS, Changes, Known, RunRows
 from mlmeta.tracking.store import sqlite_file
 
 # MLflow's schema versions (alembic revisions) from 3.10 on, between which the tables read here did not change.
@@ -68,6 +80,21 @@ _COLUMNS = {
     "tag": "SELECT run_uuid, key, value FROM tags",
     "metric": "SELECT run_uuid, key, CASE WHEN is_nan THEN NULL ELSE value END FROM latest_metrics",
 }
+# Rows of a block: few are read again for one that changed, and the digests of 100,000 attempts take some 50 kB.
+BLOCK_ROWS = 512
+# By table: what tells a row from all others, and what may change of it; `_SEPARATOR` is in no name.
+_SEPARATOR = "char(31)"
+_IDENTITY = {"runs": ("run_uuid",), "tags": ("run_uuid", "key")}
+_CONTENT = {
+    "runs": ("name", "experiment_id", "status", "start_time", "end_time", "lifecycle_stage"),
+    "tags": ("value",),
+}
+# Of a table: a block's texts are held twice while it is split.
+TEXT_ROWS = 10_000
+_RECORD_SEPARATOR = "\x1e"
+
+Block = tuple[Sequence[str], Sequence[str], Sequence[str | None]]
+Places = npt.NDArray[np.int64]
 
 
 def open_sql_reader(uri: str, *, all_runs: bool = False) -> SqlReader | None:
@@ -299,3 +326,136 @@ def _select(
     statement = text(chosen).bindparams(bindparam("ids", expanding=True))
     for start in range(0, len(ids), _AT_ONCE):
         yield from connection.execute(statement, {**values, "ids": ids[start : start + _AT_ONCE]})
+
+
+def read_blocks(connection: sqlite3.Connection, unread_tags: Sequence[str]) -> dict[str, Any]:
+    """Return what is to be kept of a store: blocks and last rows by table, and the experiments; JSON.
+
+    Args:
+        connection: To the database, in a transaction.
+        unread_tags: Keys of tags that are never edited.
+    """
+    experiments = connection.execute(
+        "SELECT experiment_id, name, lifecycle_stage, workspace FROM experiments ORDER BY experiment_id"
+    ).fetchall()
+    found: dict[str, Any] = {"experiments": _digest(repr(experiments)), "block_rows": BLOCK_ROWS}
+    for table, identity in _IDENTITY.items():
+        last = connection.execute(
+            f"SELECT rowid, {_join(identity)} FROM {table} ORDER BY rowid DESC LIMIT 1"  # noqa: S608
+        ).fetchone()
+        condition, values = _leave_out(table, unread_tags)
+        query = (
+            f"SELECT count(*), group_concat({_join(identity + _CONTENT[table])}, char(30)) FROM {table} "  # noqa: S608
+            f"WHERE rowid BETWEEN ? AND ? {condition}"
+        )
+        blocks = {}
+        # Block by block, in the order of the table: to group all rows at once SQLite would sort them first.
+        for block in range(last[0] // BLOCK_ROWS + 1 if last else 0):
+            count, content = connection.execute(query, (*_rows(block), *values)).fetchone()
+            if count:
+                blocks[str(block)] = [count, _digest(content)]
+        runs = _runs_of(connection, table, last[0] // BLOCK_ROWS, unread_tags) if last else set()
+        found[table] = {"blocks": blocks, "last": list(last or ()), "last_runs": sorted(runs)}
+    return found
+
+
+def find_changed_runs(
+    connection: sqlite3.Connection, before: Mapping[str, Any], now: Mapping[str, Any], unread_tags: Sequence[str]
+) -> set[str] | None:
+    """Return the ids of the runs that may be new or other, or None where only comparing everything tells."""
+    if any(before.get(key) != now[key] for key in ("experiments", "block_rows")):
+        return None
+    changed: set[str] = set()
+    for table, identity in _IDENTITY.items():
+        old, new = before[table], now[table]
+        if any(new["blocks"].get(block, (0,))[0] < count for block, (count, _) in old["blocks"].items()):
+            return None
+        last = f"SELECT rowid, {_join(identity)} FROM {table} WHERE rowid = ?"  # noqa: S608
+        if old["last"] and connection.execute(last, old["last"][:1]).fetchone() != tuple(old["last"]):
+            return None
+        for block, content in new["blocks"].items():
+            if old["blocks"].get(block) != content:
+                changed |= _runs_of(connection, table, int(block), unread_tags)
+                if int(block) == max(map(int, old["blocks"]), default=-1):
+                    changed.update(old["last_runs"])
+    return changed
+
+
+def _runs_of(connection: sqlite3.Connection, table: str, block: int, unread_tags: Sequence[str]) -> set[str]:
+    condition, values = _leave_out(table, unread_tags)
+    query = f"SELECT DISTINCT run_uuid FROM {table} WHERE rowid BETWEEN ? AND ? {condition}"  # noqa: S608
+    return {run_id for (run_id,) in connection.execute(query, (*_rows(block), *values))}
+
+
+def _join(columns: Sequence[str]) -> str:
+    return f" || {_SEPARATOR} || ".join(f"coalesce({column}, '')" for column in columns)
+
+
+def _leave_out(table: str, tags: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return a condition and its values."""
+    if table != "tags":
+        return "", ()
+    return f"AND key NOT IN ({', '.join('?' * len(tags))})", tuple(tags)
+
+
+def _rows(block: int) -> tuple[int, int]:
+    """Return the first and the last rowid of a block."""
+    return block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS - 1
+
+
+def _digest(content: str) -> str:
+    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def read_text_columns(
+    connection: sqlite3.Connection, table: str, position: Mapping[str, int], *, unread: Sequence[str] = ()
+) -> dict[str, tuple[Places, pa.ChunkedArray]]:
+    """Return the texts of all keys of a table: by key the places of the runs that have one, and their texts.
+
+    Args:
+        connection: To the database, in a transaction.
+        table: ``params`` or ``tags``.
+        position: The place of each run by its id; other runs are left out.
+        unread: Keys that are left out.
+    """
+    places: dict[str, list[Places]] = {}
+    texts: dict[str, list[pa.Array]] = {}
+    for run_ids, keys, values in _read_blocks(connection, table, unread):
+        at = np.fromiter(map(position.get, run_ids, repeat(-1)), np.int64, len(run_ids))
+        named = pa.array(keys, pa.string()).dictionary_encode()
+        codes = named.indices.to_numpy(zero_copy_only=False)
+        order = np.argsort(codes, kind="stable")
+        order = order[at[order] >= 0]
+        bounds = np.searchsorted(codes[order], np.arange(len(named.dictionary) + 1))
+        at, sorted_values = at[order], pa.array(values, pa.string()).take(pa.array(order))
+        for code, key in enumerate(named.dictionary.to_pylist()):
+            first, end = bounds[code], bounds[code + 1]
+            if first < end:
+                places.setdefault(key, []).append(at[first:end])
+                texts.setdefault(key, []).append(sorted_values.slice(first, end - first))
+    return {key: (np.concatenate(places[key]), pa.chunked_array(texts[key])) for key in places}
+
+
+def _read_blocks(connection: sqlite3.Connection, table: str, unread: Sequence[str]) -> Iterator[Block]:
+    """Yield run ids, keys and values of the rows of a table, all of one length, block by block."""
+    last = connection.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0] or 0  # noqa: S608
+    rows = f"FROM {table} WHERE rowid BETWEEN ? AND ? AND key NOT IN ({', '.join('?' * len(unread))})"
+    written = ", ".join(
+        f"group_concat({column}, char({ord(_RECORD_SEPARATOR)}))" for column in ("run_uuid", "key", "value")
+    )
+    for first in range(0, last + 1, TEXT_ROWS):
+        given = (first, first + TEXT_ROWS - 1, *unread)
+        count, n_values, *columns = connection.execute(
+            f"SELECT count(*), count(value), {written} {rows}",
+            given,
+        ).fetchone()
+        if not count:
+            continue
+        split = [column.split(_RECORD_SEPARATOR) for column in columns] if n_values == count else []
+        if split and all(len(column) == count for column in split):
+            yield split[0], split[1], split[2]
+        else:
+            # A value is missing, or a text has the separator in it.
+            plain = connection.execute(f"SELECT run_uuid, key, value {rows}", given).fetchall()
+            run_ids, keys, values = zip(*plain, strict=True)
+            yield run_ids, keys, values

@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 
 from mlmeta import files
 from mlmeta.errors import NotFoundError, nearest_name
-from mlmeta.history_cache import CachedHistory, HistoryCache, merge_runs
-from mlmeta.history_readers import Known, Reader
-from mlmeta.history_rows import empty_table
-from mlmeta.history_sql import open_sql_reader
-from mlmeta.history_table import make_frame
+from mlmeta.history.cache import CachedHistory, HistoryCache, merge_runs
+from mlmeta.history.reader import Known, Reader, empty_table
+from mlmeta.history.sql_reader import open_sql_reader
+from mlmeta.history.table import make_frame
 from mlmeta.tracking.store import current_uri, store_key, visible_experiments
 
 _LOG = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def open_reader(uri: str, *, all_runs: bool = False) -> Reader:
     reader = open_sql_reader(uri, all_runs=all_runs)
     if reader is not None:
         return reader
-    from mlmeta.history_api import ApiReader
+    from mlmeta.history.api_reader import ApiReader
     from mlmeta.tracking.store import open_client
 
     return ApiReader(open_client(uri), all_runs=all_runs)

@@ -1,14 +1,16 @@
-"""What readers of a tracking store give and the history cache keeps: runs as an Arrow table of text and numbers.
+"""What the history asks of a tracking store, and what it is told.
 
-A column is a fact of the run (`FACT_TYPES`), ``param:<key>`` or ``tag:<key>`` (text as MLflow has it), ``metric:<key>``
-(float64), or ``curve`` (a list of float64). What a column means for people is decided in `mlmeta.history_table`.
+There are two that answer: `mlmeta.history.api_reader` by MLflow's public interface, and `mlmeta.history.sql_reader`,
+faster, from MLflow's tables. They give, and the history cache keeps, runs as an Arrow table of text and numbers. A
+column is a fact of the run (`FACT_TYPES`), ``param:<key>`` or ``tag:<key>`` (text as MLflow has it), ``metric:<key>``
+(float64), or ``curve`` (a list of float64). What a column means for people is decided in `mlmeta.history.table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,47 @@ FACT_TYPES: Mapping[str, pa.DataType] = {
 UNREAD_TAGS = frozenset({"mlflow.note.content", "mlmeta.commands", "mlflow.log-model.history", "mlflow.runName"})
 # MLflow stores an infinite metric as the largest number of a float64, or near it.
 _INFINITE = 1.79e308
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is other than at the last reading.
+
+    Attributes:
+        runs: New and changed ones, see `mlmeta.history.reader`.
+        gone: The ids of runs that are deleted.
+        cursor: To be given back the next time; JSON.
+    """
+
+    runs: pa.Table
+    gone: list[str]
+    cursor: dict[str, Any]
+
+
+def empty_table() -> pa.Table:
+    """Return the table of no runs."""
+    return RunRows().to_arrow()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the last reading gave: empty before the first."""
+
+    table: pa.Table = field(default_factory=empty_table)
+    cursor: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """What the history asks of a tracking store."""
+
+    def is_unchanged(self, cursor: Mapping[str, Any]) -> bool:
+        """Return whether nothing at all was written since, as far as that can be told at once."""
+
+    def read_changes(self, known: Known) -> Changes:
+        """Return what is other than at the last reading; everything where there was none."""
+
+    def read_curves(self, run_ids: Sequence[str], metric: str) -> Iterator[tuple[str, int, float]]:
+        """Yield (run id, step, value) of a metric's whole history."""
 
 
 @dataclass
@@ -93,11 +136,6 @@ def _read_curves(rows: Iterable[int], texts: Any, *, n_rows: int) -> pa.Array:
     for row, text in zip(rows, texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts, strict=True):
         curves[row] = parse_curve(text or "")
     return pa.array(curves, type=pa.list_(pa.float64()))
-
-
-def empty_table() -> pa.Table:
-    """Return the table of no runs."""
-    return RunRows().to_arrow()
 
 
 def join_tables(tables: Iterable[pa.Table]) -> pa.Table:

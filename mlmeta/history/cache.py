@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from mlmeta.history_rows import empty_table, join_tables
+from mlmeta.history.reader import empty_table, join_tables
 
 FORMAT = 1
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class CachedHistory:
     """What the cache holds.
 
     Attributes:
-        table: One row a run, see `mlmeta.history_rows`.
+        table: One row a run, see `mlmeta.history.reader`.
         cursor: What the reader needs to ask only for what has changed since.
     """
 
