@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mlmeta.attempt_features import score_ranks
+from mlmeta.analysis.features import score_ranks
+from mlmeta.analysis.task_similarity import task_distances, task_table
 from mlmeta.history.loading import load_attempts
-from mlmeta.similarity import task_distances, task_table
 from mlmeta.surrogate import KernelSettings
 from mlmeta.training_features import LENGTHS, name_features
 

@@ -170,7 +170,7 @@ class Proof:
     """All methods, on the attempts that were given."""
 
     def __init__(self, given: argparse.Namespace, table: pd.DataFrame, documents: Sequence[dict[str, Any]]) -> None:
-        from mlmeta.similarity import task_table
+        from mlmeta.analysis.task_similarity import task_table
 
         self.given = given
         self.documents = documents

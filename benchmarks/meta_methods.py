@@ -19,7 +19,7 @@ def choose_at_random(scene: Scene, draw: np.random.Generator) -> list[int]:
 
 def choose_best_on_average(scene: Scene, draw: np.random.Generator) -> list[int]:
     """Return the commands by their mean rank on the tasks that have tried them."""
-    from mlmeta.attempt_features import score_ranks
+    from mlmeta.analysis.features import score_ranks
 
     means = pd.Series(score_ranks(scene.past, "accuracy"), index=scene.past["commands"]).groupby(level=0).mean()
     value = scene.trials.rows["commands"].map(means).fillna(0.0).to_numpy()
@@ -44,7 +44,7 @@ def choose_by_portfolio(scene: Scene, draw: np.random.Generator) -> list[int]:
 
 def choose_by_nearest_task(scene: Scene, draw: np.random.Generator) -> list[int]:
     """Return the best commands of the nearest task, then of the next one, each once."""
-    from mlmeta.similarity import rank_similar_tasks
+    from mlmeta.analysis.task_similarity import rank_similar_tasks
 
     seen = scene.tasks[scene.tasks["task"].isin([*scene.past["task"].unique(), scene.trials.task])]
     value = np.zeros(len(scene.trials.scores))

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mlmeta.comparison import compare_table
+from mlmeta.analysis.filter_grammar import parse_filter
+from mlmeta.analysis.leaderboards import compare_table, direction, find_best_values, rank_attempts, select_pareto_front
+from mlmeta.analysis.search import check_search, collect_curves, find_matching, find_task
 from mlmeta.errors import NotFoundError
-from mlmeta.filter_syntax import parse_filter
 from mlmeta.history.table import FACTS, find_kinds, with_kinds
-from mlmeta.rankings import direction, find_best_values, rank_attempts, select_pareto_front
-from mlmeta.selection import check_search, collect_curves, find_matching, find_task
 
 __all__ = [
     "FACTS",
@@ -49,7 +48,7 @@ def search_attempts(
     """Return the attempts that a filter finds.
 
     Args:
-        filter: As MLflow's users write it, see `mlmeta.filter_syntax`; empty for all attempts.
+        filter: As MLflow's users write it, see `mlmeta.analysis.filter_grammar`; empty for all attempts.
         order_by: ``"accuracy DESC"``, or several; missing values come last.
         limit: At most so many.
         columns: Exactly these, in this order. Without them `FACTS`, all params and metrics, and whatever else
@@ -75,7 +74,7 @@ def compare_attempts(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return attempts side by side, only what differs; see `mlmeta.comparison.compare_table`."""
+    """Return attempts side by side, only what differs; see `mlmeta.analysis.leaderboards.compare_table`."""
     table = _load(history, experiments, tracking_uri)
     return compare_table(table, names_or_run_ids, metric=metric, all_columns=all_columns)
 
@@ -132,7 +131,7 @@ def leaderboard(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return the best attempts on a task, the best first; see `mlmeta.rankings.rank_attempts`."""
+    """Return the best attempts on a task, the best first; see `mlmeta.analysis.leaderboards.rank_attempts`."""
     return rank_attempts(_load(history, experiments, tracking_uri), task, metric=metric, limit=limit)
 
 
@@ -144,7 +143,7 @@ def best_values(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return which values of a param worked on which tasks; see `mlmeta.rankings.find_best_values`."""
+    """Return which values of a param worked on which tasks; see `mlmeta.analysis.leaderboards.find_best_values`."""
     return find_best_values(_load(history, experiments, tracking_uri), param, metric=metric)
 
 
@@ -157,7 +156,7 @@ def pareto_front(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return the attempts that no other beats in both numbers; see `mlmeta.rankings.select_pareto_front`."""
+    """Return the attempts that no other beats; see `mlmeta.analysis.leaderboards.select_pareto_front`."""
     return select_pareto_front(_load(history, experiments, tracking_uri), maximize, minimize, task=task)
 
 
@@ -169,8 +168,8 @@ def hyperparameter_importance(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return how much each hyperparameter matters; see `mlmeta.importance.measure_importance`."""
-    from mlmeta.importance import measure_importance
+    """Return how much each hyperparameter matters; see `mlmeta.analysis.importance.measure_importance`."""
+    from mlmeta.analysis.importance import measure_importance
 
     table = _load(history, experiments, tracking_uri)
     return measure_importance(table, metric, task=None if task is None else find_task(table, task))
@@ -185,8 +184,8 @@ def marginal_effect(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return how a metric goes with one hyperparameter; see `mlmeta.marginal_effects.marginal_effect`."""
-    from mlmeta.marginal_effects import marginal_effect
+    """Return how a metric goes with one hyperparameter; see `mlmeta.analysis.marginal_effects.marginal_effect`."""
+    from mlmeta.analysis.marginal_effects import marginal_effect
 
     table = _load(history, experiments, tracking_uri)
     chosen = None if task is None else find_task(table, task)
@@ -201,7 +200,7 @@ def similar_tasks(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return the tasks that are most like one, nearest first; see `mlmeta.similarity.rank_similar_tasks`.
+    """Return the tasks that are most like one, nearest first; see `mlmeta.analysis.task_similarity.rank_similar_tasks`.
 
     Args:
         task_or_config: A task that the history knows, by name or digest; or a commands file, whose pictures are
@@ -215,7 +214,7 @@ def similar_tasks(
         NotFoundError: If there is no such task and no such file; names the nearest.
         BadInputError: If the commands or their pictures cannot be used.
     """
-    from mlmeta.similarity import NEW_TASK, rank_similar_tasks, task_table
+    from mlmeta.analysis.task_similarity import NEW_TASK, rank_similar_tasks, task_table
 
     table = _load(history, experiments, tracking_uri)
     tasks = task_table(table if "accuracy" in table.columns else table.assign(accuracy=np.nan))
@@ -234,8 +233,8 @@ def _describe_commands(file: Path) -> pd.DataFrame:
     from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(file)
+    from mlmeta.analysis.task_similarity import describe_new_task
     from mlmeta.data.task import describe_task, prepare_task
-    from mlmeta.similarity import describe_new_task
 
     task = prepare_task(commands, base_dir=file.parent)
     _, features = describe_task(task)

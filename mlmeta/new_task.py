@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlmeta.analysis.task_similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.commands.documents import TrainCommands, digest_document
 from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 from mlmeta.commands.search_space import TRAINING_KEYS
@@ -20,7 +21,6 @@ from mlmeta.lessons import split_lessons
 from mlmeta.models.optimizers import build_optimizer
 from mlmeta.proposals import Proposal, write_commands
 from mlmeta.shipped import Shipped, read_shipped
-from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.spec_builder import build_model, describe_model, summarize_model
 
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
@@ -35,7 +35,8 @@ class NewTask:
         commands: What was given.
         counts: The params ``task.*`` without the prefix.
         input_shape: (channels, height, width) of a picture as the model gets it.
-        tasks: As `mlmeta.similarity.task_table` gives them, the nearest of the past and, as `NEW_TASK`, this one.
+        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them, the nearest of the past and, as `NEW_TASK`,
+            this one.
         own: Past attempts on this task, with their lessons (`mlmeta.lessons`).
         past: Those on the other `tasks`.
         shipped: Attempts that come with mlmeta.

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlmeta.analysis.task_similarity import place_tasks
 from mlmeta.errors import BadInputError, MlmetaError, shorten
 from mlmeta.plots import literal, shorten_label
 from mlmeta.report_curves import MAX_CURVES, has_curve, measure_losses
 from mlmeta.report_data import find_pareto_front, prepare_table, rank_scores, read_numbers, spans_decades, thin_attempts
 from mlmeta.report_figures import GREY, PALETTE, SCORE_SCALE
 from mlmeta.report_sections import Attempts
-from mlmeta.task_map import place_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +189,7 @@ def _draw_panel(axes: Axes, points: pd.DataFrame, groups: Sequence[str]) -> None
 
 
 def _draw_map(attempts: Attempts) -> Figure:
-    from mlmeta.similarity import task_distances, task_table
+    from mlmeta.analysis.task_similarity import task_distances, task_table
 
     metric = attempts.metric
     tasks = task_table(attempts.studied, metric)

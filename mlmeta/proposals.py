@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import RATE, score_quantiles
+from mlmeta.analysis.features import RATE, score_quantiles
 from mlmeta.commands.documents import MAX_NAME_BYTES, TrainCommands, digest_document
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands

@@ -63,14 +63,13 @@ def query(
     mlmeta query "optimizer.lr < 1e-3 and (accuracy >= .8 or status = 'Diverged')"
     mlmeta query "tags.`mlmeta.kind` = 'attempt' and model_name LIKE 'dogs%'" --order-by "accuracy DESC"
     """
-    from mlmeta.filter_syntax import parse_columns, parse_filter, parse_order
-    from mlmeta.filter_tree import list_columns
+    from mlmeta.analysis.filter_grammar import list_columns, parse_columns, parse_filter, parse_order
 
     named = None if columns is None else [column.name for column in parse_columns(columns)]
     asked = [column.name for column in list_columns(parse_filter(filter))]
     asked += [order.column.name for text in order_by for order in parse_order(text)]
     history = _load(experiments, full)
-    from mlmeta.filters import find_column
+    from mlmeta.analysis.filters import find_column
     from mlmeta.meta_query import learning_curves, search_attempts
 
     found = search_attempts(filter, order_by=order_by, limit=limit, columns=named, history=history)
@@ -282,7 +281,7 @@ def report(
 
 
 def _find_tasks(history: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
-    from mlmeta.selection import find_task
+    from mlmeta.analysis.search import find_task
 
     return [find_task(history, name) for name in names] or None
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlmeta.analysis.task_similarity import NEW_TASK
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import read_training
 from mlmeta.commands.search_space import read_space
@@ -39,7 +40,6 @@ from mlmeta.proposals import (
     vary,
     write_commands,
 )
-from mlmeta.similarity import NEW_TASK
 from mlmeta.surrogate import Surrogate
 from mlmeta.training_features import describe_trainings
 

@@ -1,7 +1,7 @@
 """What the figures of a report are drawn from: scores as ranks within their task, numbers of params, a thinner table.
 
 Scores of unlike tasks are compared by their rank: the share of the task's attempts that an attempt is better
-than, ``(rank - ½) / m`` with rank 1 the worst of m, as `mlmeta.attempt_features.score_ranks` has it before Φ⁻¹.
+than, ``(rank - ½) / m`` with rank 1 the worst of m, as `mlmeta.analysis.features.score_ranks` has it before Φ⁻¹.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.attempt_features import score_ranks
+from mlmeta.analysis.features import score_ranks
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
 from mlmeta.history.table import FACTS, list_params, lower_is_better
 

@@ -38,7 +38,7 @@ def plot_importance(importance: pd.DataFrame) -> go.Figure:
     """Return two bars for each param with 95 % intervals: share of variance explained, and loss of R² without it.
 
     Args:
-        importance: As `mlmeta.importance.measure_importance` gives it; the first 12 rows are shown.
+        importance: As `mlmeta.analysis.importance.measure_importance` gives it; the first 12 rows are shown.
     """
     from plotly.graph_objects import Bar
 
@@ -78,7 +78,7 @@ def plot_marginal_effect(
 
     Args:
         table: Attempts.
-        effect: As `mlmeta.marginal_effects.marginal_effect` gives it for them.
+        effect: As `mlmeta.analysis.marginal_effects.marginal_effect` gives it for them.
         param: Its param.
         metric: Its score.
         ranks: The effect is on normal quantiles of ranks (task None), drawn as ranks 0..1; else on the metric itself.

@@ -50,7 +50,7 @@ class Attempts:
     @functools.cached_property
     def importance(self) -> pd.DataFrame | str:
         """The importance of params, or the sentence that says why there is none."""
-        from mlmeta.importance import measure_importance
+        from mlmeta.analysis.importance import measure_importance
 
         try:
             self.check_scores()
@@ -232,7 +232,7 @@ def _tell_trust(attrs: dict[Any, Any]) -> str:
 
 
 def _tell_effects(attempts: Attempts) -> str:
-    from mlmeta.marginal_effects import marginal_effect
+    from mlmeta.analysis.marginal_effects import marginal_effect
     from mlmeta.report_effects import MAX_EFFECT_POINTS, plot_marginal_effect
 
     attempts.check_scores()
@@ -289,7 +289,7 @@ def _tell_cost(attempts: Attempts) -> str:
 
 
 def _tell_map(attempts: Attempts) -> str:
-    from mlmeta.similarity import task_distances, task_table
+    from mlmeta.analysis.task_similarity import task_distances, task_table
     from mlmeta.task_map import plot_task_map
 
     tasks = task_table(attempts.studied, attempts.metric)
@@ -304,7 +304,7 @@ def _tell_map(attempts: Attempts) -> str:
 
 
 def _describe_task(tasks: pd.DataFrame, name: str, attempts: Attempts) -> str:
-    from mlmeta.similarity import rank_similar_tasks
+    from mlmeta.analysis.task_similarity import rank_similar_tasks
 
     own = attempts.table[attempts.table["task"] == name]
     lines = [f"<b>{escape_markup(name)}</b>: {len(own):,} attempts"]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlmeta.analysis.task_similarity import TASK_COLUMNS
 from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.data.metafeatures import META_FEATURES
-from mlmeta.similarity import TASK_COLUMNS
 from mlmeta.status import Status
 
 # The user's own tasks may have the same names.
@@ -32,7 +32,7 @@ class Shipped:
 
     Attributes:
         attempts: As `mlmeta.history.loading.load_attempts` gives them, with the params that say how they were trained.
-        tasks: As `mlmeta.similarity.task_table` gives them.
+        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them.
     """
 
     attempts: pd.DataFrame
@@ -80,7 +80,7 @@ def describe_attempts(table: pd.DataFrame, tasks: pd.DataFrame) -> dict[str, Any
 
     Args:
         table: As `mlmeta.history.loading.load_attempts` gives them; all with a task.
-        tasks: As `mlmeta.similarity.task_table` gives them.
+        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them.
     """
     params = [name for name in table.columns if _is_of_training(str(name))]
     trainings: dict[str, dict[str, Any]] = {}

@@ -1,8 +1,8 @@
 """What score commands can be expected to reach on a task: a Gaussian process over attempts on all tasks.
 
 Notation: x the features of an attempt (`mlmeta.training_features`), t its task, d(t, t') the distance of two tasks
-(`mlmeta.similarity`), m the Matérn 5/2 function of the Euclidean distance of two attempts, z the score of an attempt as
-a normal quantile of its rank within its task. The covariance of z of two attempts is
+(`mlmeta.analysis.task_similarity`), m the Matérn 5/2 function of the Euclidean distance of two attempts, z the score
+of an attempt as a normal quantile of its rank within its task. The covariance of z of two attempts is
 
     m(x, x') · (shared + similar · exp(-d(t, t') / length) + own · [t = t']) + commands · [x = x'] + noise
 
@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from mlmeta.attempt_features import score_quantiles, score_ranks
+from mlmeta.analysis.features import score_quantiles, score_ranks
+from mlmeta.analysis.task_similarity import task_distances
 from mlmeta.history.table import FAILED, Floats, Ints, lower_is_better, read_scores
 from mlmeta.shipped import Shipped
-from mlmeta.similarity import task_distances
 from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
 
 # Of more past attempts this many are learnt from: a fit grows with their cube.
@@ -77,7 +77,7 @@ class Surrogate:
     Args:
         past: Attempts on other tasks, as `mlmeta.history.loading.load_attempts` gives them.
         new: Attempts on this task, done or proposed: one row each, with the same columns.
-        tasks: As `mlmeta.similarity.task_table` gives them, with this task.
+        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them, with this task.
         task: The name of this task.
         metric: The score; its name says whether lower is better.
         settings: The kernel.

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import encode_attempts
+from mlmeta.analysis.features import encode_attempts
 from mlmeta.history.table import Floats, read_numbers
 
 # In decades: the learning rate of SGD that does about what 1 does for Adam and its like.
@@ -62,7 +62,7 @@ def describe_trainings(
     Args:
         table: Attempts, done or proposed, as `mlmeta.history.loading.load_attempts` gives them; to compare two, both
             must be in one table.
-        tasks: As `mlmeta.similarity.task_table` gives them, all that `table` names.
+        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them, all that `table` names.
         lengths: As `LENGTHS`.
         shift: As `PLAIN_SHIFT`.
 

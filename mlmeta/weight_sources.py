@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from mlmeta.attempt_features import score_ranks
+from mlmeta.analysis.features import score_ranks
+from mlmeta.analysis.task_similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
@@ -29,7 +30,6 @@ from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsErro
 from mlmeta.history.table import list_params
 from mlmeta.models.shapes import construct_chain, trace_layers
 from mlmeta.models.weights import LEAST_OVERLAP, StateDict, find_overlap, measure_overlap, read_weights
-from mlmeta.similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.status import Status
 from mlmeta.transferability import Head
 

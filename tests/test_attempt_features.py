@@ -8,7 +8,7 @@ import pytest
 from attempt_table import make_table
 from scipy.stats import norm, rankdata
 
-from mlmeta.attempt_features import EncodedAttempts, encode_attempts, score_ranks
+from mlmeta.analysis.features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError
 from mlmeta.history.table import list_params, lower_is_better
 

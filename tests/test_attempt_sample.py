@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from attempt_table import make_table
 
-from mlmeta.attempt_sample import (
+from mlmeta.analysis.sample import (
     MOST_ATTEMPTS,
     Sample,
     TooFewAttemptsError,

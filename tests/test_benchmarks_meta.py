@@ -19,7 +19,7 @@ from meta_learning import Scenes, evaluate
 from meta_methods import DefaultList, Mlmeta, choose_at_random, choose_by_portfolio
 from meta_pruning import Curves, Rounds, play
 
-from mlmeta.similarity import task_table
+from mlmeta.analysis.task_similarity import task_table
 
 TASK = "digits-0"
 

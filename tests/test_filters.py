@@ -15,10 +15,20 @@ from attempt_table import make_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlmeta.analysis.filter_grammar import (
+    MAX_DEPTH,
+    MAX_LENGTH,
+    Column,
+    FilterError,
+    Not,
+    Order,
+    list_columns,
+    parse_columns,
+    parse_filter,
+    parse_order,
+)
+from mlmeta.analysis.filters import MAX_PATTERN, filter_table, find_column, match_filter, sort_rows
 from mlmeta.errors import BadInputError
-from mlmeta.filter_syntax import MAX_DEPTH, MAX_LENGTH, parse_columns, parse_filter, parse_order
-from mlmeta.filter_tree import Column, FilterError, Not, Order, list_columns
-from mlmeta.filters import MAX_PATTERN, filter_table, find_column, match_filter, sort_rows
 from mlmeta.history.table import Kind, find_kind, resolve_column
 
 NA = None

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.tree import DecisionTreeRegressor
 
-from mlmeta.functional_anova import Factor, TreeEffects, find_leaf_boxes
+from mlmeta.analysis.fanova import Factor, TreeEffects, find_leaf_boxes
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from attempt_table import make_table
 
-from mlmeta.attempt_sample import TooFewAttemptsError
+from mlmeta.analysis.importance import COLUMNS, measure_importance
+from mlmeta.analysis.marginal_effects import marginal_effect, pairwise_effects
+from mlmeta.analysis.sample import TooFewAttemptsError
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.importance import COLUMNS, measure_importance
-from mlmeta.marginal_effects import marginal_effect, pairwise_effects
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from attempt_table import make_table
 
-from mlmeta.attempt_sample import draw_sample, fit_resampled
+from mlmeta.analysis.marginal_effects import PAIR_COLUMNS, marginal_effect, pairwise_effects
+from mlmeta.analysis.sample import draw_sample, fit_resampled
 from mlmeta.errors import BadInputError
-from mlmeta.marginal_effects import PAIR_COLUMNS, marginal_effect, pairwise_effects
 
 
 @pytest.fixture(scope="module")

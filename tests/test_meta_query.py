@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from mlmeta import meta_query
+from mlmeta.analysis.filter_grammar import FilterError
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.filter_tree import FilterError
 from mlmeta.meta_query import FACTS
 
 TASK = "omniglot-Latin"
@@ -346,8 +346,8 @@ def test_the_pareto_front_of_real_attempts_is_a_part_of_them(table: pd.DataFrame
 
 
 def test_importance_and_effect_are_those_of_the_named_task(table: pd.DataFrame) -> None:
-    from mlmeta.importance import measure_importance
-    from mlmeta.marginal_effects import marginal_effect
+    from mlmeta.analysis.importance import measure_importance
+    from mlmeta.analysis.marginal_effects import marginal_effect
 
     found = meta_query.hyperparameter_importance(task=TASK, history=table)
     pd.testing.assert_frame_equal(found, measure_importance(table, "accuracy", task=TASK))

@@ -8,8 +8,8 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
-from mlmeta.attempt_sample import draw_sample, fit_forest, split_folds
-from mlmeta.permutation import measure_held_out, measure_shuffled_squares
+from mlmeta.analysis.importance import measure_held_out, measure_shuffled_squares
+from mlmeta.analysis.sample import draw_sample, fit_forest, split_folds
 
 PARAMS = ("x", "y", "z")
 

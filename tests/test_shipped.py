@@ -7,8 +7,8 @@ import json
 import numpy as np
 from attempt_table import make_table
 
+from mlmeta.analysis.task_similarity import task_table
 from mlmeta.shipped import describe_attempts, parse_shipped, read_shipped
-from mlmeta.similarity import task_table
 from mlmeta.surrogate import MOST_ATTEMPTS, Surrogate
 from mlmeta.training_features import describe_trainings
 

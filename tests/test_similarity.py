@@ -10,9 +10,7 @@ import pytest
 from attempt_table import make_table, read_tasks
 from scipy.spatial.distance import cityblock
 
-from mlmeta.data.metafeatures import META_FEATURES
-from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.similarity import (
+from mlmeta.analysis.task_similarity import (
     NEW_TASK,
     RANK_COLUMNS,
     TASK_COLUMNS,
@@ -21,6 +19,8 @@ from mlmeta.similarity import (
     task_distances,
     task_table,
 )
+from mlmeta.data.metafeatures import META_FEATURES
+from mlmeta.errors import BadInputError, NotFoundError
 
 
 @pytest.fixture(scope="module")

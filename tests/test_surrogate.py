@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from attempt_table import make_table
 
+from mlmeta.analysis.task_similarity import task_table
 from mlmeta.errors import BadInputError
-from mlmeta.similarity import task_table
 from mlmeta.surrogate import MOST_ATTEMPTS, Surrogate
 from mlmeta.training_features import LENGTHS, describe_trainings, name_features
 

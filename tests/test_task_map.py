@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist, squareform
 
-from mlmeta.task_map import place_tasks
+from mlmeta.analysis.task_similarity import place_tasks
 
 
 @pytest.mark.parametrize("n", [2, 3, 13, 40])

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from starlette.responses import JSONResponse, Response
 
+from mlmeta.analysis.filter_grammar import FilterError
 from mlmeta.errors import AttemptFailedError, BadInputError, CommandsError, MlmetaError, NotFoundError, QueueFullError
-from mlmeta.filter_tree import FilterError
 
 # The first that fits decides.
 _STATUS: tuple[tuple[type[MlmetaError], int], ...] = (

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from mlmeta import meta_query
+from mlmeta.analysis.filters import match_filter, sort_rows
+from mlmeta.analysis.search import find_task
+from mlmeta.analysis.task_similarity import place_tasks, rank_similar_tasks, task_distances, task_table
 from mlmeta.errors import NotFoundError
-from mlmeta.filters import match_filter, sort_rows
 from mlmeta.history.table import FACTS, read_scores
-from mlmeta.selection import find_task
-from mlmeta.similarity import rank_similar_tasks, task_distances, task_table
-from mlmeta.task_map import place_tasks
 
 _HIDDEN = ("curve",)
 
@@ -85,7 +84,7 @@ def _read_count(value: Any) -> int | None:
 
 
 def find_similar(table: pd.DataFrame, task: str, limit: int) -> pd.DataFrame:
-    """Return the tasks most like one that the history knows; see `mlmeta.similarity.rank_similar_tasks`.
+    """Return the tasks most like one that the history knows; see `mlmeta.analysis.task_similarity.rank_similar_tasks`.
 
     Raises:
         NotFoundError: If there is no such task; names the nearest.

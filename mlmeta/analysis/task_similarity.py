@@ -25,9 +25,7 @@ import pandas as pd
 from mlmeta.commands.documents import strip_operators
 from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import NotFoundError, nearest_name, shorten
-from mlmeta.history.table import check_column, lower_is_better, read_numbers
-
-Floats = npt.NDArray[np.float64]
+from mlmeta.history.table import Floats, check_column, lower_is_better, read_numbers
 
 NEW_TASK = "new task"
 TASK_COLUMNS = ("task", "task_digest", "n_attempts", "best_score", "label_names", *META_FEATURES)
@@ -41,6 +39,7 @@ _LEAST_SHARE = 0.1
 _WORD = re.compile(r"[^\W_]+")
 # Of a list that was cut to MLflow's limit: all that is whole.
 _CUT = re.compile(r'^(\[.*"), ".*…$', re.DOTALL)
+_N_STEPS = 300
 
 
 def task_table(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
@@ -275,3 +274,51 @@ def _split(distances: Floats, known: npt.NDArray[np.bool_]) -> tuple[npt.NDArray
     if low < high:
         return distances <= low, distances >= high
     return distances < low, distances > high
+
+
+def place_tasks(distances: npt.ArrayLike) -> tuple[Floats, float]:
+    """Return a place for each task and how much of the distances the map loses.
+
+    Starts from classical scaling (Torgerson 1952) and lowers the stress by majorization (SMACOF, de Leeuw 1977).
+    The same distances always give the same map.
+
+    Args:
+        distances: Shape (n, n), symmetric, 0 on the diagonal; NaN, not known, counts as 1.
+
+    Returns:
+        Places, float64 of shape (n, 2), centred; and Kruskal's stress-1, 0 for a faithful map.
+    """
+    wanted = np.nan_to_num(np.asarray(distances, dtype=np.float64), nan=1.0)
+    places = _scale_classically(wanted)
+    for _ in range(_N_STEPS):
+        places = _majorize(wanted, places)
+    lost = np.square(wanted - measure_distances(places)).sum()
+    return places, float(np.sqrt(lost / max(np.square(wanted).sum(), 1e-300)))
+
+
+def _scale_classically(distances: Floats) -> Floats:
+    n = len(distances)
+    centring = np.eye(n) - 1 / max(n, 1)
+    values, vectors = np.linalg.eigh(-0.5 * centring @ np.square(distances) @ centring)
+    values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]
+    # An eigenvector has no sign of its own: its largest part points up, on every machine.
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), range(vectors.shape[1])])
+    places = np.zeros((n, 2))
+    places[:, : len(values)] = vectors * signs * np.sqrt(np.clip(values, 0, None))
+    return places
+
+
+def measure_distances(places: Floats) -> Floats:
+    """Return the distance of each place to each, shape (n, n)."""
+    distances: Floats = np.linalg.norm(places[:, None] - places[None, :], axis=2)
+    return distances
+
+
+def _majorize(wanted: Floats, places: Floats) -> Floats:
+    """Return better places: the Guttman transform with equal weights."""
+    now = measure_distances(places)
+    ratios = np.divide(wanted, now, out=np.zeros_like(now), where=now > 1e-12)
+    step = -ratios
+    step[np.diag_indices_from(step)] = ratios.sum(axis=1)
+    better: Floats = step @ places / len(places)
+    return better

@@ -1,6 +1,6 @@
 """What a forest predicts for values of one param, or of two, on average over the values of all others.
 
-The averages are exact for the forest and for params taken as independent (`mlmeta.functional_anova`). Where attempts
+The averages are exact for the forest and for params taken as independent (`mlmeta.analysis.fanova`). Where attempts
 were few the forest only guesses; `n_attempts` says where.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_columns, make_factors
+from mlmeta.analysis.fanova import Factor, TreeEffects
+from mlmeta.analysis.features import ParamColumn
+from mlmeta.analysis.sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_columns, make_factors
 from mlmeta.commands.params import format_param
-from mlmeta.functional_anova import Factor, TreeEffects
 from mlmeta.history.table import Floats, Ints
-from mlmeta.param_features import ParamColumn
 
 PAIR_COLUMNS = ("param_x", "param_y", "interaction", "value_x", "value_y", "mean", "n_attempts")
 _N_FORESTS = 20
@@ -61,7 +61,7 @@ def marginal_effect(
         table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         param: The param.
         metric: The score: of one task as it is (a failed attempt has the worst one), across tasks as rank quantiles
-            (`mlmeta.attempt_features.score_ranks`: 0 is a middling attempt of its task, higher is better).
+            (`mlmeta.analysis.features.score_ranks`: 0 is a middling attempt of its task, higher is better).
         task: Name or digest of the one task to look at; None for all of them.
         n_points: At most as many numbers; where attempts have more, evenly spaced ones on the param's own scale
             (logarithmic where it spreads over decades).

@@ -1,7 +1,7 @@
 """Filters and sorts the table of attempts, by texts that users of MLflow know how to write.
 
-What a filter may say stands in `mlmeta.filter_syntax`. A condition on a missing value is neither true nor false
-(Kleene's three-valued logic), and what is not true in the end is not found: ``accuracy != 1`` does not find an
+What a filter may say stands in `mlmeta.analysis.filter_grammar`. A condition on a missing value is neither true nor
+false (Kleene's three-valued logic), and what is not true in the end is not found: ``accuracy != 1`` does not find an
 attempt without accuracy, nor does ``NOT accuracy = 1``.
 
 Values are compared as what they are: numbers and texts that are numbers as numbers (``'0.010' = 0.01``), times
@@ -24,9 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmeta.errors import shorten
-from mlmeta.filter_syntax import parse_filter, parse_order, read_number
-from mlmeta.filter_tree import (
+from mlmeta.analysis.filter_grammar import (
     And,
     Column,
     Comparison,
@@ -38,7 +36,11 @@ from mlmeta.filter_tree import (
     Missing,
     Not,
     Or,
+    parse_filter,
+    parse_order,
+    read_number,
 )
+from mlmeta.errors import shorten
 from mlmeta.history.table import ColumnValues, Kind, explain_unknown, resolve_column
 
 MAX_PATTERN = 1_000

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlmeta.analysis.filter_grammar import list_columns, parse_filter, parse_order
+from mlmeta.analysis.filters import find_column, match_filter, sort_rows
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
-from mlmeta.filter_syntax import parse_filter, parse_order
-from mlmeta.filter_tree import list_columns
-from mlmeta.filters import find_column, match_filter, sort_rows
 from mlmeta.history.table import FACTS, explain_unknown, find_kind, find_kinds, is_numeric, resolve_column, with_kinds
 
 _DIGEST = "tags.mlmeta.task_digest"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.attempt_features import EncodedAttempts, encode_attempts, score_ranks
+from mlmeta.analysis.fanova import Factor
+from mlmeta.analysis.features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
-from mlmeta.functional_anova import Factor
 from mlmeta.history.table import FAILED, Floats, Ints, check_column, lower_is_better, read_scores
 
 # Of seven real tasks, importances from 20 random attempts correlated with those from all 64 by 0.44 (the learning rate
