@@ -98,8 +98,8 @@ def load_table(files: Sequence[Path], pictures: Path | None, store: str) -> pd.D
     os.environ["MLFLOW_TRACKING_URI"] = store
     import mlflow
 
+    from mlmeta.exchange.importing import import_attempts
     from mlmeta.history.loading import load_attempts
-    from mlmeta.importing import import_attempts
 
     mlflow.set_tracking_uri(store)
     import_attempts(files, pictures=pictures)

@@ -14,7 +14,7 @@ import click
 
 from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
-from mlmeta.exchange_cli import COMMANDS as EXCHANGE_COMMANDS
+from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.plugin.server_cli import COMMANDS as SERVER_COMMANDS
 from mlmeta.query_cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS

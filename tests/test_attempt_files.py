@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlmeta.attempt_files import Entry, read_entries
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
+from mlmeta.exchange.documents import Entry, read_entries
 
 DOCUMENTS: list[dict[str, Any]] = [{"name": "a", "n": 1.5}, {"name": "ü", "n": None}, {"name": "c", "deep": [{}]}]
 

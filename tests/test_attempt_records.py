@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name, _validate_param, _validate_tag
 
-from mlmeta.attempt_records import (
+from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
+from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.exchange.documents import AttemptFacts, parse_exchanged
+from mlmeta.exchange.records import (
     RunRecord,
     TaskFacts,
     describe_network,
@@ -21,10 +25,6 @@ from mlmeta.attempt_records import (
     settle_status,
     settle_times,
 )
-from mlmeta.commands.documents import TrainCommands
-from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
-from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.exchange_documents import AttemptFacts, parse_exchanged
 from mlmeta.status import Status
 
 NOW = 1_700_000_000.0

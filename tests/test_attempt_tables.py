@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlmeta.attempt_tables import map_columns, parse_mapping, read_table
 from mlmeta.errors import BadInputError, CommandsError
-from mlmeta.exchange_documents import parse_exchanged
+from mlmeta.exchange.csv_tables import map_columns, parse_mapping, read_table
+from mlmeta.exchange.documents import parse_exchanged
 
 WANDB = """\
 "Name","State","Notes","User","Tags","Created","Runtime","Sweep","lr","optimizer","_step","val_accuracy","best/acc"

@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from servers import Server
 
-from mlmeta.importing import import_attempts
+from mlmeta.exchange.importing import import_attempts
 from mlmeta.plugin.page_files import read_example
 from mlmeta.plugin.pages import SECTIONS
 

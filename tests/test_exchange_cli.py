@@ -15,7 +15,7 @@ from attempt_table import read_documents
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlmeta.exchange_cli import COMMANDS
+from mlmeta.exchange.cli import COMMANDS
 
 
 def call(*arguments: str) -> Result:
@@ -122,7 +122,7 @@ def test_the_output_is_written_whole_or_not_at_all(name: str, monkeypatch: pytes
     content = Path(name).read_bytes()
     text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
     assert {json.loads(line)["id"] for line in text.splitlines()} == {row["id"] for row in read_documents()[:2]}
-    monkeypatch.setattr("mlmeta.exporting.read_document", _break)
+    monkeypatch.setattr("mlmeta.exchange.exporting.read_document", _break)
     assert call("export", "--all", "--output", name).exit_code == 1
     assert Path(name).read_bytes() == content
     assert [file.name for file in Path().glob(".out*")] == []

@@ -8,7 +8,7 @@ import pytest
 from attempt_table import read_documents
 
 from mlmeta.errors import BadInputError, CommandsError
-from mlmeta.exchange_documents import parse_exchanged, read_moment
+from mlmeta.exchange.documents import parse_exchanged, read_moment
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_attempt, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
-from mlmeta.exporting import export_attempts
-from mlmeta.importing import import_attempts
+from mlmeta.exchange.exporting import export_attempts
+from mlmeta.exchange.importing import import_attempts
 from mlmeta.tracking.attempts import make_document
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -87,7 +87,7 @@ def test_experiments_narrow_the_search() -> None:
 
 
 def test_pages_of_attempts_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlmeta.exporting._PAGE", 2)
+    monkeypatch.setattr("mlmeta.exchange.exporting._PAGE", 2)
     put_in(*(document(number) for number in range(5)))
     assert sorted(exported["id"] for exported in export_attempts(all=True)) == sorted(
         document(number)["id"] for number in range(5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlmeta.import_progress import ImportBar, describe_result
-from mlmeta.importing import ImportResult
+from mlmeta.exchange.cli import ImportBar, describe_result
+from mlmeta.exchange.importing import ImportResult
 
 
 def test_counts_that_are_zero_are_left_out_but_for_the_first() -> None:
@@ -19,7 +19,7 @@ def test_counts_that_are_zero_are_left_out_but_for_the_first() -> None:
 
 def test_a_log_gets_few_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter(range(0, 100_000, 3))
-    monkeypatch.setattr("mlmeta.import_progress.time.monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr("mlmeta.exchange.cli.time.monotonic", lambda: float(next(moments)))
     with ImportBar() as bar:
         for number in range(1000):
             bar.advance(number / 1000, ImportResult(n_new=number))

@@ -19,10 +19,10 @@ from mlflow.entities import Run
 from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.exporting import export_attempts
+from mlmeta.exchange.exporting import export_attempts
+from mlmeta.exchange.imported_runs import MAX_BATCHES, ImportedRuns, only_import
+from mlmeta.exchange.importing import ImportResult, import_attempts
 from mlmeta.history.api_reader import read_batches
-from mlmeta.imported_runs import MAX_BATCHES, ImportedRuns, only_import
-from mlmeta.importing import ImportResult, import_attempts
 from mlmeta.tracking.attempts import make_document
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -248,7 +248,7 @@ def test_a_half_made_run_of_another_machine_is_left_alone_for_an_hour(host: str,
 
 def test_an_attempt_that_mlflow_refuses_is_a_fault_and_leaves_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     good = read_documents()
-    monkeypatch.setattr("mlmeta.attempt_records.legal_key", lambda key: key)
+    monkeypatch.setattr("mlmeta.exchange.records.legal_key", lambda key: key)
     result = import_attempts([write_lines([good[0], {"name": "x", "params": {"a[0]": "1"}}, good[1]])])
     assert counts(result) == (2, 0, 1)
     assert str(result.faults[0]).startswith("a.jsonl, line 2: MLflow does not take the attempt x")

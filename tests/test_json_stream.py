@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlmeta.json_stream import Piece, split_list
+from mlmeta.exchange.documents import Piece, split_list
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

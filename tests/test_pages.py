@@ -24,7 +24,7 @@ from servers import Server
 
 import mlmeta.plugin
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.importing import import_attempts
+from mlmeta.exchange.importing import import_attempts
 from mlmeta.plugin.callers import identify
 from mlmeta.plugin.limits import PAGE_POLICY
 from mlmeta.plugin.page_files import read_example

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from servers import Server
 
-from mlmeta.importing import import_attempts
+from mlmeta.exchange.importing import import_attempts
 
 API = "/ajax-api/mlmeta"
 DIGITS = json.loads((Path(__file__).parent.parent / "digits.json").read_text())

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from mlmeta.cli import cli
 from mlmeta.commands.parsing import load_train_commands, parse_train_commands
-from mlmeta.importing import import_attempts
+from mlmeta.exchange.importing import import_attempts
 from mlmeta.meta_query import best_values
 from mlmeta.text_table import format_plain
 

@@ -21,8 +21,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 import mlmeta
-from mlmeta.attempt_records import RunRecord
 from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.exchange.records import RunRecord
 from mlmeta.files import hold_run
 from mlmeta.history.api_reader import BATCH_TAG, BATCHES_TAG, read_batches
 from mlmeta.status import MLFLOW_STATUS

@@ -21,7 +21,7 @@ from mlmeta.commands.params import (
     walk_layers,
     write_curve,
 )
-from mlmeta.exchange_documents import AttemptFacts, ExchangedAttempt
+from mlmeta.exchange.documents import AttemptFacts, ExchangedAttempt
 from mlmeta.status import Status
 
 MAX_TAG = 8000

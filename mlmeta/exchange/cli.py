@@ -1,10 +1,15 @@
-"""The commands ``import`` and ``export``: Attempt documents into the tracking store and out of it."""
+"""The commands ``import`` and ``export``: Attempt documents into the tracking store and out of it.
+
+How far an import is, a bar shows on a terminal and plain lines show in a log.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -14,9 +19,13 @@ from mlmeta.errors import BadInputError, MlmetaError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlmeta.importing import ImportResult
+    from mlmeta.exchange.importing import ImportResult
+
 
 MAX_SHOWN = 20
+# A log gets a line after this share of the files, but not more often than this.
+_EVERY_SHARE = 0.1
+_EVERY_S = 2.0
 
 
 @click.command("import")
@@ -40,11 +49,10 @@ def import_command(
     --map lr=training_commands.optimizer.lr --map "Test accuracy=accuracy" --map F1=metrics.macro_f1; a column that is
     neither mapped nor known becomes a param.
     """
-    from mlmeta.attempt_tables import parse_mapping
+    from mlmeta.exchange.csv_tables import parse_mapping
 
     mapping = parse_mapping(mappings)
-    from mlmeta.import_progress import ImportBar, describe_result
-    from mlmeta.importing import import_attempts
+    from mlmeta.exchange.importing import import_attempts
 
     with ImportBar() as bar:
         result = import_attempts(
@@ -102,7 +110,7 @@ def export_command(
     """
     if output is not None and not output.parent.is_dir():
         raise BadInputError(f"the folder of {output} is not there")
-    from mlmeta.exporting import export_attempts
+    from mlmeta.exchange.exporting import export_attempts
 
     faults: list[MlmetaError] = []
     documents = export_attempts(*attempts, experiments=experiments or None, all=everything, on_fault=faults.append)
@@ -160,3 +168,70 @@ def _to_line(document: dict[str, Any]) -> str:
 
 
 COMMANDS: list[click.Command] = [import_command, export_command]
+
+
+class ImportBar:
+    """Shows an import on standard error; see `mlmeta.exchange.importing.ImportProgress`."""
+
+    def __init__(self) -> None:
+        self._bar = _TerminalBar() if sys.stderr.isatty() else None
+        self._told_share = 0.0
+        self._told_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the bar where there is a terminal."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, share: float, result: ImportResult) -> None:
+        """Show the share of all bytes that has been read, and what has come of it."""
+        if self._bar:
+            self._bar.update(share, describe_result(result))
+        elif share < 1 and share - self._told_share >= _EVERY_SHARE and time.monotonic() - self._told_s >= _EVERY_S:
+            click.echo(f"mlmeta: {share:.0%} read, {describe_result(result)}", err=True)
+            self._told_share, self._told_s = share, time.monotonic()
+
+
+class _TerminalBar:
+    """rich's progress bar with the counts beside it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("importing"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[counts]}", markup=False),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("importing", total=1.0, counts="")
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def update(self, share: float, text: str) -> None:
+        self._progress.update(self._task, completed=share, counts=text)
+
+
+def describe_result(result: ImportResult, *, would_be: bool = False) -> str:
+    """Return the counts of an import in words."""
+    counts = (
+        (result.n_new, "would be imported" if would_be else "imported"),
+        (result.n_known, "known already"),
+        (result.n_faults, "left out"),
+    )
+    return ", ".join(f"{count:,} {words}" for count, words in counts if count or words.endswith("imported"))
