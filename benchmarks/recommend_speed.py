@@ -27,7 +27,7 @@ from history_speed import fill
 COMMANDS = Path(__file__).parent.parent / "digits.json"
 LABELS = 10
 READ = (
-    "import time; from mlmeta.history import load_attempts; began = time.perf_counter(); load_attempts(); "
+    "import time; from mlmeta.history.loading import load_attempts; began = time.perf_counter(); load_attempts(); "
     "print(time.perf_counter() - began)"
 )
 # Whole processes: both import what they need.

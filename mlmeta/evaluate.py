@@ -28,7 +28,7 @@ from mlmeta.models.criteria import Criterion
 from mlmeta.models.layers import forward_pictures
 from mlmeta.models.weights import load_weights, read_weights
 from mlmeta.recorder import Recorder
-from mlmeta.reports import write_test_report
+from mlmeta.reports.attempt_files import write_test_report
 from mlmeta.spec_builder import output_form
 from mlmeta.status import Status
 

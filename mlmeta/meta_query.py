@@ -11,13 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mlmeta.analysis.filter_grammar import parse_filter
 from mlmeta.analysis.leaderboards import compare_table, direction, find_best_values, rank_attempts, select_pareto_front
 from mlmeta.analysis.search import check_search, collect_curves, find_matching, find_task
-from mlmeta.errors import NotFoundError
 from mlmeta.history.table import FACTS, find_kinds, with_kinds
 
 __all__ = [
@@ -214,38 +212,16 @@ def similar_tasks(
         NotFoundError: If there is no such task and no such file; names the nearest.
         BadInputError: If the commands or their pictures cannot be used.
     """
-    from mlmeta.analysis.task_similarity import NEW_TASK, rank_similar_tasks, task_table
+    from mlmeta.analysis.task_similarity import find_similar_tasks
 
-    table = _load(history, experiments, tracking_uri)
-    tasks = task_table(table if "accuracy" in table.columns else table.assign(accuracy=np.nan))
-    try:
-        name = find_task(table, str(task_or_config))
-    except NotFoundError:
-        file = Path(task_or_config)
-        if file.suffix != ".json" and not file.is_file():
-            raise
-        tasks, name = pd.concat([tasks, _describe_commands(file)], ignore_index=True), NEW_TASK
-    return rank_similar_tasks(tasks, name).head(len(tasks) if limit is None else limit)
-
-
-def _describe_commands(file: Path) -> pd.DataFrame:
-    """Return the task of a commands file, as a row of the table of tasks."""
-    from mlmeta.commands.parsing import load_train_commands
-
-    commands = load_train_commands(file)
-    from mlmeta.analysis.task_similarity import describe_new_task
-    from mlmeta.data.task import describe_task, prepare_task
-
-    task = prepare_task(commands, base_dir=file.parent)
-    _, features = describe_task(task)
-    return describe_new_task(features, task.pictures.label_names)
+    return find_similar_tasks(_load(history, experiments, tracking_uri), task_or_config, limit=limit)
 
 
 def main() -> None:
     """Run ``mlmeta query`` with the arguments of this process; the result also goes to the run of MLFLOW_RUN_ID."""
-    from mlmeta.cli import cli
+    from mlmeta.reports.cli import query
 
-    cli(args=["query", "--to-run", *sys.argv[1:]], prog_name="mlmeta")
+    query(args=["--to-run", *sys.argv[1:]], prog_name="mlmeta query")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
@@ -71,7 +71,7 @@ def recommend(
     found = recommend_commands(
         commands, base_dir=config.parent, history=history, candidates=others, n=number, metric=metric, seed=seed
     )
-    from mlmeta.table_output import write_output
+    from mlmeta.reports.tables import write_output
 
     if not found:
         raise BadInputError("nothing is left to try: every training in the space of the commands was tried")
@@ -83,10 +83,24 @@ def recommend(
         for file in _write_commands(found, folder, config.parent):
             click.echo(f"wrote {file}")
     if to_run:
-        from mlmeta.query_recording import record_recommendations
-
         files = {_file_name(one): _format_commands(one, config.parent, None) for one in found}
-        record_recommendations(table, files, reasons=[one.reason for one in found])
+        _record_recommendations(table, files, reasons=[one.reason for one in found])
+
+
+def _record_recommendations(table: pd.DataFrame, files: Mapping[str, str], *, reasons: Sequence[str]) -> None:
+    """Log recommendations.csv and .json, the commands under ``next/``, and a note."""
+    from mlmeta.reports.tables import escape_markdown, write_output
+    from mlmeta.tracking.runs import record_answer
+
+    def write_files(folder: Path) -> None:
+        for form in ("csv", "json"):
+            write_output(table, folder / f"recommendations.{form}", form=form)
+        (folder / "next").mkdir()
+        for file, text in files.items():
+            (folder / "next" / file).write_text(text, encoding="utf-8")
+
+    note = "\n".join(f"{rank}. {escape_markdown(reason)}" for rank, reason in enumerate(reasons, start=1))
+    record_answer("recommendation", name="recommend", note=note, write_files=write_files)
 
 
 def _anchor_weights(commands: TrainCommands, folder: Path) -> TrainCommands:

@@ -19,10 +19,10 @@ from mlmeta.data.task import Task, describe_task
 from mlmeta.errors import AttemptFailedError, DivergedError
 from mlmeta.initial_weights import Start, start_training
 from mlmeta.models.weights import save_weights
-from mlmeta.plots import plot_loss_curve
 from mlmeta.progress import Progress
 from mlmeta.recorder import EpochRecorder, Recorder
-from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.reports.attempt_plots import plot_loss_curve
 from mlmeta.spec_builder import describe_model
 from mlmeta.status import Status
 from mlmeta.train import (

@@ -21,7 +21,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.documents import TrainCommands
-from mlmeta.commands.params import flatten_params
+from mlmeta.commands.params import MAX_TAG, flatten_params
 from mlmeta.errors import BadInputError, NotFoundError, nearest_name
 from mlmeta.files import hold_run
 from mlmeta.status import MLFLOW_STATUS, Status
@@ -34,7 +34,6 @@ KIND = "tuning"
 PARENT_TAG, ROUND_TAG = "mlflow.parentRunId", "mlmeta.tuning_round"
 INCUMBENT_TAG, INCUMBENT_RUN_TAG = "mlmeta.incumbent", "mlmeta.incumbent_run_id"
 _SETTINGS_TAG = "mlmeta.tuning"
-_MAX_TAG = 8000
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,12 @@ class TuningRecorder:
     def log_note(self, note: str) -> None:
         """Record the note that people read first."""
         with _warning(f"the result of the tuning {self.run_id} is not recorded"):
-            self._client.set_tag(self.run_id, "mlflow.note.content", note[:_MAX_TAG])
+            self._client.set_tag(self.run_id, "mlflow.note.content", note[:MAX_TAG])
 
     def end(self, status: Status, *, error: str = "") -> None:
         """Record the state that it ends in."""
         with _warning(f"the end of the tuning {self.run_id} is not recorded"):
-            tags = [RunTag("mlmeta.status", status)] + ([RunTag("mlmeta.error", error[:_MAX_TAG])] if error else [])
+            tags = [RunTag("mlmeta.status", status)] + ([RunTag("mlmeta.error", error[:MAX_TAG])] if error else [])
             self._client.log_batch(self.run_id, tags=tags)
             self._client.set_terminated(self.run_id, MLFLOW_STATUS[status])
 

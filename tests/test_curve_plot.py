@@ -10,8 +10,8 @@ import pytest
 from attempt_table import make_table
 from PIL import Image
 
-from mlmeta.curve_plot import plot_learning_curves
 from mlmeta.meta_query import learning_curves
+from mlmeta.reports.paper_figures import plot_learning_curves
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 

@@ -461,9 +461,9 @@ def note(event, arguments):
         opened.append(f"{event} {arguments[1:]}")
 sys.addaudithook(note)
 from pathlib import Path
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import MlmetaError
-from mlmeta.preparation import prepare_model, prepare_task
+from mlmeta.training.preparation import prepare_model, prepare_task
 answers = []
 for document in json.loads(sys.argv[2]):
     try:

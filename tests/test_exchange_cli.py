@@ -149,6 +149,6 @@ def test_an_export_that_cannot_be_made_is_bad_input(arguments: list[str], messag
 
 
 def test_the_commands_load_neither_mlflow_nor_torch_nor_pandas() -> None:
-    program = "import sys, mlmeta.exchange_cli; print([n for n in ('mlflow', 'torch', 'pandas') if n in sys.modules])"
+    program = "import sys, mlmeta.exchange.cli; print([n for n in ('mlflow', 'torch', 'pandas') if n in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"

@@ -444,7 +444,7 @@ def test_a_store_whose_file_is_gone_is_an_empty_one(local: MlflowClient, tmp_pat
     for left in tmp_path.glob("gone.db*"):
         left.unlink()
     # A process that still has the file open would see what was in it.
-    program = f"from mlmeta.history import load_attempts; print(len(load_attempts({uri!r})))"
+    program = f"from mlmeta.history.loading import load_attempts; print(len(load_attempts({uri!r})))"
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.stdout == "0\n", done.stderr

@@ -371,6 +371,6 @@ def test_an_error_keeps_its_text_when_a_loader_process_sends_it() -> None:
 
 
 def test_the_module_needs_no_torch() -> None:
-    code = "import sys, mlmeta.image_ops; print('torch' in sys.modules, 'mlflow' in sys.modules)"
+    code = "import sys, mlmeta.data.image_ops; print('torch' in sys.modules, 'mlflow' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]

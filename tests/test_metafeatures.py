@@ -263,6 +263,6 @@ def test_what_cannot_be_described_is_refused_with_what_came(images, labels, mess
 
 
 def test_importing_the_module_needs_neither_sklearn_nor_torch_nor_mlflow():
-    code = "import sys, mlmeta.metafeatures; print({'sklearn', 'torch', 'mlflow'} & set(sys.modules))"
+    code = "import sys, mlmeta.data.metafeatures; print({'sklearn', 'torch', 'mlflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

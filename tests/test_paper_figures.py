@@ -12,7 +12,7 @@ from attempt_table import make_table
 from PIL import Image
 
 from mlmeta.errors import BadInputError
-from mlmeta.paper_figures import DPI, WIDTH_INCHES, write_paper_figures
+from mlmeta.reports.paper_figures import DPI, WIDTH_INCHES, write_paper_figures
 
 NAMES = ["learning_curves", "importance", "learning_rates", "task_map", "pareto_front"]
 

@@ -533,10 +533,10 @@ def test_what_a_killed_attempt_left_is_removed_after_a_while(opened: list[str], 
 PROGRAM = """
 import os, sys, time
 from PIL import Image
-from mlmeta.decoding import decode_pictures
-from mlmeta.image_ops import build_image_ops
-from mlmeta.picture_cache import find_slot
-from mlmeta.pictures import Picture
+from mlmeta.data.decoding import decode_pictures
+from mlmeta.data.image_ops import build_image_ops
+from mlmeta.data.picture_cache import find_slot
+from mlmeta.data.pictures import Picture
 
 def opener(index):
     def open_picture():

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from mlmeta import plots
 from mlmeta.errors import BadInputError
-from mlmeta.plots import Mistake, plot_confusion_matrix, plot_loss_curve, plot_mistakes
+from mlmeta.reports import attempt_plots
+from mlmeta.reports.attempt_plots import Mistake, plot_confusion_matrix, plot_loss_curve, plot_mistakes
 
 DOGS = [
     "Boston Terrier imagesize:500x500",
@@ -57,7 +57,7 @@ def _size_of_png(path: Path) -> tuple[int, int]:
 
 
 def _losses_figure(train, val=(), accuracies=(), *, kept=None, title="losses", chance_loss=None) -> Figure:
-    return plots._draw_loss_curve(train, val, accuracies, kept=kept, title=title, chance_loss=chance_loss)
+    return attempt_plots._draw_loss_curve(train, val, accuracies, kept=kept, title=title, chance_loss=chance_loss)
 
 
 def _line(figure: Figure, label: str, panel: int = 0) -> tuple[list[float], list[float]]:
@@ -166,7 +166,9 @@ def test_confusion_matrix_is_a_small_png(tmp_path, matrix, names):
 
 
 def test_confusion_matrix_colours_shares_of_the_row_and_writes_counts():
-    figure = plots._draw_confusion_matrix(np.array([[30, 10], [0, 0]]), label_names=["cat", "dog"], title="pets")
+    figure = attempt_plots._draw_confusion_matrix(
+        np.array([[30, 10], [0, 0]]), label_names=["cat", "dog"], title="pets"
+    )
     axes, bar = figure.axes
     shares = axes.images[0].get_array()
     assert shares[0].tolist() == [75.0, 25.0]
@@ -177,7 +179,7 @@ def test_confusion_matrix_colours_shares_of_the_row_and_writes_counts():
 
 
 def test_confusion_matrix_has_true_labels_in_rows_and_predicted_ones_in_columns():
-    figure = plots._draw_confusion_matrix(_matrix(2), label_names=["cat", "dog"], title="pets")
+    figure = attempt_plots._draw_confusion_matrix(_matrix(2), label_names=["cat", "dog"], title="pets")
     axes = figure.axes[0]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true label", "predicted label")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "dog"]
@@ -186,7 +188,7 @@ def test_confusion_matrix_has_true_labels_in_rows_and_predicted_ones_in_columns(
 
 def test_confusion_matrix_of_a_hundred_labels_names_some_and_writes_no_counts():
     names = [f"label {i}" for i in range(100)]
-    axes = plots._draw_confusion_matrix(_matrix(100), label_names=names, title="many").axes[0]
+    axes = attempt_plots._draw_confusion_matrix(_matrix(100), label_names=names, title="many").axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == names[::5]
     assert list(axes.get_yticks()) == list(range(0, 100, 5))
     assert axes.get_ylabel() == "true label (every 5th is named)"
@@ -214,13 +216,13 @@ def test_mistakes_are_a_small_png(tmp_path, n, columns, rows):
 def test_no_mistakes_at_all_is_a_small_picture_that_says_so(tmp_path):
     plot_mistakes(tmp_path / "mistakes.png", [], title="dogs: worst mistakes")
     assert _size_of_png(tmp_path / "mistakes.png") == (440, 165)
-    texts = [text.get_text() for text in plots._draw_mistakes([], title="dogs").texts]
+    texts = [text.get_text() for text in attempt_plots._draw_mistakes([], title="dogs").texts]
     assert "No mistakes" in texts
 
 
 def test_the_surest_mistakes_come_first_with_both_labels_and_confidence():
     mistakes = [Mistake(p, "cat", f"dog {i}", i / 20, f"{i}.jpg") for i, p in enumerate(_photos(20))]
-    figure = plots._draw_mistakes(mistakes, title="pets")
+    figure = attempt_plots._draw_mistakes(mistakes, title="pets")
     captions = [axes.get_xlabel() for axes in figure.axes]
     assert captions[0] == "true: cat\npredicted: dog 19\nconfidence: 95 %"
     assert captions[15] == "true: cat\npredicted: dog 4\nconfidence: 20 %"
@@ -240,7 +242,7 @@ def test_the_surest_mistakes_come_first_with_both_labels_and_confidence():
     ids=["grey", "colour", "transparent", "palette", "one bit"],
 )
 def test_mistakes_show_pictures_of_any_mode_on_white(image, corner):
-    axes = plots._draw_mistakes([Mistake(image, "a", "b", 0.5, "x")], title="modes").axes[0]
+    axes = attempt_plots._draw_mistakes([Mistake(image, "a", "b", 0.5, "x")], title="modes").axes[0]
     shown = axes.images[0].get_array()
     assert shown.shape == (4, 4, 3)
     assert shown[0, 0].tolist() == corner
@@ -248,7 +250,7 @@ def test_mistakes_show_pictures_of_any_mode_on_white(image, corner):
 
 def test_a_wide_picture_keeps_its_shape_on_a_white_square():
     image = np.zeros((10, 40, 3), np.uint8)
-    shown = plots._square_thumbnail(image)
+    shown = attempt_plots._square_thumbnail(image)
     assert shown.shape == (40, 40, 3)
     dark_rows = np.flatnonzero((shown == 0).all(axis=(1, 2)))
     assert dark_rows.tolist() == list(range(15, 25))
@@ -256,7 +258,7 @@ def test_a_wide_picture_keeps_its_shape_on_a_white_square():
 
 def test_small_pictures_such_as_digits_are_shown_pixel_by_pixel():
     digit = np.round(load_digits().images[3] * 255 / 16).astype(np.uint8)
-    assert np.array_equal(plots._square_thumbnail(digit[..., None])[..., 0], digit)
+    assert np.array_equal(attempt_plots._square_thumbnail(digit[..., None])[..., 0], digit)
 
 
 @pytest.mark.parametrize(
@@ -269,26 +271,26 @@ def test_small_pictures_such_as_digits_are_shown_pixel_by_pixel():
     ],
 )
 def test_names_are_drawn_as_written_and_what_no_font_has_is_a_box(text, expected):
-    assert plots._drawable(text) == expected
+    assert attempt_plots._drawable(text) == expected
 
 
 @pytest.mark.parametrize("name", [*DOGS, "W" * 500, "i" * 500])
 def test_long_names_end_with_an_ellipsis_within_the_given_width(name):
-    cut = plots.shorten_label(name, width_points=80, size=9)
-    assert plots._width_points(cut, size=9) <= 80
-    assert cut.removesuffix("…").rstrip() == plots._drawable(name)[: len(cut.removesuffix("…"))]
-    assert cut.endswith("…") == (plots._width_points(plots._drawable(name), size=9) > 80)
+    cut = attempt_plots.shorten_label(name, width_points=80, size=9)
+    assert attempt_plots._width_points(cut, size=9) <= 80
+    assert cut.removesuffix("…").rstrip() == attempt_plots._drawable(name)[: len(cut.removesuffix("…"))]
+    assert cut.endswith("…") == (attempt_plots._width_points(attempt_plots._drawable(name), size=9) > 80)
 
 
 def test_long_picture_names_keep_their_end():
-    cut = plots.shorten_label("a/very/long/path/" * 30 + "rex.jpg", width_points=80, size=6, keep_end=True)
+    cut = attempt_plots.shorten_label("a/very/long/path/" * 30 + "rex.jpg", width_points=80, size=6, keep_end=True)
     assert cut.startswith("…")
     assert cut.endswith("/rex.jpg")
 
 
 def test_dollars_in_titles_and_labels_are_no_mathematics():
     names = ["$a_1$", "b"]
-    figure = plots._draw_confusion_matrix(_matrix(2), label_names=names, title="$x$ against $y$")
+    figure = attempt_plots._draw_confusion_matrix(_matrix(2), label_names=names, title="$x$ against $y$")
     labels = figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == names
     assert [label.get_parse_math() for label in labels] == [False, False]
@@ -297,7 +299,7 @@ def test_dollars_in_titles_and_labels_are_no_mathematics():
 
 
 def test_nothing_reaches_beyond_the_edge_of_the_picture():
-    figure = plots._draw_confusion_matrix(_matrix(9), label_names=DOGS, title="dogs " * 60)
+    figure = attempt_plots._draw_confusion_matrix(_matrix(9), label_names=DOGS, title="dogs " * 60)
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
@@ -307,14 +309,14 @@ def test_nothing_reaches_beyond_the_edge_of_the_picture():
 
 
 def test_importing_the_module_loads_neither_matplotlib_nor_torch_nor_mlflow():
-    code = "import sys, mlmeta.plots; print({'matplotlib', 'torch', 'mlflow'} & set(sys.modules))"
+    code = "import sys, mlmeta.reports.attempt_plots; print({'matplotlib', 'torch', 'mlflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
 
 def test_drawing_never_loads_pyplot(tmp_path):
     code = (
-        "import sys; from mlmeta.plots import plot_mistakes; "
+        "import sys; from mlmeta.reports.attempt_plots import plot_mistakes; "
         f"plot_mistakes({str(tmp_path / 'm.png')!r}, [], title='x'); "
         "print('matplotlib.pyplot' in sys.modules)"
     )

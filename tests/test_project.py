@@ -21,7 +21,7 @@ from mlmeta.cli import cli
 from mlmeta.commands.parsing import load_train_commands, parse_train_commands
 from mlmeta.exchange.importing import import_attempts
 from mlmeta.meta_query import best_values
-from mlmeta.text_table import format_plain
+from mlmeta.reports.tables import format_plain
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

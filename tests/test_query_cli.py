@@ -20,8 +20,7 @@ from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
 import mlmeta.history.loading
-from mlmeta.query_cli import COMMANDS, query
-from mlmeta.query_recording import write_query_note
+from mlmeta.reports.cli import COMMANDS, query, write_query_note
 
 CLI = click.Group("mlmeta", commands=COMMANDS)
 TASK = "omniglot-Latin"
@@ -252,7 +251,7 @@ def test_the_note_of_a_query_shows_markup_as_it_is_written() -> None:
 
 def imported_by(*arguments: str) -> set[str]:
     code = (
-        "import sys, click, mlmeta.query_cli as q\n"
+        "import sys, click, mlmeta.reports.cli as q\n"
         f"try:\n    click.Group('mlmeta', commands=q.COMMANDS)({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
         "print(*sys.modules)"
     )

@@ -262,9 +262,9 @@ def test_a_server_that_is_away_at_the_start_is_one_clear_error(store: str) -> No
 PROGRAM = """
 import os, signal
 from pathlib import Path
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.status import Status
-from mlmeta.tracking import record_attempt
+from mlmeta.tracking.runs import record_attempt
 layers = [{"name": "Flatten"}, {"name": "LazyLinear", "out_features": "n_labels"}]
 document = {"model_name": "toy", "label_names": ["a", "b"], "model": {"layers": layers}}
 with record_attempt(parse_train_commands(document), base_dir=Path()) as recorder:

@@ -17,10 +17,10 @@ import pytest
 from attempt_table import make_table
 
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.report import write_report
-from mlmeta.report_curves import MAX_CURVES, plot_learning_curves, plot_parallel_coordinates
-from mlmeta.report_data import prepare_table
-from mlmeta.report_tables import MAX_ROWS, make_leaderboards
+from mlmeta.reports.curve_figures import MAX_CURVES, plot_learning_curves, plot_parallel_coordinates
+from mlmeta.reports.figure_data import prepare_table
+from mlmeta.reports.html import MAX_ROWS, make_leaderboards
+from mlmeta.reports.report import write_report
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 HOSTILE = [

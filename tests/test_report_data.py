@@ -9,7 +9,7 @@ from attempt_table import make_table
 from scipy.stats import rankdata
 
 from mlmeta.errors import BadInputError
-from mlmeta.report_data import (
+from mlmeta.reports.figure_data import (
     choose_params,
     escape_markup,
     find_pareto_front,

@@ -30,12 +30,12 @@ BREEDS = (
 )
 PRINT_DIGEST = """
 import hashlib
-from mlmeta.samples import list_samples
+from mlmeta.data.samples import list_samples
 pixels = b"".join(p.draw().tobytes() for p in reversed(list_samples("dogs", size=32, n_per_label=2)))
 print(hashlib.sha256(pixels).hexdigest())
 """
 PRINT_HEAVY_MODULES = """
-import sys, mlmeta.samples
+import sys, mlmeta.data.samples
 print(sorted({"torch", "mlflow", "sklearn", "numpy"} & set(sys.modules)))
 """
 

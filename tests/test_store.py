@@ -17,9 +17,9 @@ from mlmeta.tracking.store import open_client, sqlite_file, store_key
 # What one process does: a small attempt without a training.
 PROGRAM = """
 from pathlib import Path
-from mlmeta.documents import parse_train_commands
+from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.status import Status
-from mlmeta.tracking import record_attempt
+from mlmeta.tracking.runs import record_attempt
 layers = [{"name": "Flatten"}, {"name": "LazyLinear", "out_features": "n_labels"}]
 document = {"model_name": "together", "label_names": ["a", "b"], "model": {"layers": layers}}
 with record_attempt(parse_train_commands(document), base_dir=Path()) as recorder:

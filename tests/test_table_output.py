@@ -18,8 +18,17 @@ import pytest
 from attempt_table import make_table
 
 from mlmeta.errors import BadInputError
-from mlmeta.table_output import FORMATS, choose_format, write_output, write_stream
-from mlmeta.text_table import MAX_WIDTH, describe_left_out, fit_columns, format_cell, format_plain
+from mlmeta.reports.tables import (
+    FORMATS,
+    MAX_WIDTH,
+    choose_format,
+    describe_left_out,
+    fit_columns,
+    format_cell,
+    format_plain,
+    write_output,
+    write_stream,
+)
 
 LONG = "x" * 5_000
 ODD = 'a "name", é\n[/b]`\''
@@ -158,7 +167,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_table_output import make_odd, make_table
 from mlmeta.errors import BadInputError
-from mlmeta.table_output import write_output
+from mlmeta.reports.tables import write_output
 try:
     write_output({table}, form={form!r}, important=["accuracy"])
 except BadInputError as error:

@@ -16,13 +16,16 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlmeta.analysis.search import find_task
 from mlmeta.commands.documents import strip_operators
+from mlmeta.commands.parsing import load_train_commands
 from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import NotFoundError, nearest_name, shorten
 from mlmeta.history.table import Floats, check_column, lower_is_better, read_numbers
@@ -322,3 +325,37 @@ def _majorize(wanted: Floats, places: Floats) -> Floats:
     step[np.diag_indices_from(step)] = ratios.sum(axis=1)
     better: Floats = step @ places / len(places)
     return better
+
+
+def find_similar_tasks(table: pd.DataFrame, task_or_config: str | Path, *, limit: int | None = 10) -> pd.DataFrame:
+    """Return the tasks that are most like one, nearest first; see `rank_similar_tasks`.
+
+    Args:
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
+        task_or_config: A task that the table knows, by name or digest; or a commands file, whose pictures are then
+            looked at (this needs torch).
+        limit: At most so many.
+
+    Raises:
+        NotFoundError: If there is no such task and no such file; names the nearest.
+        BadInputError: If the commands or their pictures cannot be used.
+    """
+    tasks = task_table(table if "accuracy" in table.columns else table.assign(accuracy=np.nan))
+    try:
+        name = find_task(table, str(task_or_config))
+    except NotFoundError:
+        file = Path(task_or_config)
+        if file.suffix != ".json" and not file.is_file():
+            raise
+        tasks, name = pd.concat([tasks, _describe_commands(file)], ignore_index=True), NEW_TASK
+    return rank_similar_tasks(tasks, name).head(len(tasks) if limit is None else limit)
+
+
+def _describe_commands(file: Path) -> pd.DataFrame:
+    """Return the task of a commands file, as a row of the table of tasks."""
+    commands = load_train_commands(file)
+    from mlmeta.data.task import describe_task, prepare_task
+
+    task = prepare_task(commands, base_dir=file.parent)
+    _, features = describe_task(task)
+    return describe_new_task(features, task.pictures.label_names)

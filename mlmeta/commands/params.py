@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_KEY = 250
 MAX_VALUE = 6000
+MAX_TAG = 8000
 # The beginnings of the names of layers with weights.
 _WEIGHTED = ("Conv", "Linear", "RNN", "LSTM", "GRU", "Bilinear", "Embedding", "MultiheadAttention", "Transformer",
              "LazyConv", "LazyLinear")  # fmt: skip
@@ -33,7 +34,6 @@ _ACTIVATIONS = frozenset(
     "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold".split()
 )
 CURVE_TAG = "mlmeta.training_losses"
-MAX_CHARACTERS = 8000
 _PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
 
 
@@ -152,12 +152,12 @@ def summarise_model(model: Mapping[str, Any]) -> str:
     return " · ".join(words)
 
 
-def write_curve(values: Sequence[float | None], *, max_characters: int = MAX_CHARACTERS) -> str:
+def write_curve(values: Sequence[float | None], *, max_characters: int = MAX_TAG) -> str:
     """Return losses as JSON short enough for a tag; see `thin_curve`."""
     return json.dumps(thin_curve(values, max_characters=max_characters))
 
 
-def thin_curve(values: Sequence[float | None], *, max_characters: int = MAX_CHARACTERS) -> list[float | None]:
+def thin_curve(values: Sequence[float | None], *, max_characters: int = MAX_TAG) -> list[float | None]:
     """Return a curve short enough for a tag: every k-th value and the last; what is not finite is null."""
     rounded = [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in values]
     every = max(1, len(json.dumps(rounded)) // (max_characters + 1))

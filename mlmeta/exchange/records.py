@@ -14,6 +14,7 @@ from mlmeta.commands.documents import TrainCommands, strip_operators
 from mlmeta.commands.params import (
     CURVE_TAG,
     MAX_KEY,
+    MAX_TAG,
     MAX_VALUE,
     describe_architecture,
     flatten_params,
@@ -24,7 +25,6 @@ from mlmeta.commands.params import (
 from mlmeta.exchange.documents import AttemptFacts, ExchangedAttempt
 from mlmeta.status import Status
 
-MAX_TAG = 8000
 # A run's name has no more characters in MLflow's tables.
 _MAX_NAME = 250
 # Curves of a document and the metrics that they are.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlmeta.report_html import escape_text
+from mlmeta.reports.html import escape_text
 
 _FOLDER = Path(__file__).parent / "page"
 _PLACEHOLDER = re.compile("@@([a-z_]+)@@")

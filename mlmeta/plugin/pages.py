@@ -21,7 +21,7 @@ from mlmeta.plugin.callers import Caller, identify
 from mlmeta.plugin.job_answers import link_to_run
 from mlmeta.plugin.page_files import Html, digest_assets, fill_template, find_asset, plotly_version, read_example
 from mlmeta.plugin.runs import get_run
-from mlmeta.report_html import escape_text
+from mlmeta.reports.html import escape_text
 
 router = APIRouter(tags=["the page"], include_in_schema=False)
 Asking = Annotated[Caller, Depends(identify)]

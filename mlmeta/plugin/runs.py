@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmeta.commands.documents import TestCommands, TrainCommands
+from mlmeta.commands.params import MAX_TAG
 from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.plugin.callers import Caller, list_experiments
 from mlmeta.status import Status
@@ -23,7 +24,6 @@ from mlmeta.tracking.attempts import COMMANDS_TAG
 from mlmeta.tracking.runs import first_tags
 
 QUEUED_TAG, TEST_TAG = "mlmeta.queued", "mlmeta.test_commands"
-_MAX_TAG = 8000
 _MOST_FOUND = 1000
 
 
@@ -139,7 +139,7 @@ async def describe_commands(caller: Caller, run: RunRecord, commands: TrainComma
     """Give a run that waits its commands: in a tag, or as an artifact where they are too long for one."""
     text = json.dumps(commands.document(), ensure_ascii=False)
     tags = {"mlmeta.commands_digest": commands.digest()}
-    if len(text) <= _MAX_TAG:
+    if len(text) <= MAX_TAG:
         await set_tags(caller, run.run_id, tags | {COMMANDS_TAG: text})
         return
     await set_tags(caller, run.run_id, tags)
@@ -164,8 +164,8 @@ def write_test(commands: TestCommands) -> str:
         BadInputError: If they are too long for one.
     """
     text = json.dumps(commands.document(), ensure_ascii=False)
-    if len(text) > _MAX_TAG:
-        raise BadInputError(f"testing_commands: at most {_MAX_TAG:,} characters are kept; got {len(text):,}")
+    if len(text) > MAX_TAG:
+        raise BadInputError(f"testing_commands: at most {MAX_TAG:,} characters are kept; got {len(text):,}")
     return text
 
 

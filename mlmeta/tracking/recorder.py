@@ -14,7 +14,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlmeta.commands.params import format_param
+from mlmeta.commands.params import MAX_TAG, format_param
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
 from mlmeta.tracking.operations import Operation, make_batches, may_pass, send_operation
@@ -22,7 +22,6 @@ from mlmeta.tracking.outbox import Outbox, Spool, open_spool
 from mlmeta.tracking.store import store_key
 
 FLUSH_S = 60.0
-_MAX_TAG = 8000
 
 
 class MlflowRecorder:
@@ -72,7 +71,7 @@ class MlflowRecorder:
 
     def set_tags(self, tags: Mapping[str, str], *, run_id: str | None = None) -> None:
         """Record tags; text beyond MLflow's 8,000 characters is cut."""
-        items = [(key, str(value)[:_MAX_TAG]) for key, value in tags.items()]
+        items = [(key, str(value)[:MAX_TAG]) for key, value in tags.items()]
         self._outbox.put(make_batches(run_id or self.run_id, tags=items))
 
     def set_status(self, status: Status) -> None:

@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 import mlmeta
 from mlmeta.commands.documents import TestCommands, TrainCommands
-from mlmeta.commands.params import flatten_params
+from mlmeta.commands.params import MAX_TAG, flatten_params
 from mlmeta.errors import MlmetaError
 from mlmeta.files import hold_run
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
@@ -30,8 +31,6 @@ from mlmeta.tracking.attempts import COMMANDS_TAG, AttemptRecord
 from mlmeta.tracking.recorder import MlflowRecorder, read_flush_s, telling
 from mlmeta.tracking.recovery import QUEUED_TAG, check_resumable, find_resumable, missing_run, send_kept
 from mlmeta.tracking.store import open_client
-
-_MAX_TAG = 8000
 
 
 def package_version() -> str:
@@ -122,13 +121,13 @@ def queued_tags(commands: TrainCommands | TestCommands, *, base_dir: Path) -> di
         tags = _attempt_tags(commands, base_dir, queued) | _commands_tag(commands)
     else:
         tags = first_tags("test") | {"mlmeta.status": Status.INCOMPLETE, **queued}
-    return {key: value[:_MAX_TAG] for key, value in tags.items()}
+    return {key: value[:MAX_TAG] for key, value in tags.items()}
 
 
 def _commands_tag(commands: TrainCommands) -> dict[str, str]:
     """Return the tag that holds the commands until their artifact is there, if they are short enough for one."""
     text = json.dumps(commands.document(), ensure_ascii=False)
-    return {COMMANDS_TAG: text} if len(text) <= _MAX_TAG else {}
+    return {COMMANDS_TAG: text} if len(text) <= MAX_TAG else {}
 
 
 def _take_up(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> bool:
@@ -158,7 +157,7 @@ def start_run(
         held: Keeps the lock.
         experiment_id: Where a new run is made; None for where MLflow's settings say.
     """
-    tags = {key: value[:_MAX_TAG] for key, value in tags.items()}
+    tags = {key: value[:MAX_TAG] for key, value in tags.items()}
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id and (free := _find_free(client, run_id, kind=tags["mlmeta.kind"])):
         held.enter_context(hold_run(run_id))
@@ -271,8 +270,33 @@ def fail_adopted_run(error: MlmetaError) -> None:
         if free is None:
             return
         client.set_tag(run_id, "mlmeta.status", Status.FAILED)
-        client.set_tag(run_id, "mlmeta.error", str(error)[:_MAX_TAG])
+        client.set_tag(run_id, "mlmeta.error", str(error)[:MAX_TAG])
         note = f"**Failed**: nothing was trained.\n\n```\n{str(error)[:7000]}\n```"
         client.set_tag(run_id, "mlflow.note.content", note)
         _take_from_queue(client, free)
         client.set_terminated(run_id, MLFLOW_STATUS[Status.FAILED])
+
+
+def record_answer(kind: str, *, name: str, note: str, write_files: Callable[[Path], None]) -> None:
+    """Log the files of an answer, and a note, into the run that ``mlflow run`` started for it; it is no attempt.
+
+    Nothing is done where MLFLOW_RUN_ID names no run.
+
+    Args:
+        kind: The tag ``mlmeta.kind``.
+        name: Of the run.
+        note: Markdown; cut to what MLflow takes.
+        write_files: Writes the files into a folder.
+
+    Raises:
+        MlmetaError: If the tracking store does not take it.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    client = open_client()
+    with tempfile.TemporaryDirectory() as folder, telling(f"the result cannot be written into run {run_id}"):
+        write_files(Path(folder))
+        client.log_artifacts(run_id, folder)
+        client.update_run(run_id, name=name)
+        client.log_batch(run_id, tags=[RunTag("mlmeta.kind", kind), RunTag("mlflow.note.content", note[:MAX_TAG])])

@@ -27,7 +27,7 @@ from mlmeta.data.pictures import PictureSet, find_conflicts, find_pictures
 from mlmeta.data.sources import MAX_FILE_BYTES, open_file, open_regular, read_file
 from mlmeta.data.task import Task, prepare_task
 from mlmeta.errors import PicturesError
-from mlmeta.reports import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
 from mlmeta.train import prepare_training, train_attempt
 
 resource = pytest.importorskip("resource", reason="needs POSIX, pipes and all")

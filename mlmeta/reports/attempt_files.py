@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mlmeta.data.decoding import DecodedPictures, SkippedPicture
 from mlmeta.data.pictures import Picture
-from mlmeta.plots import Mistake, plot_confusion_matrix, plot_mistakes
+from mlmeta.reports.attempt_plots import Mistake, plot_confusion_matrix, plot_mistakes
 
 MAX_MISTAKES = 16
 

@@ -1,10 +1,13 @@
-"""The commands that ask about attempts: a thin shell over `mlmeta.meta_query`."""
+"""The commands that ask about attempts: a thin shell over `mlmeta.analysis`.
+
+An answer also goes into the run that ``mlflow run -e query`` or ``-e recommend`` started; that run is no attempt.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 _FORMATS = ("table", "csv", "json", "parquet")
 _TASK = click.option("--task", metavar="TASK", help="Only attempts on this task: its name or its digest.")
 _METRIC = click.option("--metric", default="accuracy", show_default=True, help="The metric to go by.")
+MAX_CURVES = 50
+_SHOWN_ROWS = 10
 
 
 def _history_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,17 +75,15 @@ def query(
     asked += [order.column.name for text in order_by for order in parse_order(text)]
     history = _load(experiments, full)
     from mlmeta.analysis.filters import find_column
-    from mlmeta.meta_query import learning_curves, search_attempts
+    from mlmeta.analysis.search import collect_curves, find_matching
 
-    found = search_attempts(filter, order_by=order_by, limit=limit, columns=named, history=history)
+    found = find_matching(history, filter, order_by=order_by, limit=limit, columns=named)
     important = ["model_name", "task", *(find_column(history, name) for name in asked), "accuracy", "optimizer.lr"]
     if to_run:
-        from mlmeta.query_recording import record_query
-
-        whole = search_attempts(filter, order_by=order_by, limit=limit, history=history)
-        record_query(
+        whole = find_matching(history, filter, order_by=order_by, limit=limit)
+        _record_query(
             whole, filter=filter, n_attempts=len(history), shown=important,
-            load_curves=lambda: learning_curves(*whole["run_id"], history=history),
+            load_curves=lambda: collect_curves(history, whole["run_id"].tolist()),
         )  # fmt: skip
     _write(found, output, form, important=important)
     if found.empty:
@@ -103,9 +106,9 @@ def compare(
 ) -> None:
     """Show attempts side by side: what differs, and which is best. Name them by name or by run id."""
     history = _load(experiments, full)
-    from mlmeta.meta_query import compare_attempts
+    from mlmeta.analysis.leaderboards import compare_table
 
-    found = compare_attempts(*attempts, all_columns=all_columns, metric=metric, history=history)
+    found = compare_table(history, attempts, metric=metric, all_columns=all_columns)
     _write(found, output, form, important=found.columns)
 
 
@@ -127,13 +130,13 @@ def curves(
 ) -> None:
     """Show a metric of every epoch of the attempts that are named, or of all."""
     history = _load(experiments, full)
-    from mlmeta.meta_query import learning_curves
+    from mlmeta.analysis.search import collect_curves
 
-    found = learning_curves(*attempts, filter=filter, metric=metric, history=history)
+    found = collect_curves(history, attempts, filter=filter, metric=metric)
     if found.empty:
         raise NotFoundError(f"none of these attempts has {metric!r} by epoch")
     if plot is not None:
-        from mlmeta.curve_plot import plot_learning_curves
+        from mlmeta.reports.paper_figures import plot_learning_curves
 
         with _writing(plot):
             plot_learning_curves(plot, found)
@@ -157,12 +160,15 @@ def importance(
 ) -> None:
     """Show which hyperparameters matter most for METRIC, on one task or across all."""
     history = _load(experiments, full)
-    from mlmeta.meta_query import hyperparameter_importance, marginal_effect
+    from mlmeta.analysis.importance import measure_importance
+    from mlmeta.analysis.marginal_effects import marginal_effect
+    from mlmeta.analysis.search import find_task
 
+    chosen = None if task is None else find_task(history, task)
     if effect is None:
-        found = hyperparameter_importance(metric, task=task, history=history)
+        found = measure_importance(history, metric, task=chosen)
     else:
-        found = marginal_effect(effect, metric=metric, task=task, history=history)
+        found = marginal_effect(history, effect, metric=metric, task=chosen)
     _write(found, output, form, important=found.columns)
     if note := found.attrs.get("note"):
         click.echo(f"mlmeta: {note}", err=True)
@@ -182,9 +188,9 @@ def values(
 ) -> None:
     """Show which values of PARAM worked on which tasks: the best one, and where the best quarter lies."""
     history = _load(experiments, full)
-    from mlmeta.meta_query import best_values
+    from mlmeta.analysis.leaderboards import find_best_values
 
-    found = best_values(param, metric=metric, history=history)
+    found = find_best_values(history, param, metric=metric)
     _write(found, output, form, important=found.columns)
 
 
@@ -206,12 +212,12 @@ def leaderboard(
 ) -> None:
     """Show the best attempts on TASK (its name or digest), or on all tasks."""
     history = _load(experiments, full)
-    from mlmeta import meta_query
+    from mlmeta.analysis.leaderboards import rank_attempts, select_pareto_front
 
     if pareto:
-        found = meta_query.pareto_front(metric, task=task, history=history)
+        found = select_pareto_front(history, metric, task=task)
     else:
-        found = meta_query.leaderboard(task, metric=metric, limit=limit, history=history)
+        found = rank_attempts(history, task, metric=metric, limit=limit)
     _write(found, output, form, important=("rank", "model_name", "task", metric, "duration_s", "optimizer.lr"))
 
 
@@ -224,9 +230,9 @@ def similar(
 ) -> None:
     """Show the tasks that are most like TASK, or like the pictures that a commands file names."""
     history = _load(experiments, full)
-    from mlmeta.meta_query import similar_tasks
+    from mlmeta.analysis.task_similarity import find_similar_tasks
 
-    found = similar_tasks(task, limit=limit, history=history)
+    found = find_similar_tasks(history, task, limit=limit)
     _write(found, output, form, important=found.columns)
     if form in (None, "table") and output is None:
         for line in _describe_similar(found):
@@ -267,13 +273,13 @@ def report(
 ) -> None:
     """Write one HTML file about all attempts, which works offline."""
     history = _load(experiments, full)
-    from mlmeta.report import write_report
+    from mlmeta.reports.report import write_report
 
     with _writing(output):
         write_report(history, output, title=title, metric=metric, tasks=_find_tasks(history, tasks))
     click.echo(f"wrote {output}")
     if figures is not None:
-        from mlmeta.paper_figures import write_paper_figures
+        from mlmeta.reports.paper_figures import write_paper_figures
 
         with _writing(figures):
             written = write_paper_figures(history, figures, metric=metric)
@@ -292,9 +298,9 @@ def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
     Raises:
         NotFoundError: If there are none.
     """
-    from mlmeta.history import loading
+    from mlmeta.history.loading import load_attempts
 
-    table = loading.load_attempts(experiments=list(experiments) or None, full=full)
+    table = load_attempts(experiments=list(experiments) or None, full=full)
     if table.empty:
         raise NotFoundError(
             "there are no attempts yet; make the first one with `mlmeta train digits.json`, "
@@ -304,7 +310,7 @@ def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
 
 
 def _write(found: pd.DataFrame, output: Path | None, form: str | None, *, important: Iterable[str]) -> None:
-    from mlmeta.table_output import write_output
+    from mlmeta.reports.tables import write_output
 
     write_output(found, output, form=form, important=list(important))
 
@@ -316,6 +322,42 @@ def _writing(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
+
+
+def _record_query(
+    table: pd.DataFrame, *, filter: str, n_attempts: int, shown: Sequence[str], load_curves: Callable[[], pd.DataFrame]
+) -> None:
+    """Log query.csv, query.parquet and query.json, curves.png for up to 50 attempts, and a note."""
+    from mlmeta.reports.tables import write_output
+    from mlmeta.tracking.runs import record_answer
+
+    def write_files(folder: Path) -> None:
+        for form in ("csv", "parquet", "json"):
+            write_output(table, folder / f"query.{form}", form=form)
+        if 0 < len(table) <= MAX_CURVES:
+            from mlmeta.reports.paper_figures import plot_learning_curves
+
+            plot_learning_curves(folder / "curves.png", load_curves())
+
+    note = write_query_note(table, filter=filter, n_attempts=n_attempts, shown=shown)
+    record_answer("query", name="query", note=note, write_files=write_files)
+
+
+def write_query_note(table: pd.DataFrame, *, filter: str, n_attempts: int, shown: Sequence[str]) -> str:
+    """Return a short Markdown summary: how many attempts were found, and the first ten."""
+    from mlmeta.reports.tables import escape_markdown, format_cell
+
+    words = "1 attempt" if n_attempts == 1 else f"{n_attempts:,} attempts"
+    head = f"**{len(table):,} of {words}**: query.csv, query.json and query.parquet have them."
+    fence = "`" * (max(3, filter.count("`") + 1))
+    asked = f"\n\n{fence}\n{filter[:1000]}\n{fence}" if filter else ""
+    names = [name for name in dict.fromkeys(shown) if name in table.columns]
+    rows = [names, ["---"] * len(names), *table[names].head(_SHOWN_ROWS).itertuples(index=False, name=None)]
+    grid = "\n".join(
+        "| " + " | ".join(escape_markdown(format_cell(cell, limit=60)) for cell in row) + " |" for row in rows
+    )
+    rest = "" if len(table) <= _SHOWN_ROWS else f"\n\n… and {len(table) - _SHOWN_ROWS:,} more."
+    return f"{head}{asked}\n\n{grid}{rest}"
 
 
 COMMANDS: list[click.Command] = [query, compare, curves, importance, leaderboard, values, similar, report]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, shorten
-from mlmeta.report_data import (
+from mlmeta.reports.figure_data import (
     describe_attempts,
     escape_markup,
     format_value,
@@ -20,10 +20,11 @@ from mlmeta.report_data import (
     round_values,
     thin_attempts,
 )
-from mlmeta.report_figures import GREY, PALETTE, SCORE_SCALE, bin_edges, name_bins, new_figure, set_log_axis
+from mlmeta.reports.figures import GREY, PALETTE, SCORE_SCALE, bin_edges, name_bins, new_figure, set_log_axis
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
 
 MAX_BARS = 12
 MAX_EFFECT_POINTS = 1000

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
+
 DPI = 110
 MAX_MISTAKES = 16
 MAX_BYTES = 100_000

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, shorten
-from mlmeta.report_data import (
+from mlmeta.reports.figure_data import (
     cut_text,
     describe_attempts,
     escape_markup,
@@ -23,10 +23,11 @@ from mlmeta.report_data import (
     spans_decades,
     thin_attempts,
 )
-from mlmeta.report_figures import GREY, SCORE_SCALE, new_figure, style_groups
+from mlmeta.reports.figures import GREY, SCORE_SCALE, new_figure, style_groups
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
 
 MAX_CURVES = 1000
 MAX_LINES = 3000

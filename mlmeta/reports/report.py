@@ -1,18 +1,36 @@
-"""The sections of a report, each as HTML; one that has too little data says so in a sentence."""
+"""All attempts as one HTML page: leaderboards, curves, parallel coordinates, importance, effects and a map of tasks.
+
+A section that has too little data says so in a sentence. The page holds everything it needs, also plotly.js: it can be
+sent, kept and opened without a network.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.report_data import UNKNOWN_TASK, choose_params, escape_markup, read_numbers
-from mlmeta.report_html import embed_figure, escape_text
-from mlmeta.report_tables import make_leaderboards, make_overview
+from mlmeta.reports.figure_data import (
+    UNKNOWN_TASK,
+    choose_params,
+    describe_attempts,
+    escape_markup,
+    is_number_column,
+    prepare_table,
+    read_numbers,
+    round_values,
+    thin_attempts,
+)
+from mlmeta.reports.html import embed_figure, escape_text, fill_page, make_leaderboards, make_overview
 
 MAX_PANELS = 60
 
@@ -23,13 +41,20 @@ _N_PAIRS = 3
 _N_NEAREST = 3
 _RATE = "optimizer.lr"
 _SCALE = '<span class="scale"></span>'
+MAX_ATTEMPTS = 20_000
+
+_EMPTY = """<p class="lack">No attempt has been recorded here yet.</p>
+<p>Make the first one, on the handwritten digits that come with scikit-learn, and write this page again:</p>
+<pre>mlmeta train digits.json
+mlmeta report</pre>
+<p>Attempts that were made elsewhere come in with <code>mlmeta import FILE</code>.</p>"""
 
 
 class Attempts:
     """The attempts of a report, with what several sections need of them, computed once.
 
     Attributes:
-        table: As `mlmeta.report_data.prepare_table` gives it.
+        table: As `mlmeta.reports.figure_data.prepare_table` gives it.
         metric: The score.
         tasks: Names, sorted.
     """
@@ -114,7 +139,7 @@ def _tell_best(attempts: Attempts) -> str:
 
 
 def _tell_rates(attempts: Attempts) -> str:
-    from mlmeta.report_figures import plot_param_by_task
+    from mlmeta.reports.figures import plot_param_by_task
 
     try:
         figure = plot_param_by_task(attempts.table, metric=attempts.metric, param=_RATE)
@@ -130,7 +155,7 @@ def _tell_rates(attempts: Attempts) -> str:
 
 def _show_panels(attempts: Attempts) -> str:
     """Return the learning rates and scores of each task side by side; empty where there are none."""
-    from mlmeta.report_figures import list_groups, plot_param_on_task
+    from mlmeta.reports.figures import list_groups, plot_param_on_task
 
     table, metric = attempts.table, attempts.metric
     have = table.loc[read_numbers(table, _RATE).notna() & read_numbers(table, metric).notna(), "task"]
@@ -165,7 +190,7 @@ def _tell_leaderboards(attempts: Attempts) -> str:
 
 
 def _tell_curves(attempts: Attempts) -> str:
-    from mlmeta.report_curves import MAX_CURVES, has_curve, plot_learning_curves
+    from mlmeta.reports.curve_figures import MAX_CURVES, has_curve, plot_learning_curves
 
     figure = plot_learning_curves(attempts.table, metric=attempts.metric)
     n = int(has_curve(attempts.table).sum())
@@ -190,7 +215,7 @@ def _choose_task(attempts: Attempts, group: str) -> str:
 
 
 def _tell_parallel(attempts: Attempts) -> str:
-    from mlmeta.report_curves import MAX_LINES, plot_parallel_coordinates
+    from mlmeta.reports.curve_figures import MAX_LINES, plot_parallel_coordinates
 
     figure = plot_parallel_coordinates(attempts.table, attempts.params, metric=attempts.metric)
     caption = (
@@ -204,7 +229,7 @@ def _tell_parallel(attempts: Attempts) -> str:
 
 
 def _tell_importance(attempts: Attempts) -> str:
-    from mlmeta.report_effects import plot_importance
+    from mlmeta.reports.effect_figures import plot_importance
 
     measured = attempts.importance
     if isinstance(measured, str):
@@ -233,7 +258,7 @@ def _tell_trust(attrs: dict[Any, Any]) -> str:
 
 def _tell_effects(attempts: Attempts) -> str:
     from mlmeta.analysis.marginal_effects import marginal_effect
-    from mlmeta.report_effects import MAX_EFFECT_POINTS, plot_marginal_effect
+    from mlmeta.reports.effect_figures import MAX_EFFECT_POINTS, plot_marginal_effect
 
     attempts.check_scores()
     ranks = attempts.only_task is None
@@ -259,7 +284,7 @@ def _tell_dots(n: int, limit: int) -> str:
 
 
 def _tell_pairs(attempts: Attempts) -> str:
-    from mlmeta.report_effects import plot_pair
+    from mlmeta.reports.effect_figures import plot_pair
 
     attempts.check_scores()
     parts = []
@@ -278,7 +303,7 @@ def _list_pairs(params: list[str]) -> list[tuple[str, str]]:
 
 
 def _tell_cost(attempts: Attempts) -> str:
-    from mlmeta.report_figures import MAX_POINTS, plot_pareto
+    from mlmeta.reports.figures import MAX_POINTS, plot_pareto
 
     figure = plot_pareto(attempts.table, metric=attempts.metric)
     dots = _tell_dots(len(attempts.table), MAX_POINTS)
@@ -290,7 +315,7 @@ def _tell_cost(attempts: Attempts) -> str:
 
 def _tell_map(attempts: Attempts) -> str:
     from mlmeta.analysis.task_similarity import task_distances, task_table
-    from mlmeta.task_map import plot_task_map
+    from mlmeta.reports.figures import plot_task_map
 
     tasks = task_table(attempts.studied, attempts.metric)
     if len(tasks) < 2:
@@ -319,3 +344,106 @@ def _describe_task(tasks: pd.DataFrame, name: str, attempts: Attempts) -> str:
     terms = str(nearest["terms"].iloc[0]).split("), ")
     lines += [f"&nbsp;&nbsp;{escape_markup(term.rstrip(')'))})" for term in terms if term]
     return "<br>".join(lines)
+
+
+def write_report(
+    table: pd.DataFrame,
+    file: str | Path,
+    *,
+    title: str = "mlmeta report",
+    metric: str = "accuracy",
+    tasks: Sequence[str] | None = None,
+    store: str | None = None,
+) -> None:
+    """Write one self-contained HTML file about attempts; a file of that name is replaced in one step.
+
+    Large histories are thinned, and the page says where: 20,000 attempts, 1,000 curves, 3,000 lines, 2,000 rows.
+
+    Args:
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
+        file: The file to write; its folder must be there.
+        title: Of the page.
+        metric: What attempts are compared by.
+        tasks: Names of the tasks to show; None for all.
+        store: Where the attempts were read, for the page's head; None for ``table.attrs["tracking_uri"]``. A
+            password in it is left out.
+
+    Raises:
+        BadInputError: The table has no such metric.
+        NotFoundError: It has no such task.
+    """
+    source = store if store is not None else str(table.attrs.get("tracking_uri", ""))
+    if table.empty and not tasks:
+        sections = [("start", "The first attempt", _EMPTY)]
+        page = fill_page(title=title, summary=_tell_source(source), sections=sections, texts=[], rows=[])
+    else:
+        prepared = prepare_table(table, metric=metric, tasks=tasks)
+        shown = thin_attempts(prepared, metric, limit=MAX_ATTEMPTS).reset_index(drop=True)
+        shown.attrs = dict(prepared.attrs)
+        attempts = Attempts(shown, metric)
+        page = fill_page(
+            title=title,
+            summary=_summarise(prepared, metric, source),
+            sections=make_sections(attempts),
+            texts=describe_attempts(shown, metric),
+            rows=_list_rows(attempts),
+        )
+    _write_in_one_step(Path(file), page.encode("utf-8", errors="replace"))
+
+
+def _summarise(table: pd.DataFrame, metric: str, source: str) -> str:
+    n_tasks = int((table["task"].drop_duplicates() != UNKNOWN_TASK).sum())
+    first, last = table["started"].min(), table["started"].max()
+    when = "" if pd.isna(first) else f", started {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+    states = ", ".join(f"{escape_text(name)} {n:,}" for name, n in table["status"].value_counts().items())
+    unknown = int((table["task"] == UNKNOWN_TASK).sum())
+    lines = [f"<p><strong>{_count(len(table), 'attempt')} on {_count(n_tasks, 'task')}</strong>{when}.</p>"]
+    lines.append(f'<p class="facts">Status: {states}. Compared by <code>{escape_text(metric)}</code>.</p>')
+    if unknown:
+        lines.append(f'<p class="facts">{_count(unknown, "attempt")} without a known task.</p>')
+    if len(table) > MAX_ATTEMPTS:
+        which = "of each task the best and evenly spaced others"
+        lines.append(f"<p>All below is of {MAX_ATTEMPTS:,} of them: {which}. Name tasks to see all of theirs.</p>")
+    return "\n".join([*lines, _tell_source(source)])
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def _tell_source(source: str) -> str:
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    where = f" from <code>{escape_text(_without_password(source))}</code>" if source else ""
+    return f'<p class="facts">Read{where} on {now}.</p>'
+
+
+def _without_password(uri: str) -> str:
+    """Return an address without the user and password of a database or server."""
+    try:
+        place = urlsplit(uri).netloc
+    except ValueError:
+        return "(an address that cannot be read)"
+    return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
+
+
+def _list_rows(attempts: Attempts) -> dict[str, list[Any]]:
+    """Return the columns of the attempts that the page shows, for programs that read it."""
+    table = attempts.table
+    names = ["run_id", "model_name", "status", "task", "started", "duration_s", *attempts.columns, attempts.metric]
+    columns: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for name in names if name in table):
+        values = table[name]
+        if is_number_column(values):
+            columns[name] = round_values(values.astype("Float64").astype("float64"), digits=9)
+        else:
+            columns[name] = [None if pd.isna(value) else str(value)[:500] for value in values]
+    return columns
+
+
+def _write_in_one_step(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f".{file.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

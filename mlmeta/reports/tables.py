@@ -1,0 +1,349 @@
+"""Tables: for people as text fitted to the width of a terminal, for programs as CSV, JSON and Parquet.
+
+Names of columns are never altered, and only tables for people cut long values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from mlmeta.errors import BadInputError
+
+MAX_WIDTH = 32
+MAX_ROWS = 100
+_ID_WIDTH = 8
+_GOOD_WIDTH = 16
+# As many dots as the name of no param that says much has.
+_DEEP = 5
+_GAP = 2
+FORMATS = ("table", "csv", "json", "parquet")
+_SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
+
+
+def format_cell(value: Any, *, limit: int | None = None) -> str:
+    """Return a value as people write it, on one line: four significant digits, nothing for missing.
+
+    Args:
+        value: A cell of a DataFrame.
+        limit: Cut to so many characters.
+    """
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, np.ndarray | list | tuple):
+        text = f"[{', '.join(format_cell(item) for item in value[:limit])}]"
+    elif value is None or pd.isna(value):
+        text = ""
+    elif isinstance(value, bool | np.bool_):
+        text = "true" if value else "false"
+    elif isinstance(value, float | np.floating):
+        text = f"{value:.4g}"
+    elif isinstance(value, pd.Timestamp):
+        text = f"{value:%Y-%m-%d %H:%M}"
+    else:
+        text = str(value)
+    if limit is not None and len(text) > limit:
+        text = f"{text[: limit - 1]}…"
+    return _printable(text)
+
+
+def format_plain(table: pd.DataFrame) -> Iterator[str]:
+    """Yield a table's lines: every column, aligned, long values cut.
+
+    Raises nothing: an empty table is its header.
+    """
+    names = [str(name) for name in table.columns]
+    columns = [_format_column(table.iloc[:, place], MAX_WIDTH * 2) for place in range(len(names))]
+    widths = [max([_width(name), *map(_width, cells)]) for name, cells in zip(names, columns, strict=True)]
+    right = [_is_number(table.iloc[:, place]) for place in range(len(names))]
+    for row in [names, *zip(*columns, strict=True)]:
+        cells = [_align(cell, width, right=to) for cell, width, to in zip(row, widths, right, strict=True)]
+        yield (" " * _GAP).join(cells).rstrip()
+
+
+def print_fitted(table: pd.DataFrame, *, important: Sequence[str] = ()) -> None:
+    """Print a table on the terminal, as much of it as fits; a line below says how much was left out.
+
+    Args:
+        table: At most `MAX_ROWS` rows are shown.
+        important: Columns to keep as long as any.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    shown = table.head(MAX_ROWS)
+    widths = fit_columns(shown, width=console.width, important=important)
+    grid = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    columns = []
+    for name, width in widths.items():
+        justify: Literal["left", "right"] = "right" if _is_number(shown[name]) else "left"
+        # A long name goes on in the next line.
+        grid.add_column(Text(_printable(name)), justify=justify, overflow="fold", width=width)
+        columns.append(_format_column(shown[name], width))
+    for row in zip(*columns, strict=True):
+        grid.add_row(*(Text(cell) for cell in row))
+    console.print(grid)
+    if left_out := describe_left_out(len(table) - len(shown), len(table.columns) - len(widths)):
+        console.print(Text(left_out, style="dim"))
+
+
+def fit_columns(table: pd.DataFrame, *, width: int, important: Sequence[str] = ()) -> dict[str, int]:
+    """Return the columns that fit into a width, in their order, each with its own.
+
+    Where not all fit, those come in first that say most: first the important ones, then facts and metrics, then
+    params, short ones before those of single layers. A column without a value, or with the same in all rows,
+    says nothing. Long columns are narrowed.
+
+    Args:
+        table: What is to be shown.
+        width: In characters.
+        important: Columns to keep as long as any.
+    """
+    wanted = {str(name): _natural_width(table[name], str(name)) for name in table.columns}
+    if _total(wanted, _GOOD_WIDTH) <= width:
+        return _narrow(wanted, width)
+    kept: dict[str, int] = {}
+    for name in sorted(wanted, key=lambda name: _rank_column(table, wanted, important, name)):
+        says_nothing = name not in important and _is_uniform(table[name])
+        if not kept or (not says_nothing and _total({**kept, name: wanted[name]}, _GOOD_WIDTH) <= width):
+            kept[name] = wanted[name]
+    return _narrow({name: kept[name] for name in wanted if name in kept}, width)
+
+
+def _rank_column(
+    table: pd.DataFrame, widths: Mapping[str, int], important: Sequence[str], name: str
+) -> tuple[int, int, int]:
+    """Return what is greater for a column that says less."""
+    is_param = table.attrs.get("kinds", {}).get(name) == "param"
+    is_long = max(map(len, _format_column(table[name], MAX_WIDTH)), default=0) > _GOOD_WIDTH
+    depth = name.count(".") + (_DEEP if is_long else 0) if is_param else -1
+    return important.index(name) if name in important else len(important), depth, list(widths).index(name)
+
+
+def _is_uniform(series: pd.Series[Any]) -> bool:
+    """Return whether all of at least two rows look the same."""
+    return len(series) > 1 and series.map(format_cell).nunique() <= 1
+
+
+def _natural_width(series: pd.Series[Any], name: str) -> int:
+    limit = _ID_WIDTH if name == "run_id" else MAX_WIDTH
+    cells = _format_column(series, limit)
+    return max([min(_width(name), limit), *map(_width, cells)])
+
+
+def _total(widths: Mapping[str, int], limit: int) -> int:
+    return sum(min(width, limit) + _GAP for width in widths.values()) - _GAP
+
+
+def _narrow(widths: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return widths that fit together: the longest columns give way first."""
+    limit = MAX_WIDTH
+    while limit > 1 and _total(widths, limit) > width:
+        limit -= 1
+    return {name: min(own, limit) for name, own in widths.items()}
+
+
+def describe_left_out(n_rows: int, n_columns: int) -> str:
+    """Return in words what a terminal does not show; nothing where it shows all."""
+    parts = [f"{n:,} more {what}{'' if n == 1 else 's'}" for n, what in ((n_rows, "row"), (n_columns, "column")) if n]
+    return f"… {' and '.join(parts)}: --format csv or a pipe shows all" if parts else ""
+
+
+def _format_column(series: pd.Series[Any], limit: int) -> list[str]:
+    if series.name == "run_id" and limit <= _ID_WIDTH:
+        return [_printable(str(value)[:limit]) for value in series]
+    return [_cut(format_cell(value, limit=limit), limit) for value in series]
+
+
+def _is_number(series: pd.Series[Any]) -> bool:
+    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return text cut to a width in terminal cells; wide characters take two."""
+    if _width(text) <= limit:
+        return text
+    while text and _width(text) > limit - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _align(text: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def choose_format(wanted: str | None, file: Path | None) -> str:
+    """Return the format that was asked for, else the one of the file's suffix, else "table"."""
+    return wanted or _SUFFIXES.get(file.suffix.lower() if file else "", "table")
+
+
+def write_output(
+    table: pd.DataFrame, file: Path | None = None, *, form: str | None = None, important: Sequence[str] = ()
+) -> None:
+    """Write a table to a file, whole or not at all, or to standard output.
+
+    A table on a terminal is fitted to its width: what says least is left out, and a line says how much. Elsewhere
+    a table has every column, aligned.
+
+    Args:
+        table: Any DataFrame; ``attrs["kinds"]`` helps to choose what a terminal shows.
+        file: Where to; None for standard output.
+        form: One of `FORMATS`; None to go by the file's suffix.
+        important: Columns that a terminal keeps as long as any.
+
+    Raises:
+        BadInputError: If the file cannot be written, or Parquet, which is binary, would go to a terminal.
+    """
+    form = choose_format(form, file)
+    if file is not None:
+        with _replacing(file) as stream:
+            write_stream(table, stream, form=form)
+    elif form == "table" and sys.stdout.isatty():
+        print_fitted(table, important=important)
+    elif form == "parquet" and sys.stdout.isatty():
+        raise BadInputError("Parquet is binary and nothing for a terminal; add --output FILE.parquet")
+    else:
+        try:
+            write_stream(table, sys.stdout.buffer, form=form)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # The reader has seen enough; Python would complain again when it closes the pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_stream(table: pd.DataFrame, stream: IO[bytes], *, form: str) -> None:
+    """Write a table in one of `FORMATS` to a binary stream, text in UTF-8.
+
+    CSV and Parquet keep infinite numbers, and a missing value is an empty cell of CSV. JSON is a list of objects;
+    what JSON has no number for (NaN, infinite) is null there. Times are ISO 8601 in UTC.
+    """
+    if form == "parquet":
+        _make_uniform(table).to_parquet(stream, index=False)
+    elif form == "csv":
+        _write_text(stream, [_as_text_columns(table).to_csv(index=False, lineterminator="\n")])
+    elif form == "json":
+        _write_text(stream, _write_json(table))
+    else:
+        _write_text(stream, (f"{line}\n" for line in format_plain(table)))
+
+
+def _write_text(stream: IO[bytes], pieces: Iterable[str]) -> None:
+    for piece in pieces:
+        stream.write(piece.encode("utf-8", errors="backslashreplace"))
+
+
+@contextlib.contextmanager
+def _replacing(file: Path) -> Iterator[IO[bytes]]:
+    """Give a stream whose content becomes the file when all of it is written."""
+    temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+        temporary.replace(file)
+    except OSError as error:
+        raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_json(table: pd.DataFrame) -> Iterator[str]:
+    """Yield a list of objects, one a line."""
+    names = [str(name) for name in table.columns]
+    columns = [_jsonable(table.iloc[:, place]) for place in range(len(names))]
+    yield "["
+    for number, row in enumerate(zip(*columns, strict=True)):
+        text = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False)
+        yield f"{',' if number else ''}\n{text}"
+    yield "\n]\n"
+
+
+def _jsonable(series: pd.Series[Any]) -> list[Any]:
+    """Return a column's values as JSON has them."""
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        series = _format_times(series)
+    return [_jsonable_value(value) for value in series.astype(object).tolist()]
+
+
+def _jsonable_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_jsonable_value(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value if isinstance(value, int | float) else _format_exactly(value)
+
+
+def _format_times(series: pd.Series[Any]) -> pd.Series[Any]:
+    """Return times as ``2026-01-01T12:00:00.000Z``."""
+    naive = series if series.dt.tz is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
+    texts = np.datetime_as_string(naive.to_numpy(dtype="datetime64[ms]"), unit="ms")
+    return pd.Series(texts, index=series.index, dtype="str").add("Z").mask(series.isna())
+
+
+def _as_text_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with times and odd objects as the text that CSV shows."""
+    changed = {}
+    for name in table.columns:
+        series = table[name]
+        if pd.api.types.is_datetime64_any_dtype(series.dtype):
+            changed[name] = _format_times(series)
+        elif pd.api.types.is_bool_dtype(series.dtype):
+            changed[name] = series.map({True: "true", False: "false"}, na_action="ignore")
+        elif pd.api.types.is_object_dtype(series.dtype):
+            changed[name] = series.map(_format_exactly, na_action="ignore")
+    return table.assign(**changed)
+
+
+def _format_exactly(value: Any) -> str:
+    """Return one value of a column of mixed values as text, every digit kept."""
+    if isinstance(value, np.ndarray | list | tuple | bool | np.bool_):
+        return json.dumps(_jsonable_value(value))
+    if isinstance(value, pd.Timestamp):
+        return str(_format_times(pd.Series([value])).iloc[0])
+    return str(value)
+
+
+def _make_uniform(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with columns of one type each: where Python values are mixed, all become text."""
+    mixed = {}
+    for name in [name for name in table.columns if pd.api.types.is_object_dtype(table[name].dtype)]:
+        kind = pd.api.types.infer_dtype(table[name], skipna=True)
+        are_lists = table[name].map(lambda value: isinstance(value, np.ndarray | list) or value is None).all()
+        if kind not in ("string", "empty", "floating", "integer", "boolean") and not are_lists:
+            mixed[name] = table[name].map(_format_exactly, na_action="ignore").astype("str")
+    uniform = table.assign(**mixed)
+    # Only what any reader understands goes into the file.
+    uniform.attrs = {"kinds": table.attrs["kinds"]} if "kinds" in table.attrs else {}
+    return uniform
+
+
+def escape_markdown(text: str) -> str:
+    """Return text in which Markdown finds nothing of its own."""
+    return "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in text)
