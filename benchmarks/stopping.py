@@ -22,8 +22,8 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from mlmeta.commands.documents import CurveRule, MedianRule, StopRule, TopFractionRule
-from mlmeta.curves import MOST_CURVES, CurvePredictor, PastCurve, share_fairly
-from mlmeta.stopping import Watch
+from mlmeta.training.early_stopping import Watch
+from mlmeta.training.learning_curves import MOST_CURVES, CurvePredictor, PastCurve, share_fairly
 
 Floats = npt.NDArray[np.float64]
 Tasks = dict[str, list[PastCurve]]

@@ -31,7 +31,8 @@ from mlmeta.commands.parsing import load_train_commands
 from mlmeta.status import Status
 from mlmeta.tracking.recorder import MlflowRecorder
 from mlmeta.tracking.runs import record_attempt
-from mlmeta.train import prepare_training, train_attempt
+from mlmeta.training.loop import train_attempt
+from mlmeta.training.preparation import prepare_training
 
 PROJECT = Path(__file__).parent.parent
 TARGET_PERCENT = 2.0

@@ -134,7 +134,8 @@ def run_mlmeta(run: Run, commands: Any) -> None:
     from mlmeta.data.picture_cache import PictureCache, pictures_folder
     from mlmeta.status import Status
     from mlmeta.tracking import runs
-    from mlmeta.train import prepare_training, train_attempt
+    from mlmeta.training.loop import train_attempt
+    from mlmeta.training.preparation import prepare_training
 
     PictureCache(pictures_folder()).clear()
 

@@ -35,7 +35,7 @@ _EXPORTS = {
     "pareto_front": "mlmeta.meta_query",
     "search_attempts": "mlmeta.meta_query",
     "similar_tasks": "mlmeta.meta_query",
-    "check_commands": "mlmeta.check",
+    "check_commands": "mlmeta.training.preparation",
     "evaluate_attempt": "mlmeta.evaluate",
     "find_pictures": "mlmeta.data.pictures",
     "load_test_commands": "mlmeta.commands.parsing",

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import make_test_commands
 from mlmeta.console import terminating_gently
 from mlmeta.data.pictures import choose_pictures
 from mlmeta.errors import NotFoundError
-from mlmeta.evaluate import TestPlan, test_model
-from mlmeta.initial_weights import look_up_start
-from mlmeta.progress import EpochProgress, TrainingProgress
-from mlmeta.recorded_training import Job, train_recorded
 from mlmeta.spec_builder import output_form
-from mlmeta.train import Metrics, Prepared, Trained, prepare_training, restore_state
+from mlmeta.training.checkpoints import Checkpoint, restore_state
+from mlmeta.training.evaluation import TestPlan, test_model
+from mlmeta.training.initial_weights import look_up_start
+from mlmeta.training.loop import Metrics, Trained
+from mlmeta.training.preparation import Prepared, prepare_training
+from mlmeta.training.progress import EpochProgress, TrainingProgress
+from mlmeta.training.recording import Job, train_recorded
 
 
 def run_attempt(

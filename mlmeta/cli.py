@@ -22,7 +22,7 @@ from mlmeta.tune_cli import COMMANDS as TUNE_COMMANDS
 from mlmeta.worker_cli import COMMANDS as WORKER_COMMANDS
 
 if TYPE_CHECKING:
-    from mlmeta.train import Trained
+    from mlmeta.training.loop import Trained
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -71,9 +71,9 @@ def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> No
 @reporting_errors
 def recover(older_than: float) -> None:
     """Send what could not be recorded, and mark attempts whose process is dead."""
-    from mlmeta.checkpoints import Checkpoint, list_checkpoints
     from mlmeta.tracking.attempts import find_ended
     from mlmeta.tracking.recovery import find_stale_attempts, mark_interrupted, send_spool
+    from mlmeta.training.checkpoints import Checkpoint, list_checkpoints
 
     for run_id in send_spool():
         click.echo(f"sent what was kept of run {run_id}")
@@ -122,7 +122,7 @@ def check(config: Path) -> None:
     from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(config)
-    from mlmeta.check import check_commands, format_table
+    from mlmeta.training.preparation import check_commands, format_table
 
     click.echo(format_table(check_commands(commands, base_dir=config.parent)))
 

@@ -13,7 +13,7 @@ import click
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import summarise_model
-from mlmeta.progress import describe_epoch
+from mlmeta.training.progress import describe_epoch
 
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions
@@ -136,7 +136,7 @@ def _cut(text: str, width: int) -> str:
 
 
 class AttemptProgress:
-    """Tells a `TuningProgress` of one attempt; see `mlmeta.progress.TrainingProgress`."""
+    """Tells a `TuningProgress` of one attempt; see `mlmeta.training.progress.TrainingProgress`."""
 
     def __init__(self, tuning: TuningProgress, name: str, row: _Row) -> None:
         self._tuning = tuning

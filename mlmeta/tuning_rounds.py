@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mlmeta.attempts import run_attempt
-from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
 from mlmeta.proposals import digest_training, number_name, take_training
@@ -22,6 +21,7 @@ from mlmeta.recommend import Recommendation
 from mlmeta.samplers import SAMPLERS, Sampler
 from mlmeta.status import Status
 from mlmeta.tracking.recovery import find_stopped_attempt, mark_interrupted, prune_attempt
+from mlmeta.training.checkpoints import Checkpoint
 from mlmeta.tuning_progress import TuningProgress
 from mlmeta.tuning_runs import PARENT_TAG, ROUND_TAG, TunedAttempt, TuningRecorder, list_attempts
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mlmeta.check import CheckResult, check_commands, format_table
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, CommandsError
 from mlmeta.models.shapes import LayerRow
+from mlmeta.training.preparation import CheckResult, check_commands, format_table
 
 LAYERS: list[dict[str, Any]] = [
     {"name": "Conv2d", "in_channels": "auto", "out_channels": 6, "kernel_size": 3},

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import MemoryRecorder
 
-from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError
-from mlmeta.train import Prepared, Trained, capture_state, prepare_training, restore_state, train_attempt
+from mlmeta.training.checkpoints import Checkpoint, capture_state, restore_state
+from mlmeta.training.loop import Trained, train_attempt
+from mlmeta.training.preparation import Prepared, prepare_training
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from mlmeta.curves import CurvePredictor, PastCurve, bests_at, share_fairly
+from mlmeta.training.learning_curves import CurvePredictor, PastCurve, bests_at, share_fairly
 
 
 def make_curve(

@@ -20,14 +20,15 @@ from weight_attempts import draw_stripes, find_run_id, make_commands, make_past_
 
 from mlmeta.attempts import resume_attempt, run_attempt
 from mlmeta.cli import cli
-from mlmeta.initial_weights import (
+from mlmeta.training.initial_weights import (
     compare_epochs,
     look_up_start,
     race_against_scratch,
     shrink_and_perturb,
     start_training,
 )
-from mlmeta.train import Prepared, Trained, prepare_training, train_attempt
+from mlmeta.training.loop import Trained, train_attempt
+from mlmeta.training.preparation import Prepared, prepare_training
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from mlmeta.errors import BadInputError
 from mlmeta.proposals import derive_space, find_winners, number_name, read_defaults, take_training, vary
 from mlmeta.recommend import Recommendation, recommend_commands
 from mlmeta.recommend_cli import _anchor_weights, _rebase
-from mlmeta.train import prepare_training, train_attempt
+from mlmeta.training.loop import train_attempt
+from mlmeta.training.preparation import prepare_training
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,15 @@ import pytest
 from click.testing import CliRunner
 from conftest import MemoryRecorder
 
-from mlmeta.checkpoints import MOST_ASIDE, Checkpoint, list_checkpoints
 from mlmeta.commands.documents import CurveRule, MedianRule, StopRule, TopFractionRule, TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.curves import PastCurve
 from mlmeta.errors import CommandsError
-from mlmeta.progress import describe_epoch
-from mlmeta.stopping import Watch
-from mlmeta.train import prepare_training, train_attempt
+from mlmeta.training.checkpoints import MOST_ASIDE, Checkpoint, list_checkpoints
+from mlmeta.training.early_stopping import Watch
+from mlmeta.training.learning_curves import PastCurve
+from mlmeta.training.loop import train_attempt
+from mlmeta.training.preparation import prepare_training
+from mlmeta.training.progress import describe_epoch
 
 RULES = [{"rule": "median"}, {"rule": "top_fraction"}, {"rule": "curve"}]
 BAD = {"name": "SGD", "lr": 1e-7}
@@ -178,7 +179,7 @@ class TestTrainings:
 
     def test_one_that_was_pruned_is_a_lesson_for_the_next(self, history: str, colours: Path) -> None:
         from mlmeta.attempts import run_attempt
-        from mlmeta.past_curves import load_past_curves
+        from mlmeta.training.learning_curves import load_past_curves
 
         commands = make_commands(colours, "bad", optimizer=BAD, stop={"rule": "median"})
         run_id, *_ = run_attempt(commands, base_dir=Path())
@@ -229,7 +230,7 @@ class TestImportedCurves:
     def test_curves_of_test_accuracy_teach_for_other_tasks_only(self, store: str) -> None:
         from mlflow import MlflowClient
 
-        from mlmeta.past_curves import load_past_curves
+        from mlmeta.training.learning_curves import load_past_curves
 
         client = MlflowClient()
         for task in ("a", "b"):
@@ -244,7 +245,7 @@ class TestImportedCurves:
     def test_what_is_no_accuracy_or_no_epoch_is_left_out(self, store: str) -> None:
         from mlflow import MlflowClient
 
-        from mlmeta.past_curves import load_past_curves
+        from mlmeta.training.learning_curves import load_past_curves
 
         client = MlflowClient()
         for points in ({1: 0.5, 2: 1e308, 10**12: 0.9}, {1: 85.0, 2: 90.0}, {0: 0.5}):
@@ -259,7 +260,7 @@ class TestImportedCurves:
     ) -> None:
         import mlflow
 
-        from mlmeta.watching import read_past
+        from mlmeta.training.early_stopping import read_past
 
         mlflow.set_tracking_uri("postgresql://nobody@127.0.0.1:1/none")
         commands = make_commands(colours, "a", stop={"rule": "median"})

@@ -19,9 +19,10 @@ from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data import task
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
 from mlmeta.models import shapes
-from mlmeta.recorded_training import log_training
 from mlmeta.spec_builder import describe_model
-from mlmeta.train import Trained, find_batch_size, is_kept, prepare_training, shuffle_seed, train_attempt
+from mlmeta.training.loop import Trained, find_batch_size, is_kept, shuffle_seed, train_attempt
+from mlmeta.training.preparation import prepare_training
+from mlmeta.training.recording import log_training
 
 
 def prepare(document: dict[str, Any], **changes: Any) -> Any:

@@ -14,12 +14,12 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from mlmeta import transferability
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError
 from mlmeta.spec_builder import build_model
-from mlmeta.train import prepare_training
-from mlmeta.transferability import (
+from mlmeta.training import transferability
+from mlmeta.training.preparation import prepare_training
+from mlmeta.training.transferability import (
     draw_pictures,
     find_head,
     find_margin,
@@ -209,7 +209,7 @@ def test_features_that_would_fill_the_memory_are_read_of_fewer_pictures(
 def test_a_trained_network_scores_more_than_an_untrained_one_on_its_pictures(toy_document: dict[str, Any]) -> None:
     from conftest import MemoryRecorder
 
-    from mlmeta.train import train_attempt
+    from mlmeta.training.loop import train_attempt
 
     prepared = prepare_training(parse_train_commands(toy_document), base_dir=Path())
     head = find_head(prepared.model, prepared.task.input_shape)

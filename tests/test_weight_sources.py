@@ -15,9 +15,9 @@ from weight_attempts import draw_stripes, find_run_id, make_commands, make_past_
 from mlmeta.errors import BadInputError
 from mlmeta.history.loading import load_attempts
 from mlmeta.models.weights import hash_file, save_weights
-from mlmeta.train import Prepared, prepare_training
-from mlmeta.transferability import find_head
-from mlmeta.weight_sources import Fit, Source, find_named_source, find_sources
+from mlmeta.training.preparation import Prepared, prepare_training
+from mlmeta.training.transferability import find_head
+from mlmeta.training.weight_sources import Fit, Source, find_named_source, find_sources
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@
 `Attempt` is the exchange document that holds both and what came of them. Every fault of a document is reported
 at once, see `mlmeta.commands.parsing`. Nothing here needs torch or MLflow.
 
-The rules by which a training may stop early are named here; deciding by them is the work of `mlmeta.stopping`.
+The rules by which a training may stop early are named here; deciding by them is the work of
+`mlmeta.training.early_stopping`.
 """
 
 from __future__ import annotations

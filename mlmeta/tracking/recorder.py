@@ -25,7 +25,7 @@ FLUSH_S = 60.0
 
 
 class MlflowRecorder:
-    """Records one attempt, or one test of it, in one MLflow run; see `mlmeta.recorder.Recorder`.
+    """Records one attempt, or one test of it, in one MLflow run; see `mlmeta.training.progress.Recorder`.
 
     Its methods queue what they are given and return at once; `close` sends the rest.
 

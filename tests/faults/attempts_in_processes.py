@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlmeta.checkpoints
+import mlmeta.training.checkpoints
 from mlmeta.attempts import resume_attempt, run_attempt
 from mlmeta.commands.parsing import load_train_commands
 from mlmeta.evaluate import evaluate_attempt  # noqa: F401  # imported before the first fork
@@ -62,7 +62,7 @@ def find_stopped() -> list[str]:
 
 def kill_and_resume(config: Path, n_kills: int) -> dict[str, Any]:
     """Start an attempt, kill it after a random time, go on with it, kill it again; start anew when it is complete."""
-    mlmeta.checkpoints.EVERY_S = 0
+    mlmeta.training.checkpoints.EVERY_S = 0
     commands = load_train_commands(config)
     drawn = random.Random(0)
     kills, stopped, failures = 0, [], []

@@ -27,11 +27,13 @@ from mlmeta.data.pictures import choose_pictures
 from mlmeta.data.sources import DAMAGED, open_file, quiet_pillow
 from mlmeta.data.task import describe_task
 from mlmeta.errors import MlmetaError
-from mlmeta.evaluate import compute_metrics, measure_model, merge_commands, score_probabilities
+from mlmeta.evaluate import merge_commands
 from mlmeta.models import shapes
-from mlmeta.recorded_training import chance_loss
 from mlmeta.spec_builder import describe_model, output_form
-from mlmeta.train import Prepared, prepare_training, train_attempt
+from mlmeta.training.evaluation import compute_metrics, measure_model, score_probabilities
+from mlmeta.training.loop import train_attempt
+from mlmeta.training.preparation import Prepared, prepare_training
+from mlmeta.training.recording import chance_loss
 
 LIMIT_S = 20
 LIMIT_BYTES = 2 * 2**30

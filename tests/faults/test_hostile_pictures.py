@@ -28,7 +28,8 @@ from mlmeta.data.sources import MAX_FILE_BYTES, open_file, open_regular, read_fi
 from mlmeta.data.task import Task, prepare_task
 from mlmeta.errors import PicturesError
 from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
-from mlmeta.train import prepare_training, train_attempt
+from mlmeta.training.loop import train_attempt
+from mlmeta.training.preparation import prepare_training
 
 resource = pytest.importorskip("resource", reason="needs POSIX, pipes and all")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes, /dev/zero or sparse files")

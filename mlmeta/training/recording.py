@@ -12,29 +12,21 @@ from pathlib import Path
 
 import click
 
-from mlmeta.checkpoints import Checkpoint
 from mlmeta.commands.params import CURVE_TAG, write_curve
 from mlmeta.data.pictures import find_conflicts
 from mlmeta.data.task import Task, describe_task
 from mlmeta.errors import AttemptFailedError, DivergedError
-from mlmeta.initial_weights import Start, start_training
 from mlmeta.models.weights import save_weights
-from mlmeta.progress import Progress
-from mlmeta.recorder import EpochRecorder, Recorder
 from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
 from mlmeta.reports.attempt_plots import plot_loss_curve
 from mlmeta.spec_builder import describe_model
 from mlmeta.status import Status
-from mlmeta.train import (
-    Prepared,
-    Trained,
-    capture_state,
-    find_batch_size,
-    has_diverged,
-    is_out_of_memory,
-    train_attempt,
-)
-from mlmeta.watching import EpochWatch, read_past
+from mlmeta.training.checkpoints import Checkpoint, capture_state
+from mlmeta.training.early_stopping import EpochWatch, read_past
+from mlmeta.training.initial_weights import Start, start_training
+from mlmeta.training.loop import Trained, find_batch_size, has_diverged, is_out_of_memory, train_attempt
+from mlmeta.training.preparation import Prepared
+from mlmeta.training.progress import EpochRecorder, Progress, Recorder
 
 
 class _NewEpochs:
@@ -54,7 +46,7 @@ class Job:
     """One training, and what it has to do with.
 
     Attributes:
-        prepared: From `mlmeta.train.prepare_training`.
+        prepared: From `mlmeta.training.preparation.prepare_training`.
         trained: The epochs so far; is filled in.
         checkpoint: Of its run.
         progress: Is told of every epoch.

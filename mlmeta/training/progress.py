@@ -1,15 +1,17 @@
-"""How far a training is: a bar on a terminal, plain lines in a log."""
+"""Who is told of an epoch: a bar on a terminal or plain lines in a log, and the `Recorder` that keeps it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import click
 
-from mlmeta.curves import Z_90
+from mlmeta.status import Status
+from mlmeta.training.learning_curves import Z_90
 
 
 class Progress(Protocol):
@@ -103,3 +105,32 @@ def _describe_expected(metrics: Mapping[str, float]) -> str:
     mean, spread = metrics["expected_accuracy"], Z_90 * metrics["expected_accuracy_std"]
     low = max(mean - spread, metrics.get("val_accuracy", 0.0))
     return f"{mean:.1%} ({low:.1%} to {min(mean + spread, 1.0):.1%})"
+
+
+class EpochRecorder(Protocol):
+    """Takes down the epochs of a training."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
+        """Record numbers, those of an epoch with its number (from 1) as the step."""
+
+
+class Recorder(EpochRecorder, Protocol):
+    """Takes down one attempt, or one test of it."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record values that do not change, under dotted keys."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Record text that may change."""
+
+    def set_status(self, status: Status) -> None:
+        """Record the attempt's state; it must be one that may follow the state before."""
+
+    def log_data(self, *, name: str, digest: str, source: str, context: str) -> None:
+        """Record which pictures were used for what (`context`: training or test)."""
+
+    def log_document(self, file_name: str, document: Any) -> None:
+        """Record a JSON document unchanged."""
+
+    def log_files(self, folder: Path) -> None:
+        """Record every file of a folder, under its path in the folder."""

@@ -31,7 +31,7 @@ from mlmeta.history.table import list_params
 from mlmeta.models.shapes import construct_chain, trace_layers
 from mlmeta.models.weights import LEAST_OVERLAP, StateDict, find_overlap, measure_overlap, read_weights
 from mlmeta.status import Status
-from mlmeta.transferability import Head
+from mlmeta.training.transferability import Head
 
 MAX_SOURCES = 5
 # So many files are fetched at most where some are refused, and so many kinds of model looked at.

@@ -1,14 +1,21 @@
-"""``mlmeta check``: build everything that commands ask for, train nothing, and show what was built."""
+"""All that a training needs, built and checked before it starts; ``mlmeta check`` shows it and trains nothing."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from mlmeta.commands.documents import TrainCommands
-from mlmeta.data.batches import count_batches
+from mlmeta.data.batches import Batches, choose_device, count_batches, use_channels_last
 from mlmeta.data.sources import Part
-from mlmeta.data.task import prepare_criterion, prepare_model, prepare_task
+from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
+from mlmeta.models.criteria import Criterion
 from mlmeta.models.optimizers import build_optimizer, build_scheduler
 from mlmeta.models.shapes import LayerRow, format_bytes
 from mlmeta.spec_builder import summarize_model
@@ -97,3 +104,51 @@ def _align(line: tuple[str, ...], widths: list[int]) -> list[str]:
         text.rjust(width) if column >= 3 else text.ljust(width)
         for column, (text, width) in enumerate(zip(line, widths, strict=True))
     ]
+
+
+@dataclass
+class Prepared:
+    """Everything that a training needs, built and checked before it starts."""
+
+    commands: TrainCommands
+    task: Task
+    device: torch.device
+    model: nn.Module
+    criterion: Criterion
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    batches: Batches
+    validation: Batches
+
+
+def prepare_training(commands: TrainCommands, *, base_dir: Path) -> Prepared:
+    """Find the pictures and build model, criterion, optimizer and scheduler.
+
+    Raises:
+        BadInputError: If anything cannot be used; nothing has been recorded by then.
+    """
+    seed_everything(commands.seed)
+    task = prepare_task(commands, base_dir=base_dir)
+    device = choose_device()
+    model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir).to(device)
+    criterion = prepare_criterion(commands, n_labels=task.n_labels).to(device)
+    optimizer = build_optimizer(commands.optimizer, model.parameters())
+    batch_size, channels_last = commands.batch_size, use_channels_last(model, device)
+    batches = task.training_batches(batch_size=batch_size, device=device, channels_last=channels_last)
+    validation = task.batches(
+        task.select("validation"), batch_size=batch_size, device=device, channels_last=channels_last
+    )
+    scheduler = None
+    if commands.scheduler is not None:
+        scheduler = build_scheduler(
+            commands.scheduler, optimizer, n_epoch=commands.n_epoch, n_batches=batches.n_batches
+        )
+    return Prepared(commands, task, device, model, criterion, optimizer, scheduler, batches, validation)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all generators that a training draws from, and ask CUDA for algorithms that repeat."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -6,7 +6,7 @@ Notation: theta_s the weights of the source, theta_init those drawn for this tra
 
 Weights that are only copied generalise worse than fresh ones though they train faster; shrunk and perturbed so, they
 do not (Ash and Adams, On Warm-Starting Neural Network Training, 2020). Running statistics are taken over whole: they
-say what the data looks like. The head is new, see `mlmeta.weight_sources`.
+say what the data looks like. The head is new, see `mlmeta.training.weight_sources`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,11 @@ import click
 from torch import Tensor, nn
 
 from mlmeta.models.weights import StateDict
-from mlmeta.train import (
-    Metrics,
-    Prepared,
-    Trained,
-    capture_state,
-    finish_epoch,
-    has_diverged,
-    restore_state,
-    run_epoch,
-    seed_everything,
-)
-from mlmeta.transferability import Probe, find_head, find_margin, is_better, make_probe
-from mlmeta.weight_sources import Fit, Source, find_named_source, find_sources
+from mlmeta.training.checkpoints import capture_state, restore_state
+from mlmeta.training.loop import Metrics, Trained, finish_epoch, has_diverged, run_epoch
+from mlmeta.training.preparation import Prepared, seed_everything
+from mlmeta.training.transferability import Probe, find_head, find_margin, is_better, make_probe
+from mlmeta.training.weight_sources import Fit, Source, find_named_source, find_sources
 
 KEPT = 0.6
 AUTO = "auto"

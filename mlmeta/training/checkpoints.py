@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,8 @@ import torch
 
 from mlmeta.errors import BadInputError
 from mlmeta.files import state_folder
+from mlmeta.training.loop import Trained
+from mlmeta.training.preparation import Prepared, seed_everything
 
 EVERY_S = 1.0
 # Of attempts that were stopped early so many can be gone on with.
@@ -98,3 +101,48 @@ class Checkpoint:
 def list_checkpoints() -> list[str]:
     """Return the run ids that have a checkpoint on this machine, but for those put aside."""
     return sorted(file.stem for file in (state_folder() / "checkpoints").glob("*.pt"))
+
+
+def capture_state(prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """Return all that a training needs to go on after its last finished epoch as if it had never stopped."""
+    return {
+        "curve": trained.curve,
+        "kept_epoch": trained.kept_epoch,
+        "kept": trained.state,
+        "ignores_stop": trained.ignores_stop or bool(trained.stopped),
+        "initial_weights": trained.initial_weights,
+        "model": prepared.model.state_dict(),
+        "optimizer": prepared.optimizer.state_dict(),
+        "scheduler": prepared.scheduler.state_dict() if prepared.scheduler else None,
+        "torch_random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state_all() if prepared.device.type == "cuda" else [],
+        "python_random": random.getstate(),
+        "pictures": prepared.task.pictures.digest,
+    }
+
+
+def restore_state(prepared: Prepared, state: Mapping[str, Any]) -> Trained:
+    """Put what `capture_state` gave into a freshly prepared training; return the epochs so far.
+
+    Raises:
+        BadInputError: If the pictures are no longer those of the attempt.
+    """
+    if state["pictures"] != prepared.task.pictures.digest:
+        source = prepared.task.pictures.source
+        raise BadInputError(f"data: the pictures of {source} have changed since the attempt began; start a new attempt")
+    seed_everything(prepared.commands.seed)
+    prepared.model.load_state_dict(state["model"])
+    prepared.optimizer.load_state_dict(state["optimizer"])
+    if prepared.scheduler:
+        prepared.scheduler.load_state_dict(state["scheduler"])
+    torch.set_rng_state(state["torch_random"])
+    if state["cuda_random"]:
+        torch.cuda.set_rng_state_all(state["cuda_random"])
+    random.setstate(state["python_random"])
+    return Trained(
+        curve=list(state["curve"]),
+        kept_epoch=state["kept_epoch"],
+        state=dict(state["kept"]),
+        ignores_stop=state.get("ignores_stop", False),
+        initial_weights=dict(state.get("initial_weights") or {}),
+    )
