@@ -34,8 +34,8 @@ import numpy as np
 from mlflow import MlflowClient
 from scipy.stats import t
 
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.train import run_attempt
 from mlmeta.training import initial_weights
 
 LIKE, UNLIKE, ANY = "like", "unlike", "any"

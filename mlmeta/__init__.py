@@ -43,9 +43,9 @@ _EXPORTS = {
     "make_document": "mlmeta.tracking.attempts",
     "Recommendation": "mlmeta.recommend",
     "recommend_commands": "mlmeta.recommend",
-    "resume_attempt": "mlmeta.attempts",
+    "resume_attempt": "mlmeta.train",
     "resume_tuning": "mlmeta.tune",
-    "run_attempt": "mlmeta.attempts",
+    "run_attempt": "mlmeta.train",
     "tune_task": "mlmeta.tune",
     "TuningSettings": "mlmeta.tuning_rounds",
 }

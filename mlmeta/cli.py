@@ -6,23 +6,19 @@ torch and MLflow are imported inside the commands that need them, after the comm
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mlmeta.console import reporting_errors
-from mlmeta.errors import BadInputError
+from mlmeta.evaluate import evaluate
 from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.plugin.server_cli import COMMANDS as SERVER_COMMANDS
 from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS
 from mlmeta.reports.cli import COMMANDS as QUERY_COMMANDS
+from mlmeta.train import train
 from mlmeta.tune_cli import COMMANDS as TUNE_COMMANDS
 from mlmeta.worker_cli import COMMANDS as WORKER_COMMANDS
-
-if TYPE_CHECKING:
-    from mlmeta.training.loop import Trained
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,38 +28,6 @@ def cli() -> None:
 
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
-
-
-@cli.command()
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--test/--no-test", default=True, show_default=True, help="Test right after the training.")
-@click.option("--resume", metavar="RUN_ID|NAME", help="Go on with an attempt that was stopped, in its own run.")
-@reporting_errors
-def train(config: Path | None, test: bool, resume: str | None) -> None:
-    """Train (and test) one attempt from the train commands in CONFIG, or go on with one."""
-    if (config is None) == (resume is None):
-        raise BadInputError("train needs either a commands file, or --resume with a run id or a name")
-    if config is not None:
-        from mlmeta.commands.parsing import load_train_commands
-
-        commands = load_train_commands(config)
-        from mlmeta.attempts import run_attempt
-
-        result = run_attempt(commands, base_dir=config.parent, test=test)
-    else:
-        from mlmeta.attempts import resume_attempt
-
-        result = resume_attempt(str(resume), test=test)
-    _show_result(*result)
-
-
-def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> None:
-    from mlmeta.evaluate import format_metrics
-
-    click.echo(format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}")
-    if trained.stopped:
-        click.echo(f"stopped early, not tested: {trained.stopped}; for all epochs: mlmeta train --resume {run_id}")
-    click.echo(f"run {run_id} in {_tracking_uri()}")
 
 
 @cli.command()
@@ -88,30 +52,6 @@ def recover(older_than: float) -> None:
         Checkpoint(run_id).remove()
     if not stale:
         click.echo("no attempt was left behind")
-
-
-@cli.command()
-@_CONFIG
-@reporting_errors
-def evaluate(config: Path) -> None:
-    """Test an attempt as the test commands in CONFIG say.
-
-    CONFIG may also be the attempt's train commands: then the newest attempt of that name is tested.
-    """
-    from mlmeta.commands.parsing import load_test_commands
-
-    commands = load_test_commands(config)
-    from mlmeta.evaluate import evaluate_attempt, format_metrics
-
-    run_id, metrics = evaluate_attempt(commands, base_dir=config.parent)
-    click.echo(f"{commands.model_name or commands.run_id}: {format_metrics(metrics)}")
-    click.echo(f"run {run_id} in {_tracking_uri()}")
-
-
-def _tracking_uri() -> str:
-    import mlflow
-
-    return str(mlflow.get_tracking_uri())
 
 
 @cli.command()
@@ -155,21 +95,17 @@ def cache(clear: bool) -> None:
         click.echo(format_entries(kept))
 
 
-_GROUPS = (
-    QUERY_COMMANDS,
-    EXCHANGE_COMMANDS,
-    RECOMMEND_COMMANDS,
-    TUNE_COMMANDS,
-    WORKER_COMMANDS,
-    SERVER_COMMANDS,
-)
-for _command in (command for group in _GROUPS for command in group):
+for _command in (
+    train,
+    evaluate,
+    *QUERY_COMMANDS,
+    *EXCHANGE_COMMANDS,
+    *RECOMMEND_COMMANDS,
+    *TUNE_COMMANDS,
+    *WORKER_COMMANDS,
+    *SERVER_COMMANDS,
+):
     cli.add_command(_command)
-
-
-def run_command(name: str) -> None:
-    """Run one command with the arguments of this process; the MLproject entry points come in here."""
-    cli(args=[name, *sys.argv[1:]], prog_name="mlmeta")
 
 
 def main() -> None:

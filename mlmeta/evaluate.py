@@ -1,7 +1,7 @@
 """Test an attempt: how well its weights do on pictures that no training saw.
 
-`measure_model` and `test_model` know nothing of MLflow; `evaluate_attempt` looks an attempt up, loads its weights
-and records the test as a child run. The MLproject entry point ``evaluate`` is ``python -m mlmeta.evaluate``.
+`evaluate_attempt` looks an attempt up, loads its weights and records the test (`mlmeta.training.evaluation`) as a child
+run. The MLproject entry point ``evaluate`` is ``python -m mlmeta.evaluate``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlmeta.commands.documents import TestCommands, TrainCommands, strip_operators
-from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.data.batches import choose_device
-from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
+import click
+
+from mlmeta.console import reporting_errors
 from mlmeta.errors import CommandsError, Fault, nearest_name, shorten
-from mlmeta.models.weights import load_weights, read_weights
-from mlmeta.spec_builder import output_form
-from mlmeta.training.evaluation import TestPlan, test_model
+from mlmeta.tracking.store import current_uri
+
+if TYPE_CHECKING:
+    from mlmeta.commands.documents import TestCommands, TrainCommands
+    from mlmeta.data.task import Task
 
 
 def merge_commands(train: TrainCommands, test: TestCommands) -> TrainCommands:
@@ -28,6 +29,8 @@ def merge_commands(train: TrainCommands, test: TestCommands) -> TrainCommands:
     Raises:
         CommandsError: If they do not go together.
     """
+    from mlmeta.commands.parsing import parse_train_commands
+
     given = test.document()
     keys = ("data", "image_ops", "transform", "target_transform", "model", "criterion", "batch_size", "seed")
     document = train.document() | {key: given[key] for key in keys if given.get(key) is not None}
@@ -35,6 +38,8 @@ def merge_commands(train: TrainCommands, test: TestCommands) -> TrainCommands:
 
 
 def _check_labels_known(tested: list[str], trained: list[str]) -> None:
+    from mlmeta.commands.documents import strip_operators
+
     known = {strip_operators(label) for label in trained}
     faults = [
         Fault(f"label_names.{index}", "is not a label of the attempt", shorten(label), nearest_name(label, known))
@@ -60,15 +65,24 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
         WeightsError: If the weights are not those that were recorded, or do not fit.
         BadInputError: If pictures or commands cannot be used.
     """
+    from mlmeta.data.batches import choose_device
+    from mlmeta.data.task import prepare_task
+    from mlmeta.models.weights import load_weights, read_weights
+    from mlmeta.spec_builder import output_form
     from mlmeta.tracking.attempts import download_weights, find_attempt
     from mlmeta.tracking.runs import record_test
+    from mlmeta.training.evaluation import TestPlan, test_model
+    from mlmeta.training.preparation import check_batch, prepare_criterion, prepare_model
 
     attempt = find_attempt(name=test.model_name, run_id=test.run_id)
     _check_labels_known(test.label_names or [], attempt.label_names)
     commands = merge_commands(attempt.commands, test)
     folder = base_dir if test.data is not None else attempt.commands_dir
     chosen = _with_labels(commands, test.label_names or attempt.label_names)
-    task = _relabel(prepare_task(chosen, base_dir=folder, training=False), attempt.label_names)
+    task = _relabel(
+        prepare_task(chosen, base_dir=folder, training=False, check_shape=check_batch(chosen, training=False)),
+        attempt.label_names,
+    )
     with tempfile.TemporaryDirectory() as temporary:
         file = download_weights(attempt, Path(temporary))
         state = read_weights(file, sha256=attempt.weights_sha256)
@@ -99,6 +113,8 @@ def _without_weights(commands: TrainCommands) -> TrainCommands:
 
 def _relabel(task: Task, label_names: list[str]) -> Task:
     """Return the task with the label indices of the attempt, whose order the weights know."""
+    from mlmeta.commands.documents import strip_operators
+
     index = {strip_operators(label): position for position, label in enumerate(label_names)}
     index |= {label: position for position, label in enumerate(label_names)}
     to_attempt = [index.get(label, index[strip_operators(label)]) for label in task.pictures.label_names]
@@ -113,11 +129,25 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join([*words, f"test loss {metrics['test_loss']:.4g}"])
 
 
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@reporting_errors
+def evaluate(config: Path) -> None:
+    """Test an attempt as the test commands in CONFIG say.
+
+    CONFIG may also be the attempt's train commands: then the newest attempt of that name is tested.
+    """
+    from mlmeta.commands.parsing import load_test_commands
+
+    commands = load_test_commands(config)
+    run_id, metrics = evaluate_attempt(commands, base_dir=config.parent)
+    click.echo(f"{commands.model_name or commands.run_id}: {format_metrics(metrics)}")
+    click.echo(f"run {run_id} in {current_uri()}")
+
+
 def main() -> None:
     """Run ``mlmeta evaluate`` with the arguments of this process."""
-    from mlmeta.cli import run_command
-
-    run_command("evaluate")
+    evaluate(prog_name="mlmeta evaluate")
 
 
 if __name__ == "__main__":

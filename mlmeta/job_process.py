@@ -38,7 +38,6 @@ def work_on(queue: JobQueue, job_id: int) -> int:
     with queue.hold(job_id):
         # Now, as whatever SIGTERM breaks off in an import stays half imported. Until then it ends the process, and the
         # runner takes care of the job.
-        import mlmeta.attempts
         import mlmeta.evaluate
         import mlmeta.tracking.recovery  # noqa: F401
 
@@ -100,8 +99,8 @@ def _do(job: Job) -> tuple[JobState, str]:
 
 
 def _train(job: Job) -> None:
-    from mlmeta.attempts import run_attempt
     from mlmeta.commands.parsing import parse_train_commands
+    from mlmeta.train import run_attempt
 
     run_attempt(parse_train_commands(job.document), base_dir=Path(job.base_dir), test=job.with_test)
 

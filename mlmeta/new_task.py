@@ -22,6 +22,7 @@ from mlmeta.models.optimizers import build_optimizer
 from mlmeta.proposals import Proposal, write_commands
 from mlmeta.shipped import Shipped, read_shipped
 from mlmeta.spec_builder import build_model, describe_model, summarize_model
+from mlmeta.training.preparation import check_batch
 
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
 MOST_TASKS = 60
@@ -79,7 +80,7 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
         from mlmeta.history.loading import load_attempts
 
         history = load_attempts()
-    prepared = prepare_task(commands, base_dir=base_dir)
+    prepared = prepare_task(commands, base_dir=base_dir, check_shape=check_batch(commands))
     counts, features = describe_task(prepared)
     past, own = split_lessons(history, prepared.pictures.task_digest, metric)
     new = describe_new_task(features, prepared.pictures.label_names)

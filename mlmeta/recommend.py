@@ -10,7 +10,6 @@ Optimization, 2014).
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -334,14 +333,3 @@ def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
         seconds = seconds * np.where(there > 0, value / np.where(there > 0, there, 1.0), 1.0)
     known = seconds[np.isfinite(seconds) & (seconds > 0)]
     return float(np.median(known)) if known.size else float("nan")
-
-
-def main() -> None:
-    """Run ``mlmeta recommend`` with the arguments of this process; the result also goes to the run of MLFLOW_RUN_ID."""
-    from mlmeta.cli import cli
-
-    cli(args=["recommend", "--to-run", *sys.argv[1:]], prog_name="mlmeta")
-
-
-if __name__ == "__main__":
-    main()

@@ -34,6 +34,7 @@ from mlmeta.history.table import FAILED, list_params
 from mlmeta.lessons import split_lessons
 from mlmeta.proposals import derive_space, digest_training, find_winners, make_commands, take_training
 from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
+from mlmeta.training.preparation import check_batch
 
 OPTUNA_SAMPLERS = ("tpe", "gp", "random")
 SAMPLERS = ("mlmeta", *OPTUNA_SAMPLERS)
@@ -81,7 +82,7 @@ class _OptunaSampler:
         self._commands = commands
         self._training = take_training(commands)
         self._optuna = _import_optuna(name)
-        self._digest = prepare_task(commands, base_dir=base_dir).pictures.task_digest
+        self._digest = prepare_task(commands, base_dir=base_dir, check_shape=check_batch(commands)).pictures.task_digest
 
     def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
         past, own = split_lessons(load_attempts(), self._digest, "accuracy")

@@ -1,17 +1,168 @@
-"""Train one attempt: `train_attempt` reads top to bottom and knows nothing of MLflow.
+"""The whole job: train an attempt, test it, and record both as one MLflow run; go on with one that was stopped.
 
-The whole job, train, then test, recorded as one MLflow run, is `mlmeta.attempts.run_attempt`. The MLproject entry
-points ``main`` and ``train`` are ``python -m mlmeta.train``.
+The MLproject entry points ``main`` and ``train`` are ``python -m mlmeta.train``. torch and MLflow are imported when a
+job begins, after its commands have been read, so that a faulty file is answered at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlmeta.console import reporting_errors, terminating_gently
+from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.tracking.store import current_uri
+
+if TYPE_CHECKING:
+    from mlmeta.commands.documents import TrainCommands
+    from mlmeta.training.checkpoints import Checkpoint
+    from mlmeta.training.loop import Metrics, Trained
+    from mlmeta.training.preparation import Prepared
+    from mlmeta.training.progress import TrainingProgress
+
+
+def run_attempt(
+    commands: TrainCommands,
+    *,
+    base_dir: Path,
+    test: bool = True,
+    resume_run_id: str | None = None,
+    until_epoch: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    progress: TrainingProgress | None = None,
+) -> tuple[str, Trained, Metrics]:
+    """Train an attempt and, if wanted, test it, recorded as one MLflow run.
+
+    Args:
+        commands: What to do.
+        base_dir: What relative paths are relative to.
+        test: Whether to test right after the training.
+        resume_run_id: The run of an attempt with these commands that was stopped, to go on with.
+        until_epoch: Train up to this epoch only, and leave the attempt Interrupted, to be resumed; None for all.
+        tags: More tags for the run.
+        progress: Is told of every epoch; None shows them on standard error.
+
+    Returns:
+        The run id, what the training gave, and the test's metrics (empty without a test, and where the training did
+        not come to its end: the attempt is Pruned by the commands' rule `stop`, or Interrupted, and can be resumed).
+
+    Raises:
+        BadInputError: If anything cannot be used, before a run is started.
+        DivergedError: If the loss stopped being finite; everything up to there is recorded.
+        AttemptFailedError: If the training broke.
+        KeyboardInterrupt: At SIGINT or SIGTERM; the attempt is Interrupted, and can be resumed.
+    """
+    from mlmeta.commands.parsing import make_test_commands
+    from mlmeta.data.pictures import choose_pictures
+    from mlmeta.spec_builder import output_form
+    from mlmeta.tracking.recovery import find_resumable
+    from mlmeta.tracking.runs import record_attempt
+    from mlmeta.training.checkpoints import Checkpoint
+    from mlmeta.training.evaluation import TestPlan, test_model
+    from mlmeta.training.initial_weights import look_up_start
+    from mlmeta.training.loop import Trained
+    from mlmeta.training.preparation import prepare_training
+    from mlmeta.training.progress import EpochProgress
+    from mlmeta.training.recording import Job, train_recorded
+
+    prepared = prepare_training(commands, base_dir=base_dir)
+    section = commands.test
+    if test:
+        # Looked at now, so that a test without pictures is refused before hours of training.
+        choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=commands.seed)
+    resumed = resume_run_id or find_resumable(commands)
+    # A checkpoint has all that the attempt began with.
+    start = None if resumed and Checkpoint(resumed).is_there() else look_up_start(prepared)
+    metrics: Metrics = {}
+    with (
+        terminating_gently(),
+        record_attempt(commands, base_dir=base_dir, resume_run_id=resumed, tags=tags) as recorder,
+    ):
+        checkpoint = Checkpoint(recorder.run_id)
+        recorded = recorder.recorded_steps("train_loss") if resumed else set()
+        trained = _go_on(prepared, checkpoint, recorded) if resumed else Trained()
+        with EpochProgress(commands.model_name, commands.n_epoch) if progress is None else progress as shown:
+            job = Job(prepared, trained, checkpoint, shown, until_epoch or commands.n_epoch)
+            train_recorded(job, recorder, recorded, start, run_id=recorder.run_id)
+        finished = len(trained.curve) == commands.n_epoch and not trained.stopped
+        if test and finished:
+            recorder.log_document("test_commands.json", make_test_commands(commands).document())
+            prepared.model.load_state_dict(trained.state)
+            plan = TestPlan(section.limit, tuple(section.ids), commands.seed, commands.batch_size)
+            metrics = test_model(
+                prepared.model, prepared.criterion, prepared.task, plan,
+                form=output_form(commands.model), recorder=recorder, name=commands.model_name,
+            )  # fmt: skip
+    if finished:
+        checkpoint.remove()
+    return recorder.run_id, trained, metrics
+
+
+def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trained, Metrics]:
+    """Go on with an attempt that was stopped, in its own run, after its last finished epoch.
+
+    Args:
+        name_or_run_id: Its run id, or its name (the newest attempt of that name).
+        test: As for `run_attempt`.
+
+    Raises:
+        NotFoundError: If there is no such attempt, or this machine has no checkpoint of it.
+        BadInputError: If it is complete or running, or its pictures have changed.
+    """
+    from mlmeta.tracking.recovery import find_stopped_attempt
+
+    attempt = find_stopped_attempt(name_or_run_id)
+    return run_attempt(attempt.commands, base_dir=attempt.commands_dir, test=test, resume_run_id=attempt.run_id)
+
+
+def _go_on(prepared: Prepared, checkpoint: Checkpoint, recorded: set[int]) -> Trained:
+    from mlmeta.training.checkpoints import restore_state
+    from mlmeta.training.loop import Trained
+
+    state = checkpoint.load()
+    if state is not None:
+        return restore_state(prepared, state)
+    if recorded:
+        raise NotFoundError(
+            f"{prepared.commands.model_name}: this machine has no checkpoint of the attempt ({checkpoint.file}); "
+            "resume it where it was trained, or start a new one"
+        )
+    return Trained()
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--test/--no-test", default=True, show_default=True, help="Test right after the training.")
+@click.option("--resume", metavar="RUN_ID|NAME", help="Go on with an attempt that was stopped, in its own run.")
+@reporting_errors
+def train(config: Path | None, test: bool, resume: str | None) -> None:
+    """Train (and test) one attempt from the train commands in CONFIG, or go on with one."""
+    if (config is None) == (resume is None):
+        raise BadInputError("train needs either a commands file, or --resume with a run id or a name")
+    if config is not None:
+        from mlmeta.commands.parsing import load_train_commands
+
+        result = run_attempt(load_train_commands(config), base_dir=config.parent, test=test)
+    else:
+        result = resume_attempt(str(resume), test=test)
+    _show_result(*result)
+
+
+def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> None:
+    from mlmeta.evaluate import format_metrics
+
+    click.echo(format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}")
+    if trained.stopped:
+        click.echo(f"stopped early, not tested: {trained.stopped}; for all epochs: mlmeta train --resume {run_id}")
+    click.echo(f"run {run_id} in {current_uri()}")
+
 
 def main() -> None:
     """Run ``mlmeta train`` with the arguments of this process."""
-    from mlmeta.cli import run_command
-
-    run_command("train")
+    train(prog_name="mlmeta train")
 
 
 if __name__ == "__main__":

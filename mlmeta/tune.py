@@ -1,7 +1,7 @@
 """Tune: make attempts on one task until they, or the time, are used up, learning from each, and test the best.
 
 In rounds (`mlmeta.tuning_rounds`): what to try is recommended from all that is known by then. The MLproject entry point
-``tune`` is ``python -m mlmeta.tune``.
+``tune`` is ``python -m mlmeta tune``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mlmeta.errors import BadInputError
 from mlmeta.evaluate import evaluate_attempt
 from mlmeta.samplers import make_sampler
 from mlmeta.status import Status
+from mlmeta.training.preparation import check_batch
 from mlmeta.tuning_progress import TuningProgress
 from mlmeta.tuning_rounds import FINISHED, Tuning, TuningSettings, choose_incumbent, rank_attempts
 from mlmeta.tuning_runs import TunedAttempt, find_tuning, record_tuning
@@ -104,7 +105,7 @@ def tune_task(
 
 def _look_at_pictures(commands: TrainCommands, base_dir: Path) -> None:
     """Refuse pictures of which there are none to train or to test on, before hours of training."""
-    pictures = prepare_task(commands, base_dir=base_dir, probe=True).pictures
+    pictures = prepare_task(commands, base_dir=base_dir, probe=True, check_shape=check_batch(commands)).pictures
     choose_pictures(pictures, limit=commands.test.limit, ids=commands.test.ids, seed=commands.seed)
 
 
@@ -165,14 +166,3 @@ def describe_result(tuned: Tuned) -> str:
     tested = f", accuracy {tuned.metrics['accuracy']:.1%} of the test pictures" if tuned.metrics else ""
     unfinished = "" if best.status in FINISHED else f" after {best.n_epochs} epochs ({best.status})"
     return f"Best: {best.name}{unfinished}, val_accuracy {best.val_accuracy:.1%}{tested}. It cost {cost}."
-
-
-def main() -> None:
-    """Run ``mlmeta tune`` with the arguments of this process."""
-    from mlmeta.cli import run_command
-
-    run_command("tune")
-
-
-if __name__ == "__main__":
-    main()

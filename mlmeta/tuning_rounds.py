@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import AttemptFailedError, BadInputError, DivergedError
 from mlmeta.proposals import digest_training, number_name, take_training
@@ -21,6 +20,7 @@ from mlmeta.recommend import Recommendation
 from mlmeta.samplers import SAMPLERS, Sampler
 from mlmeta.status import Status
 from mlmeta.tracking.recovery import find_stopped_attempt, mark_interrupted, prune_attempt
+from mlmeta.train import run_attempt
 from mlmeta.training.checkpoints import Checkpoint
 from mlmeta.tuning_progress import TuningProgress
 from mlmeta.tuning_runs import PARENT_TAG, ROUND_TAG, TunedAttempt, TuningRecorder, list_attempts

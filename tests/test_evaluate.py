@@ -13,10 +13,10 @@ import torch
 from mlflow import MlflowClient
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.errors import CommandsError, NotFoundError, PicturesError, WeightsError
 from mlmeta.evaluate import evaluate_attempt
+from mlmeta.train import run_attempt
 from mlmeta.training.evaluation import Measured, compute_metrics, score_probabilities
 
 

@@ -11,12 +11,12 @@ import pytest
 from attempt_table import read_documents
 from mlflow import MlflowClient
 
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_attempt, parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.exchange.exporting import export_attempts
 from mlmeta.exchange.importing import import_attempts
 from mlmeta.tracking.attempts import make_document
+from mlmeta.train import run_attempt
 
 pytestmark = pytest.mark.usefixtures("store")
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.exchange.exporting import export_attempts
@@ -24,6 +23,7 @@ from mlmeta.exchange.imported_runs import MAX_BATCHES, ImportedRuns, only_import
 from mlmeta.exchange.importing import ImportResult, import_attempts
 from mlmeta.history.api_reader import read_batches
 from mlmeta.tracking.attempts import make_document
+from mlmeta.train import run_attempt
 
 pytestmark = pytest.mark.usefixtures("store")
 

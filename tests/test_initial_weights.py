@@ -18,8 +18,8 @@ from conftest import MemoryRecorder
 from torch import Tensor, nn
 from weight_attempts import draw_stripes, find_run_id, make_commands, make_past_store, read_params
 
-from mlmeta.attempts import resume_attempt, run_attempt
 from mlmeta.cli import cli
+from mlmeta.train import resume_attempt, run_attempt
 from mlmeta.training.initial_weights import (
     compare_epochs,
     look_up_start,

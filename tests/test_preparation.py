@@ -12,10 +12,11 @@ from PIL import Image
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
+from mlmeta.data.task import Task, prepare_task
 from mlmeta.errors import BadInputError, CommandsError, MlmetaError, PicturesError, WeightsError
 from mlmeta.models.weights import save_weights
 from mlmeta.spec_builder import build_model
+from mlmeta.training.preparation import check_batch, prepare_criterion, prepare_model
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,8 @@ def read(document: dict[str, Any], **changes: Any) -> TrainCommands:
 
 
 def prepare(document: dict[str, Any], *, probe: bool = False, **changes: Any) -> Task:
-    return prepare_task(read(document, **changes), base_dir=Path(), probe=probe)
+    commands = read(document, **changes)
+    return prepare_task(commands, base_dir=Path(), probe=probe, check_shape=check_batch(commands))
 
 
 def make_model(document: dict[str, Any], *, base_dir: Path = Path(), **changes: Any) -> dict[str, torch.Tensor]:

@@ -52,7 +52,7 @@ def past_store(store_template: Path, tmp_path_factory: pytest.TempPathFactory, c
     """A store with seven attempts on the colours, of which two learnt nothing."""
     import mlflow
 
-    from mlmeta.attempts import run_attempt
+    from mlmeta.train import run_attempt
 
     folder = tmp_path_factory.mktemp("past")
     file = folder / "mlflow.db"
@@ -95,7 +95,7 @@ class TestTrainings:
     def test_each_rule_prunes_a_training_that_does_not_learn(
         self, history: str, colours: Path, rule: dict[str, Any]
     ) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         commands = make_commands(colours, "bad", optimizer=BAD, stop=rule)
         run_id, trained, metrics = run_attempt(commands, base_dir=Path())
@@ -112,7 +112,7 @@ class TestTrainings:
 
     @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["rule"])
     def test_a_good_training_goes_on_to_its_end(self, history: str, colours: Path, rule: dict[str, Any]) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         run_id, trained, metrics = run_attempt(make_commands(colours, "good", stop=rule), base_dir=Path())
         assert (len(trained.curve), trained.stopped) == (N_EPOCH, "")
@@ -123,7 +123,7 @@ class TestTrainings:
     def test_the_expected_end_is_recorded_by_epoch_and_shown(
         self, history: str, colours: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         run_id, trained, _ = run_attempt(make_commands(colours, "seen"), base_dir=Path(), test=False)
         assert get_steps(run_id, "expected_accuracy") == list(range(1, N_EPOCH))
@@ -137,7 +137,7 @@ class TestTrainings:
     def test_without_past_attempts_nothing_is_predicted_and_one_line_says_why_nothing_stops(
         self, store: str, colours: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         commands = make_commands(colours, "first", optimizer=BAD, stop={"rule": "median"})
         _, trained, _ = run_attempt(commands, base_dir=Path(), test=False)
@@ -147,13 +147,13 @@ class TestTrainings:
         assert error.count("val_accuracy by epoch; there are none: nothing stops") == 1
 
     def test_of_fewer_attempts_than_asked_for_nothing_stops(self, history: str, colours: Path) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         commands = make_commands(colours, "bad", optimizer=BAD, stop={"rule": "median", "min_attempts": 8})
         assert len(run_attempt(commands, base_dir=Path(), test=False)[1].curve) == N_EPOCH
 
     def test_nothing_stops_before_its_share_of_the_budget(self, history: str, colours: Path) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         commands = make_commands(colours, "bad", optimizer=BAD, stop={"rule": "median", "after": 0.6})
         assert len(run_attempt(commands, base_dir=Path(), test=False)[1].curve) == 5
@@ -161,7 +161,7 @@ class TestTrainings:
     def test_a_resumed_one_is_stopped_no_more_and_has_the_curve_of_a_whole_training(
         self, history: str, colours: Path
     ) -> None:
-        from mlmeta.attempts import resume_attempt, run_attempt
+        from mlmeta.train import resume_attempt, run_attempt
 
         pruned = make_commands(colours, "bad", optimizer=BAD, stop={"rule": "median"})
         run_id, first, _ = run_attempt(pruned, base_dir=Path())
@@ -178,7 +178,7 @@ class TestTrainings:
         assert Checkpoint(run_id).load() is None
 
     def test_one_that_was_pruned_is_a_lesson_for_the_next(self, history: str, colours: Path) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
         from mlmeta.training.learning_curves import load_past_curves
 
         commands = make_commands(colours, "bad", optimizer=BAD, stop={"rule": "median"})
@@ -201,8 +201,8 @@ class TestTrainings:
         assert "mlmeta train --resume" in result.stdout
 
     def test_recover_keeps_what_a_pruned_attempt_can_go_on_from(self, history: str, colours: Path) -> None:
-        from mlmeta.attempts import run_attempt
         from mlmeta.cli import cli
+        from mlmeta.train import run_attempt
 
         commands = make_commands(colours, "bad", optimizer=BAD, stop={"rule": "median"})
         run_id, *_ = run_attempt(commands, base_dir=Path())
@@ -212,7 +212,7 @@ class TestTrainings:
     def test_a_loss_like_that_of_guessing_is_told_once_and_never_ends_a_training(
         self, store: str, colours: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from mlmeta.attempts import run_attempt
+        from mlmeta.train import run_attempt
 
         softmax = {"name": "Softmax", "dim": 1}
         layers = [{"name": "Flatten"}, {"name": "LazyLinear", "out_features": "n_labels"}, *[softmax] * 3]

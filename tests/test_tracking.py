@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.evaluate import evaluate_attempt
@@ -22,6 +21,7 @@ from mlmeta.status import Status
 from mlmeta.tracking.attempts import find_attempt, make_document
 from mlmeta.tracking.recorder import MlflowRecorder
 from mlmeta.tracking.runs import fail_adopted_run, queued_tags, record_attempt
+from mlmeta.train import run_attempt
 
 pytestmark = pytest.mark.usefixtures("store")
 

@@ -13,13 +13,13 @@ import torch
 from conftest import MemoryRecorder
 from torch import Tensor, nn
 
-from mlmeta import attempts
-from mlmeta.attempts import run_attempt
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data import task
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
 from mlmeta.models import shapes
 from mlmeta.spec_builder import describe_model
+from mlmeta.train import run_attempt
+from mlmeta.training import preparation
 from mlmeta.training.loop import Trained, find_batch_size, is_kept, shuffle_seed, train_attempt
 from mlmeta.training.preparation import prepare_training
 from mlmeta.training.recording import log_training
@@ -226,7 +226,7 @@ def test_an_attempt_that_runs_out_of_memory_fails_with_that_advice(
         prepared.model = Hungry(prepared.model, 5)
         return prepared
 
-    monkeypatch.setattr(attempts, "prepare_training", prepare)
+    monkeypatch.setattr(preparation, "prepare_training", prepare)
     with pytest.raises(AttemptFailedError, match=r"memory of cpu is used up by batch_size 8; batch_size 4 would fit"):
         run_attempt(parse_train_commands(toy_document), base_dir=Path())
 

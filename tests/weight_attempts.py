@@ -84,7 +84,7 @@ def make_past_store(folder: Path, template: Path) -> Path:
     """
     import mlflow
 
-    from mlmeta.attempts import run_attempt
+    from mlmeta.train import run_attempt
 
     shutil.copy(template, folder / "mlflow.db")
     tasks = {

@@ -1,14 +1,13 @@
-"""From commands to what a training or a test runs on: pictures, their shape, the model, the criterion."""
+"""From commands to what a training or a test runs on: the pictures, decoded, and what they say of the task."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mlmeta.commands.documents import Data, SampleData, TorchvisionData, TrainCommands
 from mlmeta.data.batches import Batches, read_input_shape
@@ -17,14 +16,11 @@ from mlmeta.data.image_ops import build_image_ops
 from mlmeta.data.metafeatures import describe_pictures, remember_features
 from mlmeta.data.picture_cache import find_slot
 from mlmeta.data.pictures import PictureSet, check_training_pictures, find_pictures
-from mlmeta.data.roots import confined_copy
 from mlmeta.data.sources import Part
-from mlmeta.data.transforms import Transform, build_target_transform, build_transform
+from mlmeta.data.transforms import Transform, build_transform
 from mlmeta.errors import BadInputError, CommandsError, Fault
-from mlmeta.models.criteria import Criterion
-from mlmeta.models.shapes import refuse_batch, trace_layers
-from mlmeta.models.weights import load_backbone, read_weights
-from mlmeta.spec_builder import build_criterion, build_model, output_form
+
+CheckShape = Callable[[PictureSet, tuple[int, int, int]], None]
 
 
 @dataclass
@@ -69,7 +65,14 @@ class Task:
         )
 
 
-def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False, training: bool = True) -> Task:
+def prepare_task(
+    commands: TrainCommands,
+    *,
+    base_dir: Path,
+    probe: bool = False,
+    training: bool = True,
+    check_shape: CheckShape | None = None,
+) -> Task:
     """Find and decode the pictures of the commands.
 
     Args:
@@ -78,6 +81,7 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
         probe: Decode one picture only, to know the shapes.
         training: Whether to train on it: then every label needs a training picture that can be read, and the
             random transforms must keep the shape.
+        check_shape: Is told of the pictures and of the shape of one before the others are decoded, and may refuse.
 
     Raises:
         PicturesError: If the pictures do not make a task.
@@ -93,7 +97,8 @@ def prepare_task(commands: TrainCommands, *, base_dir: Path, probe: bool = False
     _check_n_labels(commands, found)
     decoded = decode_first(found.pictures, image_ops)
     input_shape = read_input_shape(decoded, transform)
-    _check_batch(commands, found, input_shape, training=training)
+    if check_shape:
+        check_shape(found, input_shape)
     if not probe:
         digests = [picture.digest for picture in found.pictures]
         slot = find_slot(digests, image_ops, reader=_name_reader(commands.data), source=found.source)
@@ -120,18 +125,6 @@ def _check_n_labels(commands: TrainCommands, found: PictureSet) -> None:
         raise CommandsError([Fault("n_labels", message)])
 
 
-def _check_batch(
-    commands: TrainCommands, found: PictureSet, input_shape: tuple[int, int, int], *, training: bool
-) -> None:
-    """Refuse a batch that the memory could not hold, before more than one picture is decoded."""
-    kept_bytes = 0
-    if training and (layers := commands.model.get("layers")):
-        _, trace = trace_layers(layers, n_labels=len(found.label_names), input_shape=input_shape)
-        kept_bytes = trace.kept_bytes
-    n_pictures = len(found.select("train")) if training else len(found.pictures)
-    refuse_batch(input_shape, min(commands.batch_size, n_pictures), kept_bytes=kept_bytes)
-
-
 def _check_training_shape(decoded: DecodedPictures, transform: Transform, expected: tuple[int, int, int]) -> None:
     with torch.random.fork_rng(devices=()):
         shape = read_input_shape(decoded, transform)
@@ -140,34 +133,6 @@ def _check_training_shape(decoded: DecodedPictures, transform: Transform, expect
             f"transform: a picture comes out as {shape} in training and, without what draws at random, as {expected}; "
             "let the random transforms keep the size, or add a Resize after them"
         )
-
-
-def prepare_model(
-    commands: TrainCommands, *, n_labels: int, input_shape: tuple[int, int, int], base_dir: Path
-) -> nn.Module:
-    """Build the model, its weights drawn with the commands' seed or read from ``model.weights``.
-
-    Raises:
-        CommandsError: If the model cannot be built for these shapes.
-        WeightsError: If the weights file is refused.
-    """
-    torch.manual_seed(commands.seed)
-    model = build_model(commands.model, n_labels=n_labels, input_shape=input_shape)
-    weights = commands.model.get("weights")
-    if weights:
-        with confined_copy(base_dir / weights) as file:
-            load_backbone(model, read_weights(file), source=str(weights))
-    return model
-
-
-def prepare_criterion(commands: TrainCommands, *, n_labels: int) -> Criterion:
-    """Build the criterion with the form of outputs and targets that the commands ask for.
-
-    Raises:
-        BadInputError: If the loss cannot be used so.
-    """
-    targets = build_target_transform(commands.target_transform, n_labels=n_labels)
-    return build_criterion(commands.criterion, n_labels=n_labels, outputs=output_form(commands.model), targets=targets)
 
 
 def describe_task(task: Task) -> tuple[dict[str, Any], dict[str, float]]:

@@ -246,9 +246,7 @@ def _read_task(commands: TrainCommands, base_dir: Path) -> TaskFacts | str:
     from mlmeta.data.task import describe_task, prepare_task
 
     try:
-        # Nothing is trained, so what one batch needs does not matter.
-        small = commands.model_copy(update={"data": data, "batch_size": 1})
-        task = prepare_task(small, base_dir=base_dir, training=False)
+        task = prepare_task(commands.model_copy(update={"data": data}), base_dir=base_dir, training=False)
         counts, features = describe_task(task)
     except (MlmetaError, OSError, MemoryError) as error:
         return str(error)

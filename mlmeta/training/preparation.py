@@ -13,12 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.data.batches import Batches, choose_device, count_batches, use_channels_last
+from mlmeta.data.pictures import PictureSet
+from mlmeta.data.roots import confined_copy
 from mlmeta.data.sources import Part
-from mlmeta.data.task import Task, prepare_criterion, prepare_model, prepare_task
+from mlmeta.data.task import CheckShape, Task, prepare_task
+from mlmeta.data.transforms import build_target_transform
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.optimizers import build_optimizer, build_scheduler
-from mlmeta.models.shapes import LayerRow, format_bytes
-from mlmeta.spec_builder import summarize_model
+from mlmeta.models.shapes import LayerRow, format_bytes, refuse_batch, trace_layers
+from mlmeta.models.weights import load_backbone, read_weights
+from mlmeta.spec_builder import build_criterion, build_model, output_form, summarize_model
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
     Raises:
         BadInputError: If anything cannot be used.
     """
-    task = prepare_task(commands, base_dir=base_dir, probe=True)
+    task = prepare_task(commands, base_dir=base_dir, probe=True, check_shape=check_batch(commands))
     rows = summarize_model(commands.model, n_labels=task.n_labels, input_shape=task.input_shape)
     model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir)
     prepare_criterion(commands, n_labels=task.n_labels)
@@ -128,7 +132,7 @@ def prepare_training(commands: TrainCommands, *, base_dir: Path) -> Prepared:
         BadInputError: If anything cannot be used; nothing has been recorded by then.
     """
     seed_everything(commands.seed)
-    task = prepare_task(commands, base_dir=base_dir)
+    task = prepare_task(commands, base_dir=base_dir, check_shape=check_batch(commands))
     device = choose_device()
     model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir).to(device)
     criterion = prepare_criterion(commands, n_labels=task.n_labels).to(device)
@@ -152,3 +156,45 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def check_batch(commands: TrainCommands, *, training: bool = True) -> CheckShape:
+    """Return what refuses a batch that the memory could not hold, before more than one picture is decoded."""
+
+    def check(found: PictureSet, input_shape: tuple[int, int, int]) -> None:
+        kept_bytes = 0
+        if training and (layers := commands.model.get("layers")):
+            _, trace = trace_layers(layers, n_labels=len(found.label_names), input_shape=input_shape)
+            kept_bytes = trace.kept_bytes
+        n_pictures = len(found.select("train")) if training else len(found.pictures)
+        refuse_batch(input_shape, min(commands.batch_size, n_pictures), kept_bytes=kept_bytes)
+
+    return check
+
+
+def prepare_model(
+    commands: TrainCommands, *, n_labels: int, input_shape: tuple[int, int, int], base_dir: Path
+) -> nn.Module:
+    """Build the model, its weights drawn with the commands' seed or read from ``model.weights``.
+
+    Raises:
+        CommandsError: If the model cannot be built for these shapes.
+        WeightsError: If the weights file is refused.
+    """
+    torch.manual_seed(commands.seed)
+    model = build_model(commands.model, n_labels=n_labels, input_shape=input_shape)
+    weights = commands.model.get("weights")
+    if weights:
+        with confined_copy(base_dir / weights) as file:
+            load_backbone(model, read_weights(file), source=str(weights))
+    return model
+
+
+def prepare_criterion(commands: TrainCommands, *, n_labels: int) -> Criterion:
+    """Build the criterion with the form of outputs and targets that the commands ask for.
+
+    Raises:
+        BadInputError: If the loss cannot be used so.
+    """
+    targets = build_target_transform(commands.target_transform, n_labels=n_labels)
+    return build_criterion(commands.criterion, n_labels=n_labels, outputs=output_form(commands.model), targets=targets)

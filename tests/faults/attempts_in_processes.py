@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import mlmeta.training.checkpoints
-from mlmeta.attempts import resume_attempt, run_attempt
 from mlmeta.commands.parsing import load_train_commands
 from mlmeta.evaluate import evaluate_attempt  # noqa: F401  # imported before the first fork
 from mlmeta.tracking.attempts import search_all_runs
 from mlmeta.tracking.recovery import find_stale_attempts, mark_interrupted
 from mlmeta.tracking.store import open_client
+from mlmeta.train import resume_attempt, run_attempt
 
 
 def start(action: Any) -> int:

@@ -39,7 +39,7 @@ LIMIT_S = 20
 LIMIT_BYTES = 2 * 2**30
 # What a machine of this size would refuse is refused, so that no case may come near the limit.
 MACHINE_BYTES = 64 * 2**20
-# What the attempt makes an AttemptFailedError of, once its training has begun: see `mlmeta.attempts`.
+# What the attempt makes an AttemptFailedError of, once its training has begun: see `mlmeta.train`.
 BREAKS_TRAINING = (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError)
 
 resource = pytest.importorskip("resource", reason="needs POSIX timers and figures")
