@@ -3,8 +3,8 @@
     python benchmarks/learn_kernel.py [--store URI]
 
 The marginal likelihood of the scores' normal quantiles is climbed by Adam, on other draws of attempts in each step,
-with a weak pull towards equal lengths. `mlmeta.surrogate.KernelSettings` holds what comes out for all 13 tasks of
-examples/attempts.jsonl.gz; benchmarks/meta_learning.py learns them again without the task that it holds out.
+with a weak pull towards equal lengths. `mlmeta.tuning.surrogate.KernelSettings` holds what comes out for all 13 tasks
+of examples/attempts.jsonl.gz; benchmarks/meta_learning.py learns them again without the task that it holds out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from mlmeta.analysis.features import score_ranks
 from mlmeta.analysis.task_similarity import task_distances, task_table
 from mlmeta.history.loading import load_attempts
-from mlmeta.surrogate import KernelSettings
-from mlmeta.training_features import LENGTHS, name_features
+from mlmeta.tuning.surrogate import KernelSettings
+from mlmeta.tuning.training_features import LENGTHS, name_features
 
 N_STEPS = 120
 N_PER_TASK = 28
@@ -83,7 +83,7 @@ def learn_settings(table: pd.DataFrame, *, metric: str = "accuracy", seed: int =
 
 
 def make_covariance(features: Tensor, codes: Tensor, distances: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-    """Return the covariance of scores, with noise; see `mlmeta.surrogate`."""
+    """Return the covariance of scores, with noise; see `mlmeta.tuning.surrogate`."""
     squared = ((features[:, None] - features[None]) ** 2).sum(-1)
     scaled = torch.sqrt(5 * squared + 1e-10)
     matern = (1 + scaled + scaled**2 / 3) * torch.exp(-scaled)

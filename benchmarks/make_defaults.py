@@ -4,7 +4,7 @@
 
 default_trainings.json is the list that is recommended where there is no history, a greedy portfolio: each next training
 is the one that adds most to the mean over tasks of the best normalized accuracy so far. shipped_attempts.json has all
-the attempts, for `mlmeta.shipped`. Without files: examples/attempts.jsonl.gz.
+the attempts, for `mlmeta.tuning.lessons`. Without files: examples/attempts.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlmeta.analysis.task_similarity import task_table
 from mlmeta.commands.documents import digest_document
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.commands.search_space import TRAINING_KEYS
-from mlmeta.shipped import describe_attempts
+from mlmeta.tuning.lessons import describe_attempts
 
 ROOT = Path(__file__).parent.parent
 N = 10
@@ -54,7 +54,7 @@ def choose_defaults(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def write(name: str, made_from: dict[str, Any], found: dict[str, Any], indent: int | None) -> None:
     """Write a file of the package."""
     text = json.dumps(made_from | found, indent=indent) + "\n"
-    (ROOT / "mlmeta" / name).write_text(text, encoding="utf-8")
+    (ROOT / "mlmeta" / "tuning" / name).write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.shipped import Shipped, describe_attempts, parse_shipped
+from mlmeta.tuning.lessons import Shipped, describe_attempts, parse_shipped
 
 Floats = npt.NDArray[np.float64]
 

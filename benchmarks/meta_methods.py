@@ -83,7 +83,7 @@ class Mlmeta:
 
     def ask(self, scene: Scene) -> Any:
         """Return the surrogate that has seen what the scene has."""
-        from mlmeta.surrogate import Surrogate
+        from mlmeta.tuning.surrogate import Surrogate
 
         trials = scene.trials
         shipped = scene.shipped.without(scene.past) if self.with_shipped else None
@@ -105,7 +105,7 @@ class DefaultList:
         from make_defaults import choose_defaults
 
         from mlmeta.commands.documents import digest_document
-        from mlmeta.training_features import describe_trainings
+        from mlmeta.tuning.training_features import describe_trainings
 
         known = [self.documents[name] for name in scene.shipped.attempts["model_name"]]
         name_of = {}
@@ -140,7 +140,7 @@ class ColdOptuna:
         """Return the order of the candidates that lie nearest to what the sampler asks for."""
         import optuna
 
-        from mlmeta.training_features import describe_trainings
+        from mlmeta.tuning.training_features import describe_trainings
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         points = describe_trainings(scene.trials.candidates, scene.tasks)

@@ -41,13 +41,13 @@ _EXPORTS = {
     "load_test_commands": "mlmeta.commands.parsing",
     "load_train_commands": "mlmeta.commands.parsing",
     "make_document": "mlmeta.tracking.attempts",
-    "Recommendation": "mlmeta.recommend",
-    "recommend_commands": "mlmeta.recommend",
+    "Recommendation": "mlmeta.tuning.recommend",
+    "recommend_commands": "mlmeta.tuning.recommend",
     "resume_attempt": "mlmeta.train",
-    "resume_tuning": "mlmeta.tune",
+    "resume_tuning": "mlmeta.tuning.tune",
     "run_attempt": "mlmeta.train",
-    "tune_task": "mlmeta.tune",
-    "TuningSettings": "mlmeta.tuning_rounds",
+    "tune_task": "mlmeta.tuning.tune",
+    "TuningSettings": "mlmeta.tuning.tune",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]  # the names are those of _EXPORTS

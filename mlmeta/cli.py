@@ -14,10 +14,10 @@ from mlmeta.console import reporting_errors
 from mlmeta.evaluate import evaluate
 from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.plugin.server_cli import COMMANDS as SERVER_COMMANDS
-from mlmeta.recommend_cli import COMMANDS as RECOMMEND_COMMANDS
 from mlmeta.reports.cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.train import train
-from mlmeta.tune_cli import COMMANDS as TUNE_COMMANDS
+from mlmeta.tuning.cli import COMMANDS as RECOMMEND_COMMANDS
+from mlmeta.tuning.cli import COMMANDS as TUNE_COMMANDS
 from mlmeta.worker_cli import COMMANDS as WORKER_COMMANDS
 
 

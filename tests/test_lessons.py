@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mlmeta.errors import BadInputError
-from mlmeta.lessons import STD_COLUMN, add_lessons
+from mlmeta.tuning.lessons import STD_COLUMN, add_lessons
 
 NAN = math.nan
 

@@ -12,8 +12,8 @@ from attempt_table import make_table
 from mlmeta.analysis.task_similarity import NEW_TASK
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data.task import prepare_task
-from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
-from mlmeta.proposals import Proposal, take_training
+from mlmeta.tuning.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
+from mlmeta.tuning.proposals import Proposal, take_training
 
 DENSE = {"name": "Linear", "in_features": 5, "out_features": "n_labels"}
 

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.proposals import digest_training, make_commands, take_training
+from mlmeta.tuning.proposals import digest_training, make_commands, take_training
 
 CONVOLUTION = {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 3}
 

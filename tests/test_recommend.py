@@ -19,11 +19,11 @@ from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.errors import BadInputError
-from mlmeta.proposals import derive_space, find_winners, number_name, read_defaults, take_training, vary
-from mlmeta.recommend import Recommendation, recommend_commands
-from mlmeta.recommend_cli import _anchor_weights, _rebase
 from mlmeta.training.loop import train_attempt
 from mlmeta.training.preparation import prepare_training
+from mlmeta.tuning.cli import _anchor_weights, _rebase
+from mlmeta.tuning.proposals import derive_space, find_winners, number_name, read_defaults, take_training, vary
+from mlmeta.tuning.recommend import Recommendation, recommend_commands
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
 def test_of_many_tasks_the_nearest_are_learnt_from(
     toy_document: dict[str, Any], history: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlmeta.new_task.MOST_TASKS", 3)
+    monkeypatch.setattr("mlmeta.tuning.new_task.MOST_TASKS", 3)
     (one,) = recommend(toy_document, history, n=1)
     assert "by 192 attempts on 3 other tasks" in one.reason
     assert len({evidence.task for evidence in one.evidence}) <= 3

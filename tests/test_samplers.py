@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlmeta.commands.params import flatten_params
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data.task import prepare_task
-from mlmeta.proposals import digest_training, take_training
-from mlmeta.samplers import make_sampler
+from mlmeta.tuning.proposals import digest_training, take_training
+from mlmeta.tuning.samplers import make_sampler
 
 RATE = {"low": 1e-4, "high": 0.1, "log": True}
 SPACE = {

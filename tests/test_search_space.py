@@ -12,7 +12,7 @@ import pytest
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.commands.search_space import TRAINING_KEYS, Range, draw_training, fit_training, get_value, read_space
 from mlmeta.errors import CommandsError
-from mlmeta.proposals import derive_space, draw_proposals, keep_in_space, read_defaults
+from mlmeta.tuning.proposals import derive_space, draw_proposals, keep_in_space, read_defaults
 
 LOG_RATE = {"optimizer.lr": {"low": 1e-4, "high": 0.1, "log": True}}
 FLAT = {"layers": [{"name": "Flatten"}, {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}]}

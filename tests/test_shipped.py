@@ -8,9 +8,9 @@ import numpy as np
 from attempt_table import make_table
 
 from mlmeta.analysis.task_similarity import task_table
-from mlmeta.shipped import describe_attempts, parse_shipped, read_shipped
-from mlmeta.surrogate import MOST_ATTEMPTS, Surrogate
-from mlmeta.training_features import describe_trainings
+from mlmeta.tuning.lessons import describe_attempts, parse_shipped, read_shipped
+from mlmeta.tuning.surrogate import MOST_ATTEMPTS, Surrogate
+from mlmeta.tuning.training_features import describe_trainings
 
 
 def test_the_file_holds_the_real_attempts() -> None:

@@ -11,8 +11,8 @@ from attempt_table import make_table
 
 from mlmeta.analysis.task_similarity import task_table
 from mlmeta.errors import BadInputError
-from mlmeta.surrogate import MOST_ATTEMPTS, Surrogate
-from mlmeta.training_features import LENGTHS, describe_trainings, name_features
+from mlmeta.tuning.surrogate import MOST_ATTEMPTS, Surrogate
+from mlmeta.tuning.training_features import LENGTHS, describe_trainings, name_features
 
 TASKS = ("cifar-dev-0", "cifar-dev-4", "digits-0", "omniglot-Greek")
 

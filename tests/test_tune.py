@@ -16,11 +16,10 @@ from mlflow import MlflowClient
 from mlmeta.cli import cli
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.tune import Tuned, resume_tuning, tune_task
-from mlmeta.tune_cli import parse_duration
-from mlmeta.tuning_progress import TuningProgress
-from mlmeta.tuning_rounds import TuningSettings, choose_incumbent, rank_attempts
-from mlmeta.tuning_runs import TunedAttempt, list_attempts
+from mlmeta.tuning.cli import parse_duration
+from mlmeta.tuning.progress import TuningProgress
+from mlmeta.tuning.recording import TunedAttempt, list_attempts
+from mlmeta.tuning.tune import Tuned, TuningSettings, choose_incumbent, rank_attempts, resume_tuning, tune_task
 
 
 def tune(document: dict[str, Any], **settings: Any) -> Tuned:

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.tuning_runs import TunedAttempt, find_tuning, list_attempts, record_tuning
+from mlmeta.tuning.recording import TunedAttempt, find_tuning, list_attempts, record_tuning
 
 
 def record(document: dict[str, Any], **options: Any) -> Any:

@@ -19,13 +19,13 @@ from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import CommandsError, MlmetaError
 
 if TYPE_CHECKING:
-    from mlmeta.recommend import Recommendation
+    from mlmeta.tuning.recommend import Recommendation
 
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a request, see the module."""
     from mlmeta.history.loading import load_attempts
-    from mlmeta.recommend import recommend_commands
+    from mlmeta.tuning.recommend import recommend_commands
 
     history = load_attempts(request["store_uri"])
     if request["experiments"] is not None:

@@ -31,10 +31,10 @@ from mlmeta.data.task import prepare_task
 from mlmeta.errors import BadInputError
 from mlmeta.history.loading import load_attempts
 from mlmeta.history.table import FAILED, list_params
-from mlmeta.lessons import split_lessons
-from mlmeta.proposals import derive_space, digest_training, find_winners, make_commands, take_training
-from mlmeta.recommend import Recommendation, judge_attempts, recommend_commands
 from mlmeta.training.preparation import check_batch
+from mlmeta.tuning.lessons import split_lessons
+from mlmeta.tuning.proposals import derive_space, digest_training, find_winners, make_commands, take_training
+from mlmeta.tuning.recommend import Recommendation, judge_attempts, recommend_commands
 
 OPTUNA_SAMPLERS = ("tpe", "gp", "random")
 SAMPLERS = ("mlmeta", *OPTUNA_SAMPLERS)

@@ -136,7 +136,7 @@ def find_winners(past: pd.DataFrame, metric: str, closeness: Mapping[str, float]
 
 def read_defaults() -> list[Proposal]:
     """Return the shipped list, made from 832 real attempts on 13 tasks by benchmarks/make_defaults.py."""
-    text = resources.files("mlmeta").joinpath("default_trainings.json").read_text(encoding="utf-8")
+    text = resources.files("mlmeta.tuning").joinpath("default_trainings.json").read_text(encoding="utf-8")
     return [Proposal(training, "mlmeta's default list") for training in json.loads(text)["trainings"]]
 
 

@@ -1,9 +1,9 @@
 """What to try next on a task, why, and how good it should be.
 
 Past winners on other tasks, variations of them, the shipped defaults, the commands as given and draws of their search
-space are fitted to the new task's pictures; those that fit are ranked by `mlmeta.surrogate`, which has seen all past
-attempts, those on this task and those that come with mlmeta. Several at once are chosen one after the other, each as if
-the ones before had been tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP Bandit
+space are fitted to the new task's pictures; those that fit are ranked by `mlmeta.tuning.surrogate`, which has seen all
+past attempts, those on this task and those that come with mlmeta. Several at once are chosen one after the other, each
+as if the ones before had been tried (Desautels et al., Parallelizing Exploration-Exploitation Tradeoffs in GP Bandit
 Optimization, 2014).
 """
 
@@ -24,9 +24,9 @@ from mlmeta.commands.params import read_training
 from mlmeta.commands.search_space import read_space
 from mlmeta.errors import BadInputError
 from mlmeta.history.table import FAILED, Floats, list_params, read_numbers
-from mlmeta.lessons import FINISHED, STD_COLUMN
-from mlmeta.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
-from mlmeta.proposals import (
+from mlmeta.tuning.lessons import FINISHED, STD_COLUMN
+from mlmeta.tuning.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
+from mlmeta.tuning.proposals import (
     Proposal,
     derive_space,
     digest_training,
@@ -39,8 +39,8 @@ from mlmeta.proposals import (
     vary,
     write_commands,
 )
-from mlmeta.surrogate import Surrogate
-from mlmeta.training_features import describe_trainings
+from mlmeta.tuning.surrogate import Surrogate
+from mlmeta.tuning.training_features import describe_trainings
 
 _LOG = logging.getLogger(__name__)
 N_EVIDENCE = 3

@@ -18,7 +18,8 @@ from mlmeta.training.progress import describe_epoch
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions
 
-    from mlmeta.recommend import Recommendation
+    from mlmeta.tuning.recommend import Recommendation
+
 
 _COLUMNS = ("attempt", "round", "expected", "how", "epoch", "val_accuracy", "heading for", "state")
 # Of the table: its title, head, rules and a line to spare; what "how" is not made narrower than; between columns.

@@ -1,8 +1,8 @@
 """What score commands can be expected to reach on a task: a Gaussian process over attempts on all tasks.
 
-Notation: x the features of an attempt (`mlmeta.training_features`), t its task, d(t, t') the distance of two tasks
-(`mlmeta.analysis.task_similarity`), m the Matérn 5/2 function of the Euclidean distance of two attempts, z the score
-of an attempt as a normal quantile of its rank within its task. The covariance of z of two attempts is
+Notation: x the features of an attempt (`mlmeta.tuning.training_features`), t its task, d(t, t') the distance of two
+tasks (`mlmeta.analysis.task_similarity`), m the Matérn 5/2 function of the Euclidean distance of two attempts, z the
+score of an attempt as a normal quantile of its rank within its task. The covariance of z of two attempts is
 
     m(x, x') · (shared + similar · exp(-d(t, t') / length) + own · [t = t']) + commands · [x = x'] + noise
 
@@ -24,8 +24,8 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from mlmeta.analysis.features import score_quantiles, score_ranks
 from mlmeta.analysis.task_similarity import task_distances
 from mlmeta.history.table import FAILED, Floats, Ints, lower_is_better, read_scores
-from mlmeta.shipped import Shipped
-from mlmeta.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
+from mlmeta.tuning.lessons import Shipped
+from mlmeta.tuning.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
 
 # Of more past attempts this many are learnt from: a fit grows with their cube.
 MOST_ATTEMPTS = 1_200

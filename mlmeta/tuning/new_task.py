@@ -17,12 +17,11 @@ from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.data.task import describe_task, prepare_task
 from mlmeta.errors import MlmetaError
 from mlmeta.history.table import read_numbers
-from mlmeta.lessons import split_lessons
 from mlmeta.models.optimizers import build_optimizer
-from mlmeta.proposals import Proposal, write_commands
-from mlmeta.shipped import Shipped, read_shipped
 from mlmeta.spec_builder import build_model, describe_model, summarize_model
 from mlmeta.training.preparation import check_batch
+from mlmeta.tuning.lessons import Shipped, read_shipped, split_lessons
+from mlmeta.tuning.proposals import Proposal, write_commands
 
 # Of more past tasks the nearest are learnt from: 20 attempts on each are what the surrogate takes.
 MOST_TASKS = 60
@@ -38,7 +37,7 @@ class NewTask:
         input_shape: (channels, height, width) of a picture as the model gets it.
         tasks: As `mlmeta.analysis.task_similarity.task_table` gives them, the nearest of the past and, as `NEW_TASK`,
             this one.
-        own: Past attempts on this task, with their lessons (`mlmeta.lessons`).
+        own: Past attempts on this task, with their lessons (`mlmeta.tuning.lessons`).
         past: Those on the other `tasks`.
         shipped: Attempts that come with mlmeta.
     """
