@@ -13,12 +13,12 @@ import click
 from mlmeta.console import reporting_errors
 from mlmeta.evaluate import evaluate
 from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
-from mlmeta.plugin.server_cli import COMMANDS as SERVER_COMMANDS
 from mlmeta.reports.cli import COMMANDS as QUERY_COMMANDS
+from mlmeta.server.cli import COMMANDS as SERVER_COMMANDS
+from mlmeta.server.cli import COMMANDS as WORKER_COMMANDS
 from mlmeta.train import train
 from mlmeta.tuning.cli import COMMANDS as RECOMMEND_COMMANDS
 from mlmeta.tuning.cli import COMMANDS as TUNE_COMMANDS
-from mlmeta.worker_cli import COMMANDS as WORKER_COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -21,8 +21,7 @@ from mlflow import MlflowClient
 from servers import Server
 
 from mlmeta.exchange.importing import import_attempts
-from mlmeta.plugin.page_files import read_example
-from mlmeta.plugin.pages import SECTIONS
+from mlmeta.server.pages import SECTIONS, read_example
 
 pytest.importorskip("selenium", reason="Selenium is not installed: pip install --group dev")
 

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
-from mlmeta.job_queue import JobQueue, queue_folder
-from mlmeta.jobs import ENDED, OPEN, Job, JobKind, JobState
+from mlmeta.server.queue import ENDED, OPEN, Job, JobKind, JobQueue, JobState, queue_folder
 
 DOCUMENT = {"model_name": "dogs", "label_names": ["ä", "b"], "optimizer": {"lr": 1e-3}}
 
@@ -230,7 +229,7 @@ def test_the_address_of_the_server_is_kept(queue: JobQueue) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from mlmeta.job_queue import JobQueue
+from mlmeta.server.queue import JobQueue
 with JobQueue(Path(sys.argv[1])).hold(1):
     print("held", flush=True)
     sys.stdin.read()

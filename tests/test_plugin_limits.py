@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlmeta.plugin.limits import App, Message, Receive, RefusedRequestError, RequestGuard, Scope, Send, check_json
-from mlmeta.plugin.settings import ServerSettings
+from mlmeta.server.limits import App, Message, Receive, RefusedRequestError, RequestGuard, Scope, Send, check_json
+from mlmeta.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(max_body_bytes=1000, max_depth=10)
 TRAIN = "/ajax-api/mlmeta/train"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlmeta.errors import BadInputError
-from mlmeta.plugin.server_cli import describe_server, is_loopback, plan_server
+from mlmeta.server.cli import describe_server, is_loopback, plan_server
 
 COMMAND = (sys.executable, "-m", "mlflow", "server", "--app-name", "mlmeta")
 

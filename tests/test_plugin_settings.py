@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlmeta.errors import BadInputError
-from mlmeta.plugin.settings import ServerSettings, read_settings
+from mlmeta.server.settings import ServerSettings, read_settings
 
 ROOT = Path(__file__).parent.parent
 

@@ -43,12 +43,6 @@ def test_the_version_stands_in_one_form_everywhere() -> None:
     assert project["version"] == mlmeta.__version__
 
 
-def test_every_package_is_packed() -> None:
-    packed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    there = {file.parent.relative_to(ROOT).as_posix().replace("/", ".") for file in ROOT.glob("mlmeta/**/__init__.py")}
-    assert set(packed) == there
-
-
 def test_config_is_a_string_in_every_entry_point() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
     assert {"main", "train", "evaluate"} <= project["entry_points"].keys()

@@ -11,15 +11,14 @@ from starlette.responses import JSONResponse, Response
 
 from mlmeta import meta_query
 from mlmeta.errors import NotFoundError
-from mlmeta.jobs import OPEN, Job, JobState
-from mlmeta.plugin import questions
-from mlmeta.plugin.answers import RefusedError, answer_rows
-from mlmeta.plugin.attempt_documents import make_document
-from mlmeta.plugin.callers import Caller, identify
-from mlmeta.plugin.job_answers import describe_job, describe_jobs, link_to_run
-from mlmeta.plugin.recommending import recommend
-from mlmeta.plugin.runs import end_waiting_run, get_run, set_tags
-from mlmeta.plugin.submitting import queue_training, read_body
+from mlmeta.server import questions
+from mlmeta.server.callers import Caller, identify
+from mlmeta.server.job_answers import describe_job, describe_jobs, link_to_run
+from mlmeta.server.queue import OPEN, Job, JobState
+from mlmeta.server.queued_runs import end_waiting_run, get_run, make_document, set_tags
+from mlmeta.server.recommending import recommend
+from mlmeta.server.responses import RefusedError, answer_rows
+from mlmeta.server.submitting import queue_training, read_body
 
 router = APIRouter(prefix="/ajax-api/mlmeta", tags=["mlmeta"])
 _T = TypeVar("_T")

@@ -20,13 +20,12 @@ from starlette.routing import Mount
 
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.files import state_folder
-from mlmeta.job_queue import JobQueue, queue_folder
-from mlmeta.plugin.answers import answer_error
-from mlmeta.plugin.limits import RequestGuard
-from mlmeta.plugin.listening import find_listening
-from mlmeta.plugin.runner_keeper import RunnerKeeper
-from mlmeta.plugin.server import AttemptTable, Server
-from mlmeta.plugin.settings import ServerSettings, read_settings
+from mlmeta.server.limits import RequestGuard
+from mlmeta.server.queue import JobQueue, queue_folder
+from mlmeta.server.responses import answer_error
+from mlmeta.server.settings import ServerSettings, find_listening, read_settings
+from mlmeta.server.state import AttemptTable, Server
+from mlmeta.server.worker import RunnerKeeper
 from mlmeta.tracking.store import sqlite_file
 
 _LOG = logging.getLogger("uvicorn.error")
@@ -88,12 +87,12 @@ def make_absolute(store_uri: str) -> str:
 
 
 def _add_routes(app: FastAPI, prefix: str) -> None:
-    from mlmeta.plugin import openapi, pages, routes, verbs
+    from mlmeta.server import legacy_routes, openapi, pages, routes
 
     last = app.router.routes.pop()
     if not isinstance(last, Mount):
         raise MlmetaError(f"MLflow's app ends with {last!r} where mlmeta expects its catch-all mount")
-    for router in (openapi.router, routes.router, verbs.router, pages.router):
+    for router in (openapi.router, routes.router, legacy_routes.router, pages.router):
         app.include_router(router, prefix=prefix)
     app.router.routes.append(last)
 

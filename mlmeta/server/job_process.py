@@ -1,4 +1,4 @@
-"""One job in a process of its own: ``python -m mlmeta.job_process QUEUE_FOLDER JOB_ID``.
+"""One job in a process of its own: ``python -m mlmeta.server.job_process QUEUE_FOLDER JOB_ID``.
 
 It holds the job's lock while it lives, fills the job's run, and writes into the queue how it ended, so that a runner
 which died meanwhile loses nothing. SIGTERM ends it gently: the attempt keeps what it has, and the job is cancelled if
@@ -16,8 +16,7 @@ from pathlib import Path
 from mlmeta.console import terminating_gently
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, DivergedError, MlmetaError
-from mlmeta.job_queue import JobQueue
-from mlmeta.jobs import Job, JobKind, JobState
+from mlmeta.server.queue import Job, JobKind, JobQueue, JobState
 from mlmeta.status import Status
 from mlmeta.tracking.store import EXPERIMENTS_VARIABLE
 

@@ -13,8 +13,8 @@ from starlette.responses import HTMLResponse
 import mlmeta
 from mlmeta.commands.documents import Attempt, TestCommands, TrainCommands
 from mlmeta.commands.json_schema import complete_schema
-from mlmeta.plugin import routes, verbs
-from mlmeta.plugin.callers import Caller, identify
+from mlmeta.server import legacy_routes, routes
+from mlmeta.server.callers import Caller, identify
 
 PATH = "/ajax-api/mlmeta"
 router = APIRouter(prefix=PATH, tags=["about the API"])
@@ -65,7 +65,7 @@ def describe_api(prefix: str) -> dict[str, Any]:
         summary="Attempts at classifying images: trained in the background, compared, learnt from.",
         description='A fault is `{"detail": sentence}`; faulty commands have `faults` beside it, one for each.',
     )
-    for each in (routes.router, verbs.router, router):
+    for each in (routes.router, legacy_routes.router, router):
         app.include_router(each, prefix=prefix)
     document = app.openapi()
     for path, operations in document["paths"].items():

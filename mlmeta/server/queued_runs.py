@@ -2,10 +2,13 @@
 
 A run that waits is SCHEDULED and has the tag `mlmeta.queued`: 1 while it is in the queue, 0 where it is only described.
 The training process adopts it and takes the tag away.
+
+The Attempt document of a run is read in the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -18,7 +21,8 @@ from typing import Any
 from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.commands.params import MAX_TAG
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.plugin.callers import Caller, list_experiments
+from mlmeta.server.callers import Caller, list_experiments
+from mlmeta.server.responses import RefusedError
 from mlmeta.status import Status
 from mlmeta.tracking.attempts import COMMANDS_TAG
 from mlmeta.tracking.runs import first_tags
@@ -200,3 +204,58 @@ async def end_waiting_run(caller: Caller, run_id: str) -> None:
     await caller.change("runs/delete-tag", {"run_id": run_id, "key": QUEUED_TAG})
     now = int(time.time() * 1000)
     await caller.change("runs/update", {"run_id": run_id, "status": "KILLED", "end_time": now})
+
+
+async def make_document(caller: Caller, run: RunRecord) -> dict[str, Any]:
+    """Return what `mlmeta export` gives of an attempt: the imported document, or one made of what the run holds now.
+
+    Raises:
+        NotFoundError: If the run has no commands.
+    """
+    if "mlmeta.import_digest" in run.tags:
+        document: dict[str, Any] = json.loads(await caller.get_artifact(run.run_id, "attempt.json"))
+        return document
+    losses = await _read_losses(caller, run)
+    test = await _read_test_commands(caller, run)
+    return {
+        "id": run.run_id,
+        "name": run.name,
+        "training_commands": await read_commands(caller, run),
+        "training_losses": losses,
+        "n_epoch": len(losses),
+        "testing_commands": test,
+        "accuracy": run.metrics.get("accuracy"),
+        "status": run.status or Status.INCOMPLETE,
+        "limit": int((test or {}).get("limit", run.params.get("test.limit", 0))),
+    }
+
+
+async def read_commands(caller: Caller, run: RunRecord) -> dict[str, Any]:
+    """Return the train commands of a run as they were given.
+
+    Raises:
+        NotFoundError: If it has none.
+    """
+    text = run.tags.get(COMMANDS_TAG) or await caller.get_artifact(run.run_id, "train_commands.json")
+    commands: dict[str, Any] = json.loads(text)
+    return commands
+
+
+async def _read_test_commands(caller: Caller, run: RunRecord) -> Any:
+    if TEST_TAG in run.tags and "accuracy" not in run.metrics:
+        return json.loads(run.tags[TEST_TAG])
+    if "accuracy" not in run.metrics:
+        return None
+    # MLflow answers 500 where a server's store has no such artifact.
+    with contextlib.suppress(NotFoundError, RefusedError, ValueError):
+        return json.loads(await caller.get_artifact(run.run_id, "test_commands.json"))
+    return None
+
+
+async def _read_losses(caller: Caller, run: RunRecord) -> list[float | None]:
+    if "train_loss" not in run.metrics:
+        return []
+    history = await caller.get("metrics/get-history", run_id=run.run_id, metric_key="train_loss")
+    points = sorted(history.get("metrics", []), key=lambda one: int(one.get("step", 0)))
+    values = [float(one.get("value", math.nan)) for one in points]
+    return [value if math.isfinite(value) else None for value in values]

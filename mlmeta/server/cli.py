@@ -1,4 +1,4 @@
-"""The command ``server``: MLflow's server with mlmeta's routes and page."""
+"""The commands ``server``, MLflow's server with mlmeta's routes and pages, and ``worker``, a runner of its queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlmeta.console import reporting_errors
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.files import state_folder
-from mlmeta.plugin.settings import ServerSettings, check_root, read_settings
+from mlmeta.server.settings import ServerSettings, check_root, read_settings
 
 _JOBS_VARIABLE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 
@@ -143,4 +143,24 @@ def server(
     os.execvpe(process.arguments[0], list(process.arguments), dict(process.environ))  # noqa: S606  # no shell
 
 
-COMMANDS: list[click.Command] = [server]
+@click.command()
+@click.option("--queue", "folder", metavar="DIR", type=click.Path(path_type=Path), help="The folder of the queue.")
+@click.option("--at-once", type=click.IntRange(1, 1000), default=1, show_default=True, help="Attempts at once.")
+@click.option("--while-pid", metavar="PID", type=click.IntRange(min=1), help="End with this process.")
+@reporting_errors
+def worker(folder: Path | None, at_once: int, while_pid: int | None) -> None:
+    """Train what a server has queued, until Ctrl-C; a server starts one by itself.
+
+    Without --queue it is the folder of MLMETA_QUEUE_DIR, or the queue of the tracking store of MLflow's settings.
+    """
+    from mlmeta.server.queue import JobQueue, queue_folder
+    from mlmeta.server.worker import JobRunner
+    from mlmeta.tracking.store import current_uri
+
+    given = os.environ.get("MLMETA_QUEUE_DIR")
+    queue = JobQueue(folder or (Path(given) if given else queue_folder(current_uri())))
+    click.echo(f"working on {queue.folder}, {at_once} at once", err=True)
+    JobRunner(queue, at_once=at_once, while_pid=while_pid).run()
+
+
+COMMANDS: list[click.Command] = [worker, server]

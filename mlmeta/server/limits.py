@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from mlmeta.plugin.settings import ServerSettings
+from mlmeta.server.settings import ServerSettings
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

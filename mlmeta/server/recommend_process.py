@@ -1,6 +1,6 @@
 """Recommendations in a process of their own: they look at pictures and build models, which the server does not.
 
-    python -m mlmeta.plugin.recommend_process < request > answer
+    python -m mlmeta.server.recommend_process < request > answer
 
 The request is ``{"commands": …, "n": …, "base_dir": …, "store_uri": …, "experiments": [names] or null}``; the answer is
 ``{"recommendations": […]}`` or ``{"error": …, "faults": […], "exit_code": …}``, as the command line would end.

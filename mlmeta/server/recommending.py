@@ -14,9 +14,9 @@ from filelock import AsyncFileLock, Timeout
 
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import CommandsError, Fault, MlmetaError
-from mlmeta.plugin.answers import RefusedError
-from mlmeta.plugin.callers import Caller
-from mlmeta.plugin.submitting import check_train_commands
+from mlmeta.server.callers import Caller
+from mlmeta.server.responses import RefusedError
+from mlmeta.server.submitting import check_train_commands
 
 # A process takes seconds and half a gigabyte: one at a time on this machine, whichever server process was asked.
 _LIMIT_S = 300.0
@@ -25,7 +25,7 @@ _n_waiting = 0
 
 
 async def recommend(caller: Caller, document: Mapping[str, Any], *, n: int) -> dict[str, Any]:
-    """Return what to try next on the task of some commands; see `mlmeta.plugin.recommend_process`.
+    """Return what to try next on the task of some commands; see `mlmeta.server.recommend_process`.
 
     Raises:
         CommandsError: If the commands cannot be used.
@@ -63,7 +63,7 @@ def _too_many() -> RefusedError:
 async def _ask(request: bytes, roots: tuple[Path, ...]) -> bytes:
     environment = {**os.environ, ROOTS_VARIABLE: join_roots(roots)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mlmeta.plugin.recommend_process",
+        sys.executable, "-m", "mlmeta.server.recommend_process",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,
     )  # fmt: skip
     try:

@@ -15,13 +15,10 @@ from starlette.responses import JSONResponse
 from mlmeta.commands.documents import Attempt, TrainCommands
 from mlmeta.commands.parsing import parse_attempt
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.jobs import JobState
-from mlmeta.plugin import questions
-from mlmeta.plugin.answers import RefusedError
-from mlmeta.plugin.attempt_documents import make_document
-from mlmeta.plugin.job_answers import describe_job
-from mlmeta.plugin.routes import Asking
-from mlmeta.plugin.runs import (
+from mlmeta.server import questions
+from mlmeta.server.job_answers import describe_job
+from mlmeta.server.queue import JobState
+from mlmeta.server.queued_runs import (
     QUEUED_TAG,
     create_run,
     delete_run,
@@ -29,10 +26,13 @@ from mlmeta.plugin.runs import (
     describe_test,
     find_runs,
     get_run,
+    make_document,
     set_tags,
     write_test,
 )
-from mlmeta.plugin.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
+from mlmeta.server.responses import RefusedError
+from mlmeta.server.routes import Asking
+from mlmeta.server.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
 
 router = APIRouter(prefix="/ajax-api/mlmeta", tags=["the older tool's verbs"])
 Name = Annotated[str, Query(max_length=250, description="Of the attempt.")]

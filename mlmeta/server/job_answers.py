@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mlmeta.jobs import Job, JobKind, JobState
-from mlmeta.plugin.callers import Caller
-from mlmeta.plugin.server import Server
+from mlmeta.server.callers import Caller
+from mlmeta.server.queue import Job, JobKind, JobState
+from mlmeta.server.state import Server
 
 _SHOWN_PARTS = ("optimizer", "batch_size", "n_epoch")
 

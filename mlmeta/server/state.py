@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-import anyio
 import anyio.to_thread
 import pandas as pd
 from starlette.types import ASGIApp
 
-from mlmeta.job_queue import JobQueue
-from mlmeta.plugin.settings import ServerSettings
+from mlmeta.server.queue import JobQueue
+from mlmeta.server.settings import ServerSettings
 
 # How old a table of attempts may be: so many seconds, and so many times as long as reading it takes. With many readers
 # the store is asked once in that time, and a large one does not keep a core busy.

@@ -13,11 +13,9 @@ from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.commands.parsing import parse_json, parse_test_commands, parse_train_commands
 from mlmeta.data.roots import confine_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
-from mlmeta.jobs import Job, JobKind, JobState
-from mlmeta.plugin.answers import RefusedError
-from mlmeta.plugin.attempt_documents import read_commands
-from mlmeta.plugin.callers import Caller
-from mlmeta.plugin.runs import (
+from mlmeta.server.callers import Caller
+from mlmeta.server.queue import Job, JobKind, JobState
+from mlmeta.server.queued_runs import (
     QUEUED_TAG,
     RunRecord,
     create_run,
@@ -25,9 +23,11 @@ from mlmeta.plugin.runs import (
     describe_commands,
     find_runs,
     get_run,
+    read_commands,
     set_tags,
 )
-from mlmeta.plugin.settings import ServerSettings
+from mlmeta.server.responses import RefusedError
+from mlmeta.server.settings import ServerSettings
 
 _SOURCE = "the request"
 RUN_ID = re.compile("[0-9a-f]{32}")

@@ -2,25 +2,30 @@
 
 One runner a queue. What it knows stands in the queue: a runner that comes after one that was killed watches the jobs
 that still live, and puts those back whose process is dead; after three starts such a job has failed.
+
+While the server runs, `RunnerKeeper` keeps one runner at work for all its worker processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from mlmeta.errors import BadInputError
-from mlmeta.job_process import is_server_there
-from mlmeta.job_queue import JobQueue
-from mlmeta.jobs import Job, JobState
+from mlmeta.server.job_process import is_server_there
+from mlmeta.server.queue import Job, JobQueue, JobState
+from mlmeta.server.settings import ServerSettings
 
 MOST_STARTS = 3
 _LOOK_S = 0.3
@@ -28,6 +33,11 @@ _LOOK_S = 0.3
 _BEGINNING_S = 20.0
 # How often a server that does not answer is asked again.
 _ASK_S = 2.0
+# How often it is looked at whether the runner is still there, and how long a new one may take to be, in seconds.
+_WATCH_S = 2.0
+_START_S = 30.0
+# What is the server's own affair; its secret key above all.
+_NOT_PASSED_ON = ("_MLFLOW_", "MLFLOW_FLASK_", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 
 
 def is_runner_at_work(queue: JobQueue) -> bool:
@@ -203,3 +213,58 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class RunnerKeeper:
+    """Starts a runner where none is at work, until it is stopped; the runner ends with the server by itself."""
+
+    def __init__(self, queue: JobQueue, settings: ServerSettings) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._server_pid = find_server_pid()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="mlmeta-runner-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; a runner that is at work ends when the server has ended."""
+        self._stopped.set()
+
+    def _keep(self) -> None:
+        # A worker process whose supervisor was killed has another parent: there is no server any more.
+        while not self._stopped.is_set() and find_server_pid() == self._server_pid:
+            if not is_runner_at_work(self._queue):
+                with contextlib.suppress(Timeout, OSError), FileLock(self._queue.folder / "start.lock", timeout=0):
+                    self._start()
+            self._stopped.wait(_WATCH_S)
+
+    def _start(self) -> None:
+        """Start a runner and wait until it is at work, so that no other worker process starts one too."""
+        process = subprocess.Popen(  # noqa: S603 - our own command line
+            make_command(self._queue.folder, self._settings.at_once, self._server_pid),
+            env=make_environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(int(_START_S / 0.1)):
+            if self._stopped.wait(0.1) or process.poll() is not None or is_runner_at_work(self._queue):
+                return
+
+
+def find_server_pid() -> int:
+    """Return the process whose end is the server's end: the supervisor of the worker processes, if there is one."""
+    return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
+
+
+def make_command(folder: Path, at_once: int, server_pid: int) -> list[str]:
+    """Return the command line of a runner."""
+    options = {"--queue": folder, "--at-once": at_once, "--while-pid": server_pid}
+    return [sys.executable, "-m", "mlmeta", "worker", *(str(word) for pair in options.items() for word in pair)]
+
+
+def make_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a runner: the server's, without what is the server's own affair."""
+    return {key: value for key, value in environ.items() if not key.startswith(_NOT_PASSED_ON)}

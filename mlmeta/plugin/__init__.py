@@ -1,1 +1,0 @@
-"""mlmeta inside the MLflow server: ``mlflow server --app-name mlmeta``."""
