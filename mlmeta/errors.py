@@ -130,6 +130,12 @@ def nearest_name(name: str, allowed: Iterable[str]) -> str:
     return by_fold[matches[0]] if matches else ""
 
 
+def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the end of a sentence that says which of the known names may be meant; `otherwise` where none is near."""
+    near = nearest_name(name, known)
+    return f". Did you mean {near!r}?" if near else otherwise
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """Return a value as text cut to `limit` characters, for error text: strings as `repr`, constants as JSON.
 

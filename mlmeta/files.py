@@ -1,13 +1,15 @@
-"""What mlmeta keeps on this machine: its state and cache folders, and the locks that say who is alive."""
+"""What mlmeta keeps on this machine: its folders, files written whole or not at all, and the locks of runs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -42,6 +44,31 @@ def _usable(wanted: Path) -> Path:
         if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{wanted} cannot be written, and {folder} belongs to another user") from None
         return folder
+
+
+@contextlib.contextmanager
+def replacing(file: Path, *, durable: bool = False, part: Path | None = None) -> Iterator[IO[bytes]]:
+    """Give a stream whose content becomes the file, whole, when the block ends well; else the one before is left.
+
+    Args:
+        file: Where it goes; its folder must be there.
+        durable: Whether the content is to be on the disk before the file has its name.
+        part: Where it is written until then; None for a name of its own, beside the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    part = part or file.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        part.replace(file)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mlmeta.analysis.fanova import Factor
 from mlmeta.analysis.features import EncodedAttempts, encode_attempts, score_ranks
-from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
+from mlmeta.errors import BadInputError, NotFoundError, shorten, suggest
 from mlmeta.history.table import FAILED, Floats, Ints, check_column, lower_is_better, read_scores
 
 # Of seven real tasks, importances from 20 random attempts correlated with those from all 64 by 0.44 (the learning rate
@@ -128,10 +128,8 @@ def _choose_task(table: pd.DataFrame, task: str) -> pd.DataFrame:
     if "tags.mlmeta.task_digest" in table.columns:
         is_of_task |= (table["tags.mlmeta.task_digest"] == task).fillna(False)
     if not is_of_task.any():
-        near = nearest_name(task, [str(name) for name in table["task"].dropna().unique()])
-        raise NotFoundError(
-            f"no attempt is of the task {shorten(task)}" + (f". Did you mean {near!r}?" if near else "")
-        )
+        hint = suggest(task, map(str, table["task"].dropna().unique()))
+        raise NotFoundError(f"no attempt is of the task {shorten(task)}{hint}")
     return table[is_of_task.to_numpy(dtype=bool)]
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mlmeta.analysis.filter_grammar import list_columns, parse_filter, parse_order
 from mlmeta.analysis.filters import find_column, match_filter, sort_rows
-from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
+from mlmeta.errors import BadInputError, NotFoundError, shorten, suggest
 from mlmeta.history.table import FACTS, explain_unknown, find_kind, find_kinds, is_numeric, resolve_column, with_kinds
 
 _DIGEST = "tags.mlmeta.task_digest"
@@ -105,11 +105,9 @@ def list_differing(table: pd.DataFrame, *, kind: str) -> list[str]:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    near = nearest_name(name, known)
-    if near:
-        return f". Did you mean {near!r}?"
     shown = ", ".join(shorten(one, 40) for one in known[:5])
-    return f"; there are {shown}{', …' if len(known) > 5 else ''}" if known else "; there are none at all"
+    there = f"; there are {shown}{', …' if len(known) > 5 else ''}" if known else "; there are none at all"
+    return suggest(name, known, there)
 
 
 def find_matching(

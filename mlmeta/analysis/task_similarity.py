@@ -27,7 +27,7 @@ from mlmeta.analysis.search import find_task
 from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.parsing import load_train_commands
 from mlmeta.data.metafeatures import META_FEATURES
-from mlmeta.errors import NotFoundError, nearest_name, shorten
+from mlmeta.errors import NotFoundError, shorten, suggest
 from mlmeta.history.table import Floats, check_column, lower_is_better, read_numbers
 
 NEW_TASK = "new task"
@@ -120,8 +120,7 @@ def rank_similar_tasks(tasks: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     names = [str(task) for task in tasks["task"]]
     if name not in names:
-        near = nearest_name(name, names)
-        raise NotFoundError(f"there is no task {shorten(name)}" + (f". Did you mean {near!r}?" if near else ""))
+        raise NotFoundError(f"there is no task {shorten(name)}{suggest(name, names)}")
     place = len(names) - 1 - names[::-1].index(name)
     values, scales, words = _read_tasks(tasks)
     terms, pictures, by_words = _compare(values, scales, words, place)

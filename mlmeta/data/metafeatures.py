@@ -12,9 +12,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlmeta.errors import PicturesError
-from mlmeta.files import cache_folder
+from mlmeta.files import cache_folder, replacing
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float64]
@@ -316,13 +314,8 @@ def _is_number(value: object) -> bool:
 def _write(file: Path, text: str) -> None:
     """Write a file whole or not at all, and remove the oldest of too many."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(name).replace(file)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replacing(file) as stream:
+        stream.write(text.encode())
     kept = list(file.parent.glob("*.json"))
     if len(kept) > MOST_TASKS:
         for old in sorted(kept, key=lambda one: one.stat().st_mtime)[: len(kept) - MOST_TASKS]:

@@ -32,7 +32,7 @@ from mlmeta.data.sources import (
     read_manifest,
 )
 from mlmeta.data.torchvision_datasets import read_torchvision
-from mlmeta.errors import PicturesError, nearest_name
+from mlmeta.errors import PicturesError, suggest
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,6 @@ def _choose_ids(pictures: PictureSet, ids: Sequence[str]) -> list[Picture]:
     by_id = {picture.id: picture for picture in pictures.pictures}
     unknown = [name for name in ids if name not in by_id]
     if unknown:
-        near = nearest_name(unknown[0], by_id)
-        hint = f". Did you mean {near!r}?" if near else ""
+        hint = suggest(unknown[0], by_id)
         raise PicturesError(f"ids: {len(unknown)} picture(s) are not there, such as {unknown[0]!r}{hint}")
     return [by_id[name] for name in dict.fromkeys(ids)]

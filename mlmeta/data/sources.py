@@ -27,7 +27,7 @@ from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.validation import CONTROL
 from mlmeta.data.image_ops import REFUSALS
 from mlmeta.data.roots import OutsideRootsError, confine_path, list_folder, open_confined, open_descriptor
-from mlmeta.errors import PicturesError, nearest_name, shorten
+from mlmeta.errors import PicturesError, nearest_name, shorten, suggest
 
 Part: TypeAlias = Literal["train", "validation", "test"]
 
@@ -205,8 +205,7 @@ def _explain_no_file(file: Path) -> str:
         siblings = [name for name, is_folder in list_folder(file.parent) if not is_folder]
     except OSError:
         siblings = []
-    near = nearest_name(file.name, siblings)
-    return f"data.path: there is no manifest {file}" + (f". Did you mean {near!r}?" if near else "")
+    return f"data.path: there is no manifest {file}{suggest(file.name, siblings)}"
 
 
 def _read_csv(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
@@ -327,8 +326,7 @@ def _explain_no_folder(root: Path) -> str:
         siblings = [name for name, is_folder in list_folder(root.parent) if is_folder]
     except OSError:
         siblings = []
-    near = nearest_name(root.name, siblings)
-    return f"data.path: there is no folder {root}" + (f". Did you mean {near!r}?" if near else "")
+    return f"data.path: there is no folder {root}{suggest(root.name, siblings)}"
 
 
 def _subfolders(root: Path) -> dict[str, Path]:

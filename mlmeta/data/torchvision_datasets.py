@@ -19,7 +19,7 @@ from PIL import Image
 from mlmeta.commands.documents import TorchvisionData
 from mlmeta.data.roots import check_tree, read_roots
 from mlmeta.data.sources import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright
-from mlmeta.errors import PicturesError, nearest_name
+from mlmeta.errors import PicturesError, suggest
 
 _Calls = Mapping[Part | None, Mapping[str, Any]]
 
@@ -81,8 +81,7 @@ def read_torchvision(data: TorchvisionData, *, root: Path) -> list[Found]:
         PicturesError: If it is not one that classifies, or its files are missing, damaged or out of reach.
     """
     if data.name not in DATASETS:
-        near = nearest_name(data.name, DATASETS)
-        hint = f". Did you mean {near!r}?" if near else ""
+        hint = suggest(data.name, DATASETS)
         raise PicturesError(f"data.name: {data.name!r} is not one of {', '.join(DATASETS)}{hint}")
     if data.download and read_roots() is not None:
         raise PicturesError("data.download: must be false where MLMETA_DATA_ROOT is set: nothing is fetched")

@@ -15,6 +15,7 @@ import click
 
 from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,32 +134,16 @@ def _write_out(documents: Iterator[dict[str, Any]]) -> int:
 
 def _write_file(documents: Iterator[dict[str, Any]], output: Path) -> int:
     """Write a file that is there whole or not at all; return the number of documents."""
+    import contextlib
     import gzip
-    import os
-    import tempfile
 
-    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-    os.close(handle)
     n_written = 0
-    try:
-        opened = gzip.open if output.suffix == ".gz" else open
-        with opened(name, "wt", encoding="utf-8", newline="\n") as stream:
-            for document in documents:
-                stream.write(_to_line(document))
-                n_written += 1
-        Path(name).chmod(0o666 & ~_read_umask())
-        os.replace(name, output)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    packed = output.suffix == ".gz"
+    with replacing(output) as file, gzip.open(file, "wb") if packed else contextlib.nullcontext(file) as stream:
+        for document in documents:
+            stream.write(_to_line(document).encode())
+            n_written += 1
     return n_written
-
-
-def _read_umask() -> int:
-    import os
-
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _to_line(document: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlmeta.commands.params import flatten_params
 from mlmeta.commands.parsing import parse_json
-from mlmeta.errors import BadInputError, CommandsError, Fault, MlmetaError, nearest_name, shorten
+from mlmeta.errors import BadInputError, CommandsError, Fault, MlmetaError, nearest_name, shorten, suggest
 from mlmeta.status import Status
 
 # The columns that are known by their name, in any case.
@@ -68,8 +68,7 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
     """
     for column, field in mapping.items():
         if field and field not in _READERS and not (field.startswith(tuple(f"{name}." for name in _OPEN))):
-            near = nearest_name(field, [*_READERS, *(f"{name}.…" for name in _OPEN)])
-            hint = f". Did you mean {near!r}?" if near else ""
+            hint = suggest(field, [*_READERS, *(f"{name}.…" for name in _OPEN)])
             open_fields = ", ".join(f"{name}.<name>" for name in _OPEN)
             raise BadInputError(
                 f"the column {shorten(column)} is mapped to {shorten(field)}, which is no field; fields are "
@@ -125,8 +124,7 @@ def map_columns(columns: Sequence[str], mapping: Mapping[str, str]) -> list[str]
     check_mapping(mapping)
     for column in mapping:
         if column not in columns:
-            near = nearest_name(column, columns)
-            hint = f". Did you mean {near!r}?" if near else f"; there are {shorten(list(columns), 300)}"
+            hint = suggest(column, columns, f"; there are {shorten(list(columns), 300)}")
             raise BadInputError(f"the column {shorten(column)} of the mapping is not in the table{hint}")
     is_wandb = {"Name", "State"} <= set(columns) and bool({"Created", "Runtime"} & set(columns))
     fields: list[str] = []

@@ -12,10 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, nearest_name
-from mlmeta.tracking.attempts import get_attempt_run, list_experiments, make_document, newest_runs
-from mlmeta.tracking.recorder import telling
-from mlmeta.tracking.store import open_client
+from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, suggest
+from mlmeta.tracking.attempts import get_attempt_run, make_document, newest_runs
+from mlmeta.tracking.store import list_experiments, open_client, read_pages, telling
 
 _ATTEMPTS = "tags.`mlmeta.kind` = 'attempt'"
 _PAGE = 1000
@@ -88,19 +87,15 @@ def find_experiments(client: MlflowClient, names: Sequence[str] | None) -> list[
     by_name = {client.get_experiment(experiment_id).name: experiment_id for experiment_id in ids}
     for name in names:
         if name not in by_name:
-            near = nearest_name(name, by_name)
-            raise NotFoundError(f"there is no experiment {name!r}" + (f". Did you mean {near!r}?" if near else ""))
+            raise NotFoundError(f"there is no experiment {name!r}{suggest(name, by_name)}")
     return [by_name[name] for name in names]
 
 
 def _list_attempts(client: MlflowClient, experiments: list[str]) -> Iterator[Callable[[], Run]]:
-    order, token = ["attributes.start_time ASC"], None
-    while experiments:
-        page = client.search_runs(experiments, _ATTEMPTS, max_results=_PAGE, order_by=order, page_token=token)
-        yield from (_given(run) for run in page)
-        token = page.token
-        if not token:
-            return
+    order = ["attributes.start_time ASC"]
+    if experiments:
+        found = read_pages(client.search_runs, experiments, _ATTEMPTS, max_results=_PAGE, order_by=order)
+        yield from (_given(run) for run in found)
 
 
 def _given(run: Run) -> Callable[[], Run]:

@@ -26,11 +26,9 @@ from mlmeta.exchange.records import RunRecord
 from mlmeta.files import hold_run
 from mlmeta.history.api_reader import BATCH_TAG, BATCHES_TAG, read_batches
 from mlmeta.status import MLFLOW_STATUS
-from mlmeta.tracking.attempts import search_all_runs
 from mlmeta.tracking.operations import make_batches, may_pass, send_operation
-from mlmeta.tracking.recorder import telling
 from mlmeta.tracking.recovery import STALE_AFTER_S
-from mlmeta.tracking.store import store_key
+from mlmeta.tracking.store import search_all_runs, store_key, telling
 
 MAX_BATCHES = 50
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -15,8 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from mlmeta.errors import MlmetaError
 from mlmeta.history.reader import UNREAD_TAGS, Changes, Known, RunRows
+from mlmeta.tracking.store import read_pages, telling
 
 # Clocks of the machines that train differ; whoever ended so long before the last reading is read once more.
 _SLACK_MS = 600_000
@@ -54,7 +53,7 @@ class ApiReader:
             MlmetaError: If the store does not answer.
         """
         since_ms = int(time.time() * 1000) - _SLACK_MS
-        with _telling():
+        with telling("the tracking store cannot be read"):
             experiments = self._list_experiments()
             cursor: dict[str, Any] = {"since_ms": since_ms, "experiments": sorted(experiments)}
             cursor["batches"] = sorted({one for experiment in experiments.values() for one in read_batches(experiment)})
@@ -88,27 +87,14 @@ class ApiReader:
         return {key: run for key, run in found.items() if run is not None and run.info.experiment_id in experiments}
 
     def _list_experiments(self) -> dict[str, Experiment]:
-        found: dict[str, Experiment] = {}
-        token = None
-        while True:
-            page = self.client.search_experiments(page_token=token)
-            found |= {experiment.experiment_id: experiment for experiment in page}
-            token = page.token
-            if not token:
-                return found
+        return {one.experiment_id: one for one in read_pages(self.client.search_experiments)}
 
     def _search(self, experiments: Iterable[str], query: str, *, view: int = ViewType.ACTIVE_ONLY) -> Iterator[Run]:
         terms = " and ".join(term for term in (self._filter, query) if term)
         ids = list(experiments)
         for start in range(0, len(ids), _EXPERIMENTS_AT_ONCE):
-            token = None
-            while True:
-                chosen = ids[start : start + _EXPERIMENTS_AT_ONCE]
-                page = self.client.search_runs(chosen, terms, view, max_results=1000, page_token=token)
-                yield from page
-                token = page.token
-                if not token:
-                    break
+            chosen = ids[start : start + _EXPERIMENTS_AT_ONCE]
+            yield from read_pages(self.client.search_runs, chosen, terms, view, max_results=1000)
 
     def _get(self, run_id: str) -> Run | None:
         try:
@@ -125,7 +111,7 @@ class ApiReader:
         Raises:
             MlmetaError: If the store does not answer.
         """
-        with _telling(), ThreadPoolExecutor(_THREADS) as pool:
+        with telling("the tracking store cannot be read"), ThreadPoolExecutor(_THREADS) as pool:
             histories = pool.map(lambda run_id: self.client.get_metric_history(run_id, metric), run_ids)
             for run_id, history in zip(run_ids, histories, strict=True):
                 yield from ((run_id, int(point.step), point.value) for point in history)
@@ -139,14 +125,6 @@ def _find_gone(known: Known, deleted: Set[str], found: Set[str], experiments: Ma
         for run_id, experiment, status in zip(*columns, strict=True)
         if run_id not in found and (run_id in deleted or experiment not in experiments or status in _AT_WORK)
     }
-
-
-@contextlib.contextmanager
-def _telling() -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        raise MlmetaError(f"the tracking store cannot be read: {error.message}") from None
 
 
 def read_batches(experiment: Experiment) -> list[str]:

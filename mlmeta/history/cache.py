@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from mlmeta.files import replacing
 from mlmeta.history.reader import empty_table, join_tables
 
 FORMAT = 1
@@ -162,28 +162,14 @@ class HistoryCache:
 
     def _write(self, table: pa.Table, gone: tuple[str, ...]) -> Segment:
         name = f"{secrets.token_hex(8)}.parquet"
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            with temporary.open("wb") as stream:
-                pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.rename(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.folder / name, durable=True, part=self.folder / f"{name}.tmp") as stream:
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         return Segment(name, len(table), gone)
 
     def _write_manifest(self, cursor: Mapping[str, Any], segments: Sequence[Segment]) -> None:
         rows = [{"file": one.file, "n_rows": one.n_rows, "gone": list(one.gone)} for one in segments]
-        temporary = self.folder / f"{_MANIFEST}.{secrets.token_hex(8)}.tmp"
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                json.dump({"format": FORMAT, "cursor": dict(cursor), "segments": rows}, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.folder / _MANIFEST)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.folder / _MANIFEST, durable=True) as stream:
+            stream.write(json.dumps({"format": FORMAT, "cursor": dict(cursor), "segments": rows}).encode())
         self._remove_unnamed({one.file for one in segments})
 
     def _remove_unnamed(self, named: set[str]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmeta import files
-from mlmeta.errors import NotFoundError, nearest_name
+from mlmeta.errors import NotFoundError, suggest
 from mlmeta.history.cache import CachedHistory, HistoryCache, merge_runs
 from mlmeta.history.reader import Known, Reader, empty_table
 from mlmeta.history.sql_reader import open_sql_reader
@@ -128,8 +128,7 @@ def _choose(table: pa.Table, experiments: Sequence[str]) -> pa.Table:
     known = {*names, *ids}
     for wanted in experiments:
         if wanted not in known:
-            near = nearest_name(wanted, set(names))
-            hint = f". Did you mean {near!r}?" if near else f"; there are: {', '.join(sorted(set(names))) or 'none'}"
+            hint = suggest(wanted, set(names), f"; there are: {', '.join(sorted(set(names))) or 'none'}")
             raise NotFoundError(f"experiment: no attempt is in an experiment {wanted!r}{hint}")
     return table.filter(pa.array(names.isin(experiments) | ids.isin(experiments)))
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmeta.errors import BadInputError, nearest_name, shorten
+from mlmeta.errors import BadInputError, nearest_name, shorten, suggest
 from mlmeta.status import Status
 
 FACTS = ("run_id", "model_name", "status", "task", "started", "duration_s")
@@ -234,9 +234,7 @@ def check_column(table: pd.DataFrame, name: str, *, what: str) -> None:
         BadInputError: If not; it says which column's name is nearest. `what` is "param" or "metric".
     """
     if name not in table.columns:
-        near = nearest_name(name, [str(column) for column in table.columns])
-        hint = f". Did you mean {near!r}?" if near else ""
-        raise BadInputError(f"no attempt has the {what} {shorten(name)}{hint}")
+        raise BadInputError(f"no attempt has the {what} {shorten(name)}{suggest(name, map(str, table.columns))}")
 
 
 def lower_is_better(metric: str) -> bool:

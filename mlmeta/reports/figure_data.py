@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.analysis.features import score_ranks
-from mlmeta.errors import BadInputError, NotFoundError, nearest_name, shorten
+from mlmeta.errors import BadInputError, NotFoundError, shorten, suggest
 from mlmeta.history.table import FACTS, list_params, lower_is_better
 
 UNKNOWN_TASK = "task unknown"
@@ -54,7 +54,7 @@ def prepare_table(table: pd.DataFrame, *, metric: str, tasks: Sequence[str] | No
         name for name in table.columns if kinds.get(name, "metric") == "metric" and name not in {*FACTS, "experiment"}
     ]
     if metric not in metrics and not (metric == "accuracy" or table.empty):
-        raise BadInputError(f"no attempt has the metric {shorten(metric)}{_did_you_mean(metric, metrics)}")
+        raise BadInputError(f"no attempt has the metric {shorten(metric)}{suggest(metric, metrics)}")
     if metric in table and not pd.api.types.is_numeric_dtype(table[metric]):
         raise BadInputError(f"{shorten(metric)} is no number, so attempts cannot be ranked by it")
     changed = table.assign(
@@ -75,13 +75,8 @@ def _choose_tasks(table: pd.DataFrame, tasks: Sequence[str] | None) -> pd.DataFr
     known = list(table["task"].unique())
     for name in tasks:
         if name not in known:
-            raise NotFoundError(f"no attempt is on the task {shorten(name)}{_did_you_mean(name, known)}")
+            raise NotFoundError(f"no attempt is on the task {shorten(name)}{suggest(name, known)}")
     return table[table["task"].isin(tasks)]
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    nearest = nearest_name(name, known)
-    return f". Did you mean {nearest!r}?" if nearest else ""
 
 
 def read_numbers(table: pd.DataFrame, column: str) -> pd.Series:

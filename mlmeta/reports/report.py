@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.files import replacing
 from mlmeta.reports.figure_data import (
     UNKNOWN_TASK,
     choose_params,
@@ -388,7 +387,8 @@ def write_report(
             texts=describe_attempts(shown, metric),
             rows=_list_rows(attempts),
         )
-    _write_in_one_step(Path(file), page.encode("utf-8", errors="replace"))
+    with replacing(Path(file)) as stream:
+        stream.write(page.encode("utf-8", errors="replace"))
 
 
 def _summarise(table: pd.DataFrame, metric: str, source: str) -> str:
@@ -438,12 +438,3 @@ def _list_rows(attempts: Attempts) -> dict[str, list[Any]]:
         else:
             columns[name] = [None if pd.isna(value) else str(value)[:500] for value in values]
     return columns
-
-
-def _write_in_one_step(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

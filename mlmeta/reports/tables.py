@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.errors import BadInputError
+from mlmeta.files import replacing
 
 MAX_WIDTH = 32
 MAX_ROWS = 100
@@ -258,16 +258,11 @@ def _write_text(stream: IO[bytes], pieces: Iterable[str]) -> None:
 @contextlib.contextmanager
 def _replacing(file: Path) -> Iterator[IO[bytes]]:
     """Give a stream whose content becomes the file when all of it is written."""
-    temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as stream:
+        with replacing(file) as stream:
             yield stream
-        temporary.replace(file)
     except OSError as error:
         raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _write_json(table: pd.DataFrame) -> Iterator[str]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.errors import NotFoundError, nearest_name
+from mlmeta.errors import NotFoundError, suggest
 from mlmeta.status import Status
-from mlmeta.tracking.store import open_client, visible_experiments
+from mlmeta.tracking.store import list_experiments, open_client
 
 # Holds the commands of an attempt until their artifact is there.
 COMMANDS_TAG = "mlmeta.commands"
@@ -110,33 +110,8 @@ def newest_runs(client: MlflowClient, name: str) -> list[Run]:
     if runs:
         return sorted(runs, key=lambda run: "mlmeta.weights_sha256" not in run.data.tags)
     recent = client.search_runs(experiments, filters, order_by=["attributes.start_time DESC"], max_results=1000)
-    near = nearest_name(name, {run.info.run_name for run in recent})
-    hint = f". Did you mean {near!r}?" if near else f"; there are {len(recent)} attempts of other names"
+    hint = suggest(name, {run.info.run_name for run in recent}, f"; there are {len(recent)} attempts of other names")
     raise NotFoundError(f"model_name: there is no attempt named {name!r}{hint}")
-
-
-def list_experiments(client: MlflowClient) -> list[str]:
-    """Return the ids of all experiments that are not deleted, and that this process may look at."""
-    found, token = [], None
-    while True:
-        page = client.search_experiments(page_token=token)
-        found += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            break
-    visible = visible_experiments()
-    return found if visible is None else [experiment_id for experiment_id in found if experiment_id in visible]
-
-
-def search_all_runs(client: MlflowClient, filters: str) -> Iterator[Run]:
-    """Yield every run of all experiments that fits MLflow's filter."""
-    experiments, token = list_experiments(client), None
-    while experiments:
-        page = client.search_runs(experiments, filters, max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def find_ended(run_ids: Iterable[str]) -> list[str]:

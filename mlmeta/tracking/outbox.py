@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlmeta.files import state_folder
+from mlmeta.files import replacing, state_folder
 from mlmeta.tracking.operations import Operation, join_operations, parse_operation, take_joinable
 
 # Batches that follow each other faster are sent together: a request costs about 20 ms of Python.
@@ -241,12 +241,9 @@ class Spool:
     def _write_operations(self, operations: Sequence[Operation]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         header = json.dumps({"version": 1, "tracking_uri": self.tracking_uri})
-        part = self.folder / f"{_OPERATIONS}.part"
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in [header, *(operation.to_line() for operation in operations)])
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.folder / _OPERATIONS)
+        lines = [header, *(operation.to_line() for operation in operations)]
+        with replacing(self.folder / _OPERATIONS, durable=True, part=self.folder / f"{_OPERATIONS}.part") as file:
+            file.writelines(f"{line}\n".encode() for line in lines)
 
     def read(self) -> list[Operation]:
         """Return the operations that lie here, in their order.

@@ -7,19 +7,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.params import MAX_TAG, format_param
-from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.errors import BadInputError
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
 from mlmeta.tracking.operations import Operation, make_batches, may_pass, send_operation
 from mlmeta.tracking.outbox import Outbox, Spool, open_spool
-from mlmeta.tracking.store import store_key
+from mlmeta.tracking.store import store_key, telling
 
 FLUSH_S = 60.0
 
@@ -177,12 +176,3 @@ def _open_spool(run_id: str, client: MlflowClient) -> Spool | None:
     with contextlib.suppress(OSError, RuntimeError):
         return open_spool(run_id, store_key(client.tracking_uri))
     return None
-
-
-@contextlib.contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Turn what MLflow raises into one sentence."""
-    try:
-        yield
-    except MlflowException as error:
-        raise MlmetaError(f"{what}: {error.message}") from error

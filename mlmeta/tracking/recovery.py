@@ -12,7 +12,6 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +23,10 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
 from mlmeta.files import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.tracking.attempts import (
-    get_attempt_run,
-    make_document,
-    newest_runs,
-    read_commands,
-    search_all_runs,
-    write_note,
-)
+from mlmeta.tracking.attempts import get_attempt_run, make_document, newest_runs, read_commands, write_note
 from mlmeta.tracking.operations import join_operations, may_pass, send_operation, take_joinable
 from mlmeta.tracking.outbox import Spool, list_spools
-from mlmeta.tracking.store import open_client, store_key
+from mlmeta.tracking.store import open_client, search_all_runs, store_key, telling
 
 # Where a run in one of these is RUNNING and its process dead, its work is not done; in another state only its end is.
 _UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)
@@ -122,7 +114,7 @@ def mark_interrupted(run_id: str) -> Status:
         MlmetaError: If MLflow cannot take it.
     """
     client = open_client()
-    with hold_run(run_id), _telling(f"the run {run_id} cannot be marked"):
+    with hold_run(run_id), telling(f"the run {run_id} cannot be marked"):
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
@@ -162,17 +154,9 @@ def prune_attempt(run_id: str, reason: str) -> None:
         MlmetaError: If MLflow cannot take it.
     """
     client = open_client()
-    with hold_run(run_id), _telling(f"the run {run_id} cannot be marked"):
+    with hold_run(run_id), telling(f"the run {run_id} cannot be marked"):
         client.set_tag(run_id, "mlmeta.stop_reason", reason)
         _close(client, client.get_run(run_id), Status.PRUNED)
-
-
-@contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        raise MlmetaError(f"{what}: {error}") from error
 
 
 def find_resumable(commands: TrainCommands) -> str | None:
@@ -220,7 +204,7 @@ def find_stopped_attempt(name_or_run_id: str) -> StoppedAttempt:
         BadInputError: If it has ended or is at work.
     """
     client = open_client()
-    with _telling("the tracking store cannot be read"):
+    with telling("the tracking store cannot be read"):
         run = _find_run(client, name_or_run_id)
     run_id = run.info.run_id
     if is_held(run_id):

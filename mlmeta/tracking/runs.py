@@ -28,9 +28,9 @@ from mlmeta.errors import MlmetaError
 from mlmeta.files import hold_run
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
 from mlmeta.tracking.attempts import COMMANDS_TAG, AttemptRecord
-from mlmeta.tracking.recorder import MlflowRecorder, read_flush_s, telling
+from mlmeta.tracking.recorder import MlflowRecorder, read_flush_s
 from mlmeta.tracking.recovery import QUEUED_TAG, check_resumable, find_resumable, missing_run, send_kept
-from mlmeta.tracking.store import open_client
+from mlmeta.tracking.store import open_client, telling
 
 
 def package_version() -> str:

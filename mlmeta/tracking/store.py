@@ -10,9 +10,9 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse, urlunparse
 
 from filelock import FileLock
@@ -21,6 +21,8 @@ from mlmeta.errors import MlmetaError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
 
 # A new SQLite store takes seconds to make; its migrations are of no interest to the user.
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "urllib3.connectionpool")
@@ -94,6 +96,43 @@ def _on_network(file: Path) -> bool:
     above = [(len(folder.parts), kind) for folder, kind in mounts if file.resolve().is_relative_to(folder)]
     kind = max(above, default=(0, ""), key=lambda mount: mount[0])[1]
     return kind in _NETWORK_FILE_SYSTEMS or kind == "fuse.sshfs"
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Turn what MLflow raises, and what the system does, into one sentence."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise MlmetaError(f"{what}: {error.message}") from error
+    except OSError as error:
+        raise MlmetaError(f"{what}: {error}") from error
+
+
+def list_experiments(client: MlflowClient) -> list[str]:
+    """Return the ids of all experiments that are not deleted, and that this process may look at."""
+    found = [experiment.experiment_id for experiment in read_pages(client.search_experiments)]
+    visible = visible_experiments()
+    return found if visible is None else [experiment_id for experiment_id in found if experiment_id in visible]
+
+
+def search_all_runs(client: MlflowClient, filters: str) -> Iterator[Run]:
+    """Yield every run of all experiments that fits MLflow's filter."""
+    if experiments := list_experiments(client):
+        yield from read_pages(client.search_runs, experiments, filters, max_results=1000)
+
+
+def read_pages(search: Callable[..., PagedList[Any]], *arguments: Any, **options: Any) -> Iterator[Any]:
+    """Yield all that one of MLflow's searches finds, page after page."""
+    token = None
+    while True:
+        page = search(*arguments, **options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def visible_experiments() -> frozenset[str] | None:

@@ -8,7 +8,6 @@ second, so that an attempt that is killed loses one epoch, or a second of shorte
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import random
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from mlmeta.errors import BadInputError
-from mlmeta.files import state_folder
+from mlmeta.files import replacing, state_folder
 from mlmeta.training.loop import Trained
 from mlmeta.training.preparation import Prepared, seed_everything
 
@@ -54,14 +53,8 @@ class Checkpoint:
             OSError: If it cannot be written; the one before is left.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._temporary.open("wb") as stream:
-                torch.save(dict(state), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            self._temporary.replace(self.file)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        with replacing(self.file, durable=True, part=self._temporary) as stream:
+            torch.save(dict(state), stream)
         self._written_at = time.monotonic()
 
     def is_there(self) -> bool:

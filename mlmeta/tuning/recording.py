@@ -22,13 +22,12 @@ from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import MAX_TAG, flatten_params
-from mlmeta.errors import BadInputError, NotFoundError, nearest_name
+from mlmeta.errors import BadInputError, NotFoundError, suggest
 from mlmeta.files import hold_run
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.tracking.attempts import read_commands, search_all_runs
-from mlmeta.tracking.recorder import telling
+from mlmeta.tracking.attempts import read_commands
 from mlmeta.tracking.runs import first_tags, start_run
-from mlmeta.tracking.store import open_client
+from mlmeta.tracking.store import open_client, search_all_runs, telling
 
 KIND = "tuning"
 PARENT_TAG, ROUND_TAG = "mlflow.parentRunId", "mlmeta.tuning_round"
@@ -184,8 +183,8 @@ def find_tuning(name_or_run_id: str) -> StoppedTuning:
         runs = list(search_all_runs(client, f"tags.`mlmeta.kind` = '{KIND}'"))
     named = [run for run in runs if name_or_run_id in (run.info.run_id, run.data.params.get("model_name"))]
     if not named:
-        near = nearest_name(name_or_run_id, {run.data.params.get("model_name", "") for run in runs})
-        hint = f". Did you mean {near!r}?" if near else f"; there are {len(runs)} others"
+        names = {run.data.params.get("model_name", "") for run in runs}
+        hint = suggest(name_or_run_id, names, f"; there are {len(runs)} others")
         raise NotFoundError(f"resume: there is no tuning of {name_or_run_id!r}{hint}")
     run = max(named, key=lambda run: run.info.start_time)
     try:

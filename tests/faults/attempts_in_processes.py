@@ -19,9 +19,8 @@ from typing import Any
 import mlmeta.training.checkpoints
 from mlmeta.commands.parsing import load_train_commands
 from mlmeta.evaluate import evaluate_attempt  # noqa: F401  # imported before the first fork
-from mlmeta.tracking.attempts import search_all_runs
 from mlmeta.tracking.recovery import find_stale_attempts, mark_interrupted
-from mlmeta.tracking.store import open_client
+from mlmeta.tracking.store import open_client, search_all_runs
 from mlmeta.train import resume_attempt, run_attempt
 
 
