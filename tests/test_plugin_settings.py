@@ -91,9 +91,9 @@ def test_a_faulty_value_is_refused_with_its_variable(name: str, value: str, allo
     assert len(str(caught.value)) < 250
 
 
-def test_the_readme_names_every_variable_and_its_default() -> None:
+def test_the_documentation_names_every_variable_and_its_default() -> None:
     rows = re.findall(
-        r"^\| `(MLMETA_\w+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| `(MLMETA_\w+)` \| ([^|]*) \|", (ROOT / "docs" / "server.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     asked: set[str] = set()
 

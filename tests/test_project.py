@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from attempt_table import make_table, read_documents
+from attempt_table import read_documents
 from mlflow import MlflowClient
 
-from mlmeta.cli import cli
-from mlmeta.commands.parsing import load_train_commands, parse_train_commands
+from mlmeta.commands.parsing import load_train_commands
 from mlmeta.exchange.importing import import_attempts
-from mlmeta.meta_query import best_values
-from mlmeta.reports.tables import format_plain
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted([*ROOT.glob("*.json"), *(ROOT / "examples").glob("*.json")])
 
 
@@ -55,24 +49,6 @@ def test_every_example_is_valid(file: Path) -> None:
     assert load_train_commands(file).model_name
 
 
-def snippets(language: str) -> Iterator[str]:
-    for match in re.finditer(rf"^( *)```{language}\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL):
-        yield match.group(2)
-
-
-def test_the_commands_file_of_the_readme_is_valid() -> None:
-    assert [parse_train_commands(json.loads(text)).model_name for text in snippets("json")] == ["my_first"]
-
-
-def test_the_faults_of_the_readme_are_those_that_come(tmp_path: Path) -> None:
-    document = {"model_name": "x", "optimizer": {"name": "Adam", "lr": -0.1}, "model": {"layers": [{"name": "Conv2D"}]}}
-    (tmp_path / "typo.json").write_text(json.dumps(document))
-    done = run_cli("train", "typo.json", folder=tmp_path)
-    shown = next(text for text in snippets("text") if "typo.json" in text)
-    lines = [line.strip() for line in shown.splitlines() if not line.strip().startswith("$")]
-    assert [line.strip() for line in done.stderr.splitlines()] == lines
-
-
 def write_documents(folder: Path) -> Path:
     """Write some of the real attempts on two tasks into a file, and return it."""
     tasks = ("digits-0", "digits-1")
@@ -80,30 +56,6 @@ def write_documents(folder: Path) -> Path:
     file = folder / "some.jsonl"
     file.write_text("\n".join(json.dumps(one) for one in chosen), encoding="utf-8")
     return file
-
-
-@pytest.mark.usefixtures("store")
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_attempts([write_documents(tmp_path)])
-    monkeypatch.chdir(ROOT)
-    scope: dict[str, Any] = {}
-    for text in snippets("python"):
-        exec(compile(text, "README.md", "exec"), scope)
-    metrics = scope["metrics"]
-    assert isinstance(metrics, dict)
-    assert metrics["accuracy"] > 0.97
-    assert len(scope["attempts"]) >= 40
-    assert scope["best"]["accuracy"].min() > 0.9
-    assert set(scope["curves"]["task"]) == {"digits-0"}
-    assert scope["matters"]["param"][0] in ("optimizer.lr", "arch.batch_norm")
-
-
-def test_the_answer_in_the_readme_is_what_the_attempts_say() -> None:
-    shown = next(text for text in snippets("text") if "best_value" in text).splitlines()
-    said = {line.split()[0]: line.split() for line in format_plain(best_values("optimizer.lr", history=make_table()))}
-    lines = [line.split() for line in shown if line != "…"]
-    assert lines == [said[line[0]] for line in lines]
-    assert len(lines) == 6
 
 
 @pytest.mark.slow
@@ -144,24 +96,6 @@ def test_mlflow_run_tunes(toy_document: dict[str, Any], store: str, tmp_path: Pa
     children = MlflowClient(store).search_runs(["0"], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert len(children) == 2
     assert {child.info.status for child in children} == {"FINISHED"}
-
-
-@pytest.mark.parametrize("command", ["", *sorted(cli.commands)])
-def test_every_command_explains_itself_and_stands_in_the_readme(command: str, tmp_path: Path) -> None:
-    done = run_cli(*command.split(), "--help", folder=tmp_path)
-    assert done.returncode == 0
-    assert "Usage: mlmeta" in done.stdout
-    assert f"mlmeta {command}" in README
-
-
-def test_the_documentation_is_as_the_code_says() -> None:
-    done = subprocess.run([sys.executable, "scripts/make_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-def run_cli(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlmeta", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def mlflow_run(*arguments: str, uri: str) -> subprocess.CompletedProcess[str]:
