@@ -1,6 +1,6 @@
 """The pages in a real browser, over a real server that trains real attempts.
 
-MLMETA_SCREENSHOTS=1 writes the pictures of the README into docs/.
+MLMETA_SCREENSHOTS=1 writes the pictures of the documentation into docs/.
 """
 
 from __future__ import annotations

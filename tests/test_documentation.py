@@ -113,6 +113,7 @@ def test_every_command_explains_itself_and_stands_in_the_documentation(command: 
     done = CliRunner().invoke(cli, [command, "--help"], prog_name="mlmeta")
     assert done.exit_code == 0
     assert f"Usage: mlmeta {command}" in done.output
+    assert "\\" not in done.output
     hand_written = (DOCS / "command_line.md").read_text(encoding="utf-8").partition("## All options")[0]
     assert f"`mlmeta {command}" in hand_written
 

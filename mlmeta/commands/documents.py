@@ -45,7 +45,7 @@ MAX_PICTURES = 10**9
 MAX_FAULTS = 100
 # A file's name may have 255 bytes; the rest is for suffixes.
 MAX_NAME_BYTES = 200
-After: TypeAlias = Annotated[float, Field(ge=0, le=1, description="share of n_epoch before which nothing stops")]
+After: TypeAlias = Annotated[float, Field(ge=0, le=1, description="nothing stops before this share of n_epoch")]
 _OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
 
 
@@ -175,7 +175,7 @@ class FolderData(_Commands):
     # The default is for programs: a document has to say which source it means.
     model_config = ConfigDict(json_schema_extra={"required": ["source"]})
 
-    source: Literal["folder"] = Field("folder", description="pictures in one folder a label")
+    source: Literal["folder"] = Field("folder", description="pictures in one folder for each label")
     path: FilePath = Field("data", description="the folder, relative to the commands file")
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no part is named test"
@@ -185,7 +185,9 @@ class FolderData(_Commands):
 class ManifestData(_Commands):
     """Pictures listed in a CSV or Parquet table with the columns path, label and, if wanted, split and id."""
 
-    source: Literal["manifest"] = Field(description="pictures listed in a table: path,label[,split][,id]")
+    source: Literal["manifest"] = Field(
+        description="pictures listed in a table with the columns path, label and, if wanted, split and id"
+    )
     path: FilePath = Field(description="the CSV or Parquet file, relative to the commands file")
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no split is named test"
@@ -207,8 +209,10 @@ class SampleData(_Commands):
 
     source: Literal["sample"] = Field(description="built in: real handwritten digits, or drawn dogs")
     name: Literal["digits", "dogs"] = Field(description="digits (from scikit-learn) or dogs (drawn by mlmeta)")
-    size: int | None = Field(None, ge=8, le=1024, description="edge in pixels")
-    n_per_label: int | None = Field(None, ge=1, le=10_000, description="pictures a label")
+    size: int | None = Field(None, ge=8, le=1024, description="edge in pixels; null: 8 for digits, 128 for dogs")
+    n_per_label: int | None = Field(
+        None, ge=1, le=10_000, description="pictures of each label; null: all digits, 60 dogs"
+    )
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share put aside for the test")
 
 
@@ -229,30 +233,28 @@ class _Rule(BaseModel):
 class CurveRule(_Rule):
     """Stops a training that will hardly beat the best past attempt on its task, as past learning curves go."""
 
-    rule: Literal["curve"] = Field(
-        description="stop where the predicted curve is unlikely to beat the best past attempt on this task"
-    )
+    rule: Literal["curve"] = Field(description="stop where the attempt is unlikely to become the best on its task")
     after: After = 0.25
-    probability: float = Field(0.05, ge=0, le=1, description="the chance to become the best below which it stops")
+    probability: float = Field(0.05, ge=0, le=1, description="stop below this chance to become the best")
 
 
 class MedianRule(_Rule):
     """Stops a training that is below the median of past attempts on its task (Golovin et al., Google Vizier, 2017)."""
 
-    rule: Literal["median"] = Field(description="stop below the median of past attempts on this task at that epoch")
+    rule: Literal["median"] = Field(description="stop below the median of the past attempts on the task at that epoch")
     after: After = 0.25
-    min_attempts: int = Field(5, ge=1, le=1_000_000, description="of fewer past attempts there is no median")
+    min_attempts: int = Field(5, ge=1, le=1_000_000, description="with fewer past attempts nothing stops")
 
 
 class TopFractionRule(_Rule):
     """Stops a training that is not among the best past attempts on its task."""
 
     rule: Literal["top_fraction"] = Field(
-        description="stop unless among the best of past attempts on this task at that epoch"
+        description="stop what is not among the best past attempts on the task at that epoch"
     )
     after: After = 0.25
-    fraction: float = Field(0.2, gt=0, le=1, description="the share of attempts that goes on")
-    min_attempts: int = Field(5, ge=1, le=1_000_000, description="among fewer past attempts none is stopped")
+    fraction: float = Field(0.2, gt=0, le=1, description="the share that counts as the best")
+    min_attempts: int = Field(5, ge=1, le=1_000_000, description="with fewer past attempts nothing stops")
 
 
 StopRule: TypeAlias = MedianRule | TopFractionRule | CurveRule
@@ -264,9 +266,9 @@ class TestSection(_Commands):
 
     __test__ = False  # not a test case, whatever its name says to pytest
 
-    limit: int = Field(0, ge=0, le=MAX_PICTURES, description="pictures drawn from the test part; 0 takes all")
+    limit: int = Field(0, ge=0, le=MAX_PICTURES, description="how many pictures are drawn from the test part; 0: all")
     ids: PictureIds = Field(
-        default_factory=list, description="the pictures to test on, by id; empty takes the test part"
+        default_factory=list, description="the ids of the pictures to test on; empty: the test part"
     )
 
 
@@ -296,48 +298,55 @@ class TrainCommands(_Commands):
     `document` gives back what was read, unchanged; attributes hold it with all defaults filled in.
     """
 
-    schema_url: Text | None = Field(None, alias="$schema", description="the JSON Schema, for editors; not used")
-    model_name: ModelName = Field(description="the attempt's name; its newest attempt is found by it")
+    schema_url: Text | None = Field(
+        None, alias="$schema", description="the JSON Schema, for your editor; mlmeta does not read it"
+    )
+    model_name: ModelName = Field(description="the attempt's name; by name the newest attempt is meant")
     label_names: Labels = Field(
         default_factory=list,
-        description="the labels in order; query operators such as imagesize:500x500 may follow",
+        description="the labels in their order; empty: every label of the data; imagesize:500x500 may follow a label",
     )
     data: Data = Field(default_factory=lambda: FolderData(), description="where the pictures come from")
-    image_ops: ImageOps = Field(default_factory=list, description="methods of PIL.Image.Image, applied in order")
+    image_ops: ImageOps = Field(default_factory=list, description="methods of Pillow's Image, in their order")
     transform: Transform = Field(
         default_factory=lambda: {"ToTensor": True},
-        description="torchvision transforms, a dict or an ordered list",
+        description="transforms of torchvision: an object, or a list that runs in its order",
     )
     target_transform: Transform | None = Field(None, description="transforms of the one-hot column of a label")
-    model: Model = Field(description="torch.nn layers in order, or the name of a torchvision builder")
+    model: Model = Field(description="layers of torch.nn in their order, or the name of a model of torchvision")
     criterion: Criterion = Field(
         default_factory=lambda: {"name": "CrossEntropyLoss"},
-        description="a loss of torch.nn with its arguments",
+        description="the loss: a class of torch.nn with its arguments",
     )
     optimizer: Optimizer = Field(
         default_factory=lambda: {"name": "Adam", "lr": 0.001},
-        description="of torch.optim, with its arguments",
+        description="a class of torch.optim with its arguments",
     )
     scheduler: Scheduler | None = Field(
         default_factory=lambda: {"name": "ReduceLROnPlateau"},
-        description="of torch.optim.lr_scheduler; ReduceLROnPlateau watches the training loss; null for none",
+        description="a class of torch.optim.lr_scheduler; ReduceLROnPlateau watches the training loss; null: none",
     )
-    batch_size: int = Field(32, ge=1, le=MAX_BATCH, description="pictures a batch")
+    batch_size: int = Field(32, ge=1, le=MAX_BATCH, description="pictures in a batch")
     n_epoch: int = Field(10, ge=1, le=MAX_EPOCHS, description="full passes over the training pictures")
-    n_labels: int = Field(0, ge=0, le=MAX_LABELS, description="number of labels; 0 counts label_names")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="of weights, order of pictures and random transforms")
+    n_labels: int = Field(0, ge=0, le=MAX_LABELS, description="how many labels; 0: as many as there are")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**63 - 1,
+        description="decides the first weights, the order of the pictures and the random transforms",
+    )
     validation: float = Field(0.1, ge=0, le=0.9, description="share of the training pictures kept for validation")
     keep: Literal["best", "last"] = Field(
-        "best", description="the epoch whose weights are kept: least val_loss, or last"
+        "best", description="whose weights are kept: of the epoch with the least val_loss, or of the last"
     )
     initial_weights: InitialWeights | None = Field(
-        None, description="null: from scratch; auto: from past attempts; an attempt's name or run id: from its weights"
+        None, description="null: from scratch; auto: from the past attempt that helps; or an attempt's name or run id"
     )
     stop: Stop | None = Field(
-        None, description="a rule that may end the training early, by past attempts; null: all epochs"
+        None, description="a rule that ends the training early, by past attempts; null: all epochs"
     )
     space: Space | None = Field(
-        None, description="what recommend and tune may try: a range or choices for the path of a value"
+        None, description="what recommend and tune may try: for the path of a value a range or choices"
     )
     test: TestSection = Field(default_factory=lambda: TestSection(), description="the test that follows the training")
 
@@ -359,23 +368,25 @@ class TestCommands(_Commands):
 
     __test__ = False  # not a test case, whatever its name says to pytest
 
-    schema_url: Text | None = Field(None, alias="$schema", description="the JSON Schema, for editors; not used")
+    schema_url: Text | None = Field(
+        None, alias="$schema", description="the JSON Schema, for your editor; mlmeta does not read it"
+    )
     model_name: ModelName | None = Field(None, description="the newest attempt of this name is tested")
     run_id: RunId | None = Field(None, validate_default=True, description="the MLflow run to test")
-    label_names: Labels | None = Field(None, description="labels to test on, of those that the attempt knows")
-    data: Data | None = Field(None, description="other pictures than the attempt's own")
+    label_names: Labels | None = Field(None, description="the labels to test on, among those of the attempt")
+    data: Data | None = Field(None, description="other pictures")
     image_ops: ImageOps | None = Field(None, description="as in train commands")
     transform: Transform | None = Field(None, description="as in train commands")
     target_transform: Transform | None = Field(None, description="as in train commands")
     model: Model | None = Field(None, description="as in train commands; must fit the attempt's weights")
     criterion: Criterion | None = Field(None, description="as in train commands")
-    batch_size: int | None = Field(None, ge=1, le=MAX_BATCH, description="pictures a batch")
-    n_labels: int = Field(0, ge=0, le=MAX_LABELS, description="number of labels; 0 counts label_names")
-    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="of the draw of `limit` pictures")
-    limit: int = Field(
-        0, ge=0, le=MAX_PICTURES, description="pictures drawn without replacement from the test part; 0 takes all"
+    batch_size: int | None = Field(None, ge=1, le=MAX_BATCH, description="pictures in a batch")
+    n_labels: int = Field(0, ge=0, le=MAX_LABELS, description="how many labels; 0: as many as there are")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="decides which `limit` pictures are drawn")
+    limit: int = Field(0, ge=0, le=MAX_PICTURES, description="how many pictures are drawn from the test part; 0: all")
+    ids: PictureIds = Field(
+        default_factory=list, description="the ids of the pictures to test on; empty: the test part"
     )
-    ids: PictureIds = Field(default_factory=list, description="the pictures to test on, by id")
 
     _count = field_validator("n_labels")(_check_count)
 

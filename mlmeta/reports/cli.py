@@ -62,12 +62,12 @@ def query(
     experiments: tuple[str, ...],
     full: bool,
 ) -> None:
-    r"""Find attempts: all, or those that FILTER describes.
+    """Find attempts: all, or those that FILTER describes.
 
     \b
     mlmeta query "optimizer.lr < 1e-3 and (accuracy >= .8 or status = 'Diverged')"
     mlmeta query "tags.`mlmeta.kind` = 'attempt' and model_name LIKE 'dogs%'" --order-by "accuracy DESC"
-    """
+    """  # noqa: D301 - click reads the \b
     from mlmeta.analysis.filter_grammar import list_columns, parse_columns, parse_filter, parse_order
 
     named = None if columns is None else [column.name for column in parse_columns(columns)]

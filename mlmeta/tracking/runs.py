@@ -1,7 +1,7 @@
 """The only writer to MLflow: starts, adopts or resumes the run of an attempt or a test, and ends it in every case.
 
-One attempt is one run; a test on its own is a child run of its attempt. What stands where is the contract that the
-README's section "In MLflow" shows.
+One attempt is one run; a test on its own is a child run of its attempt. What stands where is the contract that
+docs/in_mlflow.md shows.
 """
 
 from __future__ import annotations
