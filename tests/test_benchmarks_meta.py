@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from attempt_table import make_table, read_documents
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 from make_defaults import choose_defaults
 from meta_data import TRAINING, Scene, Trials
 from meta_learning import Scenes, evaluate

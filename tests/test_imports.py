@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
 from house import find_circles, find_climbs, list_arrows, list_imports, list_modules, package_of
 
 # From the ground up; what stands on one floor is independent of each other.

@@ -16,7 +16,7 @@ from servers import Server
 from mlmeta.exchange.importing import import_attempts
 
 API = "/ajax-api/mlmeta"
-DIGITS = json.loads((Path(__file__).parent.parent / "digits.json").read_text())
+DIGITS = json.loads((Path(__file__).parent.parent.parent / "digits.json").read_text())
 FOLDER = {"data": {"source": "folder", "path": "pictures"}}
 
 

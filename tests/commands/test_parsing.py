@@ -26,8 +26,8 @@ from mlmeta.commands.parsing import (
 )
 from mlmeta.errors import BadInputError, CommandsError, MlmetaError, NotFoundError
 
-ROOT = Path(__file__).parent.parent
-OLDER = Path(__file__).parent / "data" / "american_dog_species_3.attempt.json"
+ROOT = Path(__file__).parent.parent.parent
+OLDER = Path(__file__).parent.parent / "data" / "american_dog_species_3.attempt.json"
 TRAIN: dict[str, Any] = {"model_name": "dogs", "model": {"layers": [{"name": "Flatten"}]}}
 TEST: dict[str, Any] = {"model_name": "dogs"}
 # What pydantic says of a wrong value, and how it names the inside of a union or a validator.

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(PROGRAMS is None, reason="no chromium and chromedriver: apt-get install chromium-driver"),
 ]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 API = "/ajax-api/mlmeta"
 MARKUP = '<img src=x onerror="window.hacked=1">'
 EXAMPLE = json.loads(read_example())

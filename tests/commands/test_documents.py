@@ -14,7 +14,7 @@ from mlmeta.commands.parsing import parse_attempt, parse_test_commands, parse_tr
 from mlmeta.errors import CommandsError
 from mlmeta.status import Status
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "data"
 OLDER = json.loads((DATA / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))
 SAMPLE = [json.loads(line) for line in (DATA / "attempts_sample.jsonl").read_text(encoding="utf-8").splitlines()]
 MINIMAL: dict[str, Any] = {"model_name": "dogs", "model": {"layers": [{"name": "Flatten"}]}}

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from servers import Server
 
 API = "/ajax-api/mlmeta"
-DIGITS = json.loads((Path(__file__).parent.parent / "digits.json").read_text())
+DIGITS = json.loads((Path(__file__).parent.parent.parent / "digits.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from servers import Server
 
 pytest.importorskip("flask_wtf", reason="MLflow's basic-auth app needs Flask-WTF")
 API = "/ajax-api/mlmeta"
-DIGITS = json.loads((Path(__file__).parent.parent / "digits.json").read_text())
+DIGITS = json.loads((Path(__file__).parent.parent.parent / "digits.json").read_text())
 PASSWORD = "a long password"
 COMMANDS = {**DIGITS, "model_name": "guarded"}
 

@@ -155,7 +155,7 @@ def test_every_public_class_is_listed_or_refused_with_a_reason(module: Any, base
 
 def test_the_catalog_is_what_its_script_writes() -> None:
     skip_other_versions(*catalog.made_with())
-    script = Path(__file__).parent.parent / "scripts" / "make_catalog.py"
+    script = Path(__file__).parent.parent.parent / "scripts" / "make_catalog.py"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -27,7 +27,7 @@ from mlmeta.server.callers import identify
 from mlmeta.server.limits import PAGE_POLICY
 from mlmeta.server.pages import SECTIONS, read_example, router
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FILES = Path(mlmeta.server.__file__).parent / "page"
 DIGITS = json.loads((ROOT / "digits.json").read_text())
 FOLDER = {"source": "folder", "path": "pictures"}

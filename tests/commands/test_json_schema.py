@@ -15,7 +15,7 @@ from mlmeta.commands.json_schema import complete_schema
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import CommandsError
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 OLDER = json.loads((TESTS / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))
 SAMPLE = [
     json.loads(line) for line in (TESTS / "data" / "attempts_sample.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,9 @@ from torch import nn
 
 from mlmeta.commands.params import describe_architecture, walk_layers
 
-OLDER = json.loads((Path(__file__).parent / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))
+OLDER = json.loads(
+    (Path(__file__).parent.parent / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8")
+)
 RESIDUAL_AND_CONCAT = [
     {"name": "Conv2d", "in_channels": 3, "out_channels": 16, "kernel_size": 3},
     {"name": "Residual", "layers": [

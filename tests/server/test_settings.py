@@ -11,7 +11,7 @@ import pytest
 from mlmeta.errors import BadInputError
 from mlmeta.server.settings import ServerSettings, read_settings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_without_variables_all_is_as_documented() -> None:

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 
 from mlmeta.commands.params import MAX_KEY, MAX_VALUE, flatten_params, format_param
 
-OLDER = json.loads((Path(__file__).parent / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8"))
+OLDER = json.loads(
+    (Path(__file__).parent.parent / "data" / "american_dog_species_3.attempt.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize(
