@@ -10,6 +10,7 @@ Run this again after an upgrade of torch, torchvision or Pillow, read the differ
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import json
 import re
@@ -20,7 +21,7 @@ from typing import Any
 
 import PIL.Image
 import torch
-import torchvision
+import torchvision.transforms.v2
 
 from mlmeta.data import image_ops
 from mlmeta.data.transform_plan import SUPPORTED, UNSUPPORTED
@@ -284,7 +285,10 @@ def main() -> None:
     check = parser.parse_args().check
     text = to_text(make_catalog())
     if check:
-        sys.exit(int(CATALOG.read_text(encoding="utf-8") != text))
+        difference = difflib.unified_diff(CATALOG.read_text(encoding="utf-8").splitlines(), text.splitlines(), n=0)
+        lines = [line for line in difference if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+        print("\n".join(lines), end="")
+        sys.exit(bool(lines))
     CATALOG.write_text(text, encoding="utf-8")
     print(f"{CATALOG.name}: {len(text):,} characters")
 
