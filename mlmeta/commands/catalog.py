@@ -32,6 +32,11 @@ AUTO_ARGUMENTS = frozenset(
     "in_features in_channels num_features num_channels normalized_shape input_size embed_dim d_model "
     "num_parameters in1_features in2_features".split()
 )
+# Arguments of layers that mlmeta decides itself; older documents write what they are anyway.
+SETTLED = {
+    "dtype": (None, "float32", "torch.float32"),
+    "device": (None,),
+}
 _QUOTED = re.compile(r"""^(['"])([^'"]*)\1$""")
 _ENUM = re.compile(
     r"^(?:PIL\.)?(?:transforms\.)?(?:Image(?:\.(?:Resampling|Transpose|Transform|Dither|Palette|Quantize))?"
@@ -166,7 +171,10 @@ def check_arguments(entry: Entry, given: Mapping[str, Any]) -> Iterator[tuple[st
     """Yield (argument, fault) for every argument that is unknown, missing or of the wrong kind."""
     for key, value in given.items():
         argument = entry.arguments.get(key)
-        if argument is None:
+        if entry.role == "layer" and key in SETTLED:
+            if value not in SETTLED[key]:
+                yield key, Fault("", _EXPLAINED[key], shorten(value))
+        elif argument is None:
             allowed = f"it has: {', '.join(entry.arguments)}" if entry.arguments else "it has none"
             nearest = nearest_name(str(key), entry.arguments)
             yield key, Fault("", f"{entry.name} has no such argument; {allowed}", shorten(value), nearest)
@@ -177,6 +185,12 @@ def check_arguments(entry: Entry, given: Mapping[str, Any]) -> Iterator[tuple[st
         if argument.required and key not in given:
             allowed = "" if "any" in argument.kinds else _describe_allowed(argument, list_placeholders(entry, key))
             yield key, Fault("", f"{entry.name} needs this argument" + (f": {allowed}" if allowed else ""))
+
+
+_EXPLAINED = {
+    "dtype": "layers compute in torch.float32; leave this argument out",
+    "device": "mlmeta chooses the device that a model is trained on; leave this argument out",
+}
 
 
 def list_placeholders(entry: Entry, argument: str) -> tuple[str, ...]:

@@ -88,7 +88,9 @@ def _items_schema(argument: catalog.Argument) -> dict[str, Any]:
 
 
 def _arguments_schema(entry: catalog.Entry) -> dict[str, Any]:
-    return {name: _argument_schema(entry, name) for name in entry.arguments}
+    settled = catalog.SETTLED if entry.role == "layer" else {}
+    arguments = {name: _argument_schema(entry, name) for name in entry.arguments}
+    return arguments | {name: {"enum": list(values)} for name, values in settled.items()}
 
 
 def _required(entry: catalog.Entry) -> list[str]:

@@ -116,7 +116,7 @@ def _check_call(role: str, name: Any, arguments: Mapping[str, Any]) -> Iterator[
     for argument, fault in catalog.check_arguments(entry, given):
         faulty.add(argument)
         yield (argument,), fault
-    for argument in (key for key in given if key not in faulty):
+    for argument in (key for key in given if key not in faulty and key in entry.arguments):
         kinds = entry.arguments[argument].kinds
         if not _NESTED_KINDS & set(kinds):
             yield from _check_numbers((argument,), given[argument], layer=name if role == "layer" else "")

@@ -75,7 +75,7 @@ def fill_arguments(spec: Spec, shape: Sequence[int], *, n_labels: int, path: str
         CommandsError: If a layer inside it is of a class that cannot stand there.
     """
     name = spec["name"]
-    arguments = {key: read_value(value) for key, value in spec.items() if key != "name"}
+    arguments = {key: read_value(value) for key, value in spec.items() if key not in ("name", *catalog.SETTLED)}
     if name.startswith("Lazy"):
         name, arguments = _make_plain(name, arguments)
     if name in _SOFTMAXES and arguments.get("dim") is None:

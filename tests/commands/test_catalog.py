@@ -262,7 +262,16 @@ def test_arguments_of_the_right_kind_have_no_fault(entry: Entry, given: dict[str
             "groups, bias, padding_mode; got 3. Did you mean 'kernel_size'?",
         ),
         ({"self": 1}, "self", None),
-        ({"device": "cuda"}, "device", None),
+        (
+            {"device": "cuda"},
+            "device",
+            "mlmeta chooses the device that a model is trained on; leave this argument out; got 'cuda'",
+        ),
+        (
+            {"dtype": "torch.float16"},
+            "dtype",
+            "layers compute in torch.float32; leave this argument out; got 'torch.float16'",
+        ),
         ({"__class__": 1}, "__class__", None),
     ],
 )

@@ -331,3 +331,13 @@ def test_any_layers_are_built_and_run_or_refused(
     else:
         event("built")
         assert outputs.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "older", [{"dtype": "torch.float32"}, {"dtype": "'torch.float32'"}, {"dtype": None, "device": None}]
+)
+def test_what_older_documents_say_of_dtype_and_device_makes_the_same_layer(older: dict[str, Any]) -> None:
+    plain = {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}
+    assert list(validation.check_layers([{**plain, **older}])) == []
+    made = [trace_layers([layer], n_labels=3, input_shape=(4,))[0] for layer in (plain, {**plain, **older})]
+    assert made[0] == made[1]
