@@ -136,6 +136,11 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f". Did you mean {near!r}?" if near else otherwise
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return an error's text on one line, cut to `limit` characters; its class where it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """Return a value as text cut to `limit` characters, for error text: strings as `repr`, constants as JSON.
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlmeta.errors import one_line
 from mlmeta.files import replacing, state_folder
 from mlmeta.tracking.operations import Operation, join_operations, parse_operation, take_joinable
 
@@ -160,7 +161,7 @@ class Outbox:
                 return False
             if len(group) > 1:
                 return all(self._deliver([operation]) for operation in group)
-            self.rejected.append((group[0], _describe(error)))
+            self.rejected.append((group[0], one_line(error)))
         self._settle(group)
         return True
 
@@ -181,12 +182,8 @@ class Outbox:
             self._delay_s[lane] = delay_s
             self._retry_at[lane] = time.monotonic() + delay_s
             self._n_failed += 1
-            self.error = _describe(error)
+            self.error = one_line(error)
             self._changed.notify_all()
-
-
-def _describe(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.documents import TrainCommands
-from mlmeta.errors import BadInputError, MlmetaError, NotFoundError
+from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, one_line
 from mlmeta.files import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
 from mlmeta.tracking.attempts import get_attempt_run, make_document, newest_runs, read_commands, write_note
@@ -46,14 +46,12 @@ class StaleAttempt:
         kind: ``attempt``, or ``test`` for a test on its own.
         status: The last that it recorded; another than ``incomplete``, ``Training``, ``Trained`` or ``Testing`` means
             that it died while it was being closed.
-        silent_s: Seconds since its last sign of life.
     """
 
     run_id: str
     name: str
     kind: str
     status: str
-    silent_s: float
 
 
 def find_stale_attempts(*, older_than_s: float = STALE_AFTER_S) -> list[StaleAttempt]:
@@ -67,17 +65,14 @@ def find_stale_attempts(*, older_than_s: float = STALE_AFTER_S) -> list[StaleAtt
     """
     client = open_client()
     waiting = {spool.run_id for spool in list_spools()}
-    try:
+    with telling("the tracking store cannot be read"):
         runs = list(search_all_runs(client, "attributes.status = 'RUNNING' and tags.`mlmeta.status` != ''"))
-    except MlflowException as error:
-        raise MlmetaError(f"the tracking store cannot be read: {error.message}") from None
     return [
         StaleAttempt(
             run_id=run.info.run_id,
             name=run.info.run_name,
             kind=run.data.tags.get("mlmeta.kind", ""),
             status=run.data.tags["mlmeta.status"],
-            silent_s=_silence(run),
         )
         for run in runs
         if run.info.run_id not in waiting and is_stale(run, older_than_s=older_than_s)
@@ -303,8 +298,9 @@ def send_spool(client: MlflowClient | None = None, *, run_id: str | None = None)
         except BadInputError:
             continue
         except Exception as error:  # noqa: BLE001 - whatever a store's library raises, the records stay
-            reason = " ".join(str(error).split())[:300]
-            sys.stderr.write(f"mlmeta: the records of run {spool.run_id} are still kept in {spool.folder}: {reason}\n")
+            sys.stderr.write(
+                f"mlmeta: the records of run {spool.run_id} are still kept in {spool.folder}: {one_line(error)}\n"
+            )
     return sent
 
 

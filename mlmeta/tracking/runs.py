@@ -33,11 +33,6 @@ from mlmeta.tracking.recovery import QUEUED_TAG, check_resumable, find_resumable
 from mlmeta.tracking.store import open_client, telling
 
 
-def package_version() -> str:
-    """Return mlmeta's version."""
-    return mlmeta.__version__
-
-
 @contextlib.contextmanager
 def record_attempt(
     commands: TrainCommands,
@@ -91,7 +86,7 @@ def first_tags(kind: str) -> dict[str, str]:
     """Return the tags that a run of a kind has from its first moment, so that it is found if its process dies."""
     return {
         "mlmeta.kind": kind,
-        "mlmeta.version": package_version(),
+        "mlmeta.version": mlmeta.__version__,
         "mlmeta.host": socket.gethostname(),
         "mlmeta.heartbeat": str(int(time.time())),
     }
