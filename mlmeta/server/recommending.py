@@ -14,6 +14,7 @@ from filelock import AsyncFileLock, Timeout
 
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import CommandsError, Fault, MlmetaError
+from mlmeta.server import recommend_process
 from mlmeta.server.callers import Caller
 from mlmeta.server.responses import RefusedError
 from mlmeta.server.submitting import check_train_commands
@@ -63,7 +64,7 @@ def _too_many() -> RefusedError:
 async def _ask(request: bytes, roots: tuple[Path, ...]) -> bytes:
     environment = {**os.environ, ROOTS_VARIABLE: join_roots(roots)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mlmeta.server.recommend_process",
+        sys.executable, "-m", recommend_process.__name__,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,
     )  # fmt: skip
     try:

@@ -23,7 +23,7 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from mlmeta.errors import BadInputError
-from mlmeta.server.job_process import is_server_there
+from mlmeta.server import job_process
 from mlmeta.server.queue import Job, JobQueue, JobState
 from mlmeta.server.settings import ServerSettings
 
@@ -124,7 +124,7 @@ class JobRunner:
         address = self._queue.address()
         if address is None or time.monotonic() < self._ask_at:
             return False
-        if is_server_there(address):
+        if job_process.is_server_there(address):
             return True
         self._ask_at = time.monotonic() + _ASK_S
         return False
@@ -134,7 +134,7 @@ class JobRunner:
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._at_once)), **os.environ}
         with log.open("ab") as stream:
             process = subprocess.Popen(  # noqa: S603 - our own command line
-                [sys.executable, "-m", "mlmeta.job_process", str(self._queue.folder), str(job.job_id)],
+                [sys.executable, "-m", job_process.__name__, str(self._queue.folder), str(job.job_id)],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True,
             )  # fmt: skip
         self._children[job.job_id] = process

@@ -19,6 +19,7 @@ from servers import Server
 
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.data.roots import ROOTS_VARIABLE
+from mlmeta.server import job_process
 from mlmeta.server.queue import ENDED, Job, JobKind, JobQueue, JobState
 from mlmeta.server.worker import JobRunner, is_runner_at_work
 from mlmeta.tracking.runs import queued_tags
@@ -203,7 +204,7 @@ def test_a_job_that_begins_while_the_server_is_away_waits_for_it(
     queue.set_address("http://127.0.0.1:9")
     # MLflow's own retries would take minutes.
     environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    command = [sys.executable, "-m", "mlmeta.job_process", str(queue.folder), str(job.job_id)]
+    command = [sys.executable, "-m", job_process.__name__, str(queue.folder), str(job.job_id)]
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0
     waiting = queue.get(job.job_id)
     assert (waiting.state, waiting.n_starts, waiting.error) == (JobState.QUEUED, 0, "")
