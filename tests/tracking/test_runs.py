@@ -223,16 +223,16 @@ def test_a_diverged_attempt_keeps_its_curve_and_fails(toy_document: dict[str, An
 def test_an_interrupted_attempt_keeps_the_epochs_so_far(
     toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlmeta.train
+    import mlmeta.training.loop
 
-    run_epoch = mlmeta.train.run_epoch
+    run_epoch = mlmeta.training.loop.run_epoch
 
     def interrupt(prepared: Any, epoch: int) -> dict[str, float]:
         if epoch == 3:
             raise KeyboardInterrupt
         return run_epoch(prepared, epoch)
 
-    monkeypatch.setattr(mlmeta.train, "run_epoch", interrupt)
+    monkeypatch.setattr(mlmeta.training.loop, "run_epoch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(toy_document)
     attempt = MlflowClient().search_runs(["0"])[0]
@@ -244,12 +244,12 @@ def test_an_interrupted_attempt_keeps_the_epochs_so_far(
 def test_a_training_that_breaks_is_failed_with_the_reason(
     toy_document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlmeta.train
+    import mlmeta.training.loop
 
     def break_down(prepared: Any, epoch: int) -> dict[str, float]:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(mlmeta.train, "run_epoch", break_down)
+    monkeypatch.setattr(mlmeta.training.loop, "run_epoch", break_down)
     with pytest.raises(AttemptFailedError, match="out of luck"):
         run(toy_document)
     attempt = MlflowClient().search_runs(["0"])[0]
