@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -24,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mlmeta.data.picture_cache import MODES, CacheSlot, PictureRows, RowWriter, row_shape
+from mlmeta.data.picture_cache import MODES, CacheSlot, PictureRows, RowWriter
 from mlmeta.data.pictures import Picture
 from mlmeta.data.sources import DAMAGED, ChangedFileError, quiet_pillow
 from mlmeta.errors import PicturesError
@@ -206,19 +207,17 @@ def decode_pictures(
 def _decode_once(pictures: Sequence[Picture], image_ops: ImageOp, keeper: _Keeper) -> DecodedPictures:
     decoded = DecodedPictures([], image_ops, _kept=keeper.images)
     reasons = {}
-    lasting = True
-    with keeper:
+    with closing(keeper):
         for picture, result in _decode_quietly(pictures, image_ops):
             if isinstance(result, SkippedPicture):
                 decoded.skipped.append(result)
                 reasons[picture.digest] = result.reason
-                lasting &= result.lasting
             else:
                 decoded.pictures.append(picture)
                 keeper.keep(picture, result)
         _check_skipped(decoded.skipped, len(pictures))
         # What may pass is not written down for the attempts to come.
-        if lasting:
+        if all(skipped.lasting for skipped in decoded.skipped):
             decoded.rows = keeper.publish(reasons)
         else:
             keeper.give_up()
@@ -243,61 +242,52 @@ class _Keeper:
         self._written: list[Picture] = []
         self._n_bytes = 0
 
-    def __enter__(self) -> None:
-        """Nothing is open yet."""
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Remove what was written and not published."""
         if self._writer:
-            self._writer.__exit__(None, None, None)
+            self._writer.close()
 
     def keep(self, picture: Picture, image: Image.Image) -> None:
         """Keep one picture, if it can be."""
-        if self._slot is not None and not self._writer and image.mode in MODES:
-            self._try(lambda slot: self._open(slot, image))
-        if self._writer and self._writer.takes(image):
-            self._written.append(picture)
-            writer = self._writer
-            self._try(lambda _: writer.append(picture.digest, image))
-        else:
-            self._go_on_in_memory()
-        if not self._writer:
+        if self._slot is None or not self._write(self._slot, picture, image):
+            self.give_up()
             self._keep_in_memory(picture, image)
 
-    def give_up(self) -> None:
-        """Keep in memory what was written, and leave the cache as it was."""
-        self._go_on_in_memory()
+    def _write(self, slot: CacheSlot, picture: Picture, image: Image.Image) -> bool:
+        """Return whether the cache takes a picture."""
+        try:
+            if not self._writer and image.mode in MODES:
+                self._writer = slot.open_writer(image, self._n_rows)
+            if not self._writer or not self._writer.takes(image):
+                return False
+            self._writer.append(picture.digest, image)
+        except OSError as error:
+            slot.warn(error)
+            return False
+        self._written.append(picture)
+        return True
 
     def publish(self, skipped: dict[str, str]) -> PictureRows | None:
         """Put what was written into the cache and return it; None where the pictures are kept in memory."""
-        writer = self._writer
-        if not writer or self._slot is None:
-            return None
-        self._try(lambda slot: writer.publish(slot.file, source=slot.source, skipped=skipped))
-        rows = self._slot.find(writer.rows) if self._slot is not None else None
+        rows = None
+        if self._writer and self._slot:
+            try:
+                self._writer.publish(self._slot.entry, source=self._slot.source, skipped=skipped)
+                rows = self._slot.find(self._writer.rows)
+            except OSError as error:
+                self._slot.warn(error)
         if rows is None:
-            self._go_on_in_memory()
+            self.give_up()
         return rows
 
-    def _open(self, slot: CacheSlot, image: Image.Image) -> None:
-        self._writer = slot.open_writer(mode=image.mode, shape=row_shape(image), n_rows=self._n_rows)
-
-    def _try(self, write: Callable[[CacheSlot], None]) -> None:
-        """Do something with the cache; where that fails, say so once and go on without it."""
-        if self._slot is None:
-            return
-        try:
-            write(self._slot)
-        except OSError as error:
-            self._slot.warn(error)
-            self._go_on_in_memory()
-
-    def _go_on_in_memory(self) -> None:
+    def give_up(self) -> None:
+        """Keep in memory what was written, as far as it fits, and leave the cache as it was."""
         writer, self._writer, self._slot = self._writer, None, None
         if writer:
-            with writer:
+            # It may have been removed from the cache meanwhile; then it is decoded again.
+            with closing(writer), suppress(OSError):
                 for picture in self._written:
-                    if picture.digest in writer.rows and self._n_bytes < self._budget_bytes:
+                    if self._n_bytes < self._budget_bytes:
                         self._keep_in_memory(picture, writer.image(picture.digest))
 
     def _keep_in_memory(self, picture: Picture, image: Image.Image) -> None:

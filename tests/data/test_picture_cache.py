@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +23,18 @@ import pytest
 from PIL import Image
 
 from mlmeta.commands.documents import FolderData
-from mlmeta.data import picture_cache
 from mlmeta.data.decoding import DecodedPictures, decode_pictures
 from mlmeta.data.image_ops import build_image_ops
 from mlmeta.data.picture_cache import (
     MODES,
     CacheFullError,
     CacheSlot,
-    DamagedFileError,
     PictureCache,
-    RowWriter,
     find_slot,
     format_entries,
     make_key,
     pictures_folder,
     read_limit,
-    read_rows,
 )
 from mlmeta.data.pictures import Picture, find_pictures
 from mlmeta.data.sources import open_file
@@ -103,8 +102,9 @@ def plainly(pictures: Sequence[Picture]) -> list[tuple[str, str, bytes]]:
     return pixels_of(decode_pictures(pictures, NO_OPS))
 
 
-def files(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted(file for file in folder.glob(pattern) if file.suffix != ".lock")
+def kept(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in the cache folder, but for locks."""
+    return sorted(path for path in folder.glob(pattern) if path.suffix != ".lock")
 
 
 # What is cached
@@ -135,6 +135,8 @@ def test_the_rows_are_memory_mapped_and_cannot_be_written(opened: list[str]) -> 
     rows = decode(make_pictures(opened)).rows
     assert rows is not None
     assert rows.pixels.shape == (6, 5, 6, 3)
+    (file,) = rows.entry.glob("*.npy")
+    assert np.array_equal(np.load(file), rows.pixels)
     assert isinstance(rows.pixels.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         rows.pixels[0] = 0
@@ -142,10 +144,12 @@ def test_the_rows_are_memory_mapped_and_cannot_be_written(opened: list[str]) -> 
 
 def test_skipped_pictures_and_their_reasons_are_remembered(opened: list[str]) -> None:
     pictures = make_pictures(opened, 10)
-    pictures.insert(3, bad_picture(opened, "bad"))
+    pictures[3] = bad_picture(opened, "bad")
+    expected = plainly([picture for picture in pictures if picture.id != "bad"])
     first = decode(pictures)
     opened.clear()
     again = decode(pictures)
+    assert pixels_of(again) == expected
     assert not opened
     assert [(one.id, one.reason) for one in again.skipped] == [("bad", "broken")]
     assert again.skipped == first.skipped
@@ -157,13 +161,13 @@ def test_too_many_bad_pictures_are_an_error_each_time_and_leave_nothing(opened: 
     for _ in range(2):
         with pytest.raises(PicturesError, match="1 of 4 pictures cannot be read: bad: broken"):
             decode(pictures)
-        assert files(folder) == []
+        assert kept(folder) == []
 
 
 def test_a_picture_operation_that_fails_leaves_nothing(opened: list[str], folder: Path) -> None:
     with pytest.raises(BadInputError, match=r"image_ops\.0\.crop"):
         decode(make_pictures(opened), [{"crop": {"box": [5, 5, 1, 1]}}])
-    assert files(folder) == []
+    assert kept(folder) == []
 
 
 def test_equal_pictures_are_kept_once(opened: list[str]) -> None:
@@ -208,15 +212,17 @@ def test_unlike_pictures_are_kept_in_memory(
     assert decoded.rows is None
     assert decoded.at_hand
     assert pixels_of(decoded) == plainly(pictures)
-    assert files(folder) == []
+    assert kept(folder) == []
 
 
 def test_memory_keeps_to_its_budget_where_the_cache_does_not_take_the_pictures(opened: list[str]) -> None:
     pictures = [*make_pictures(opened), *make_pictures(opened, 3, seed=1, size=(3, 3))]
+    expected = plainly(pictures)
     decoded = decode(pictures, budget_bytes=2 * 4 * 30)
     assert not decoded.at_hand
-    assert len(decoded._kept) <= 2
-    assert pixels_of(decoded) == plainly(pictures)
+    opened.clear()
+    assert pixels_of(decoded) == expected
+    assert len(opened) == len(pictures) - 2
 
 
 # Keys
@@ -326,31 +332,31 @@ def test_a_limit_of_nothing_is_no_cache(opened: list[str], folder: Path, monkeyp
 
 
 def entry_bytes(folder: Path) -> int:
-    return max(file.stat().st_size for file in files(folder))
+    return max(entry.size_bytes for entry in PictureCache(folder).entries())
 
 
 def set_limit(monkeypatch: pytest.MonkeyPatch, n_bytes: float) -> None:
     monkeypatch.setenv("MLMETA_CACHE_GB", repr(n_bytes / 10**9))
 
 
-def age(file: Path, days: float) -> None:
+def age(path: Path, days: float) -> None:
     then = time.time() - days * 86_400
-    os.utime(file, (then, then))
+    os.utime(path, (then, then))
 
 
 def test_the_least_recently_used_goes_first(opened: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = [make_pictures(opened, 40, seed=seed) for seed in range(4)]
     entries = []
     for days, pictures in zip((3, 2, 1), sets, strict=False):
-        before = set(files(folder))
+        before = set(kept(folder))
         decode(pictures)
-        entries.append((set(files(folder)) - before).pop())
+        entries.append((set(kept(folder)) - before).pop())
         age(entries[-1], days)
     decode(sets[0])  # now it is the newest
     set_limit(monkeypatch, 3.2 * entry_bytes(folder))
     decode(sets[3])
-    assert [file.exists() for file in entries] == [True, False, True]
-    assert len(files(folder)) == 3
+    assert [entry.exists() for entry in entries] == [True, False, True]
+    assert len(kept(folder)) == 3
 
 
 def test_an_entry_that_this_process_uses_does_not_go(
@@ -358,12 +364,12 @@ def test_an_entry_that_this_process_uses_does_not_go(
 ) -> None:
     used = decode(make_pictures(opened, 40))
     assert used.rows is not None
-    age(used.rows.file, 9)
+    age(used.rows.entry, 9)
     decode(make_pictures(opened, 40, seed=1))
     set_limit(monkeypatch, 2.2 * entry_bytes(folder))
     third = decode(make_pictures(opened, 40, seed=2))
     assert third.rows is not None
-    assert set(files(folder)) == {used.rows.file, third.rows.file}
+    assert set(kept(folder)) == {used.rows.entry, third.rows.entry}
 
 
 def test_pictures_beyond_the_limit_are_kept_in_memory_with_one_line_that_says_so(
@@ -379,7 +385,7 @@ def test_pictures_beyond_the_limit_are_kept_in_memory_with_one_line_that_says_so
     message = r"mlmeta: pictures go without the cache in .* \(0.00054 MB do not fit its limit, 0.0005 MB "
     assert re.match(message, caplog.messages[0])
     assert len(caplog.messages) == 1
-    assert files(folder) == []
+    assert kept(folder) == []
 
 
 def test_a_disk_without_room_is_seen_before_anything_is_written(
@@ -389,46 +395,59 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     assert decode(make_pictures(opened)).rows is None
     assert "the disk has 0.001 MB free" in caplog.text
-    assert files(folder) == []
+    assert kept(folder) == []
+
+
+@contextlib.contextmanager
+def disk_for_files_of(n_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond that: what is written goes in half, and the rest is refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+HEADER_BYTES, ROW_BYTES = 128, 6 * 5 * 3
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "form"),
+    [(HEADER_BYTES, {}), (HEADER_BYTES + 3 * ROW_BYTES + 7, {}), (500, {"size": (1, 1)})],
+    ids=["first row", "fourth row", "index"],
+)
+def test_a_disk_that_fills_up_costs_one_line_and_no_second_decoding(
+    opened: list[str], folder: Path, caplog: pytest.LogCaptureFixture, n_bytes: int, form: dict[str, Any]
+) -> None:
+    pictures = make_pictures(opened, **form)
+    expected = plainly(pictures)
+    opened.clear()
+    with disk_for_files_of(n_bytes):
+        decoded = decode(pictures)
+    assert decoded.rows is None
+    assert pixels_of(decoded) == expected
+    assert len(opened) == 6
+    assert len(caplog.messages) == 1
+    assert "File too large" in caplog.text
+    assert kept(folder) == []
 
 
 def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("n_rows", [0, 3, 6], ids=["first row", "fourth row", "index"])
-def test_a_disk_that_fills_up_costs_one_line_and_no_second_decoding(
-    opened: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, n_rows: int
-) -> None:
-    write = RowWriter._write
-
-    def write_some(writer: RowWriter, data: bytes) -> None:
-        full_disk() if len(writer.rows) >= n_rows else write(writer, data)
-
-    pictures = make_pictures(opened)
-    expected = plainly(pictures)
-    opened.clear()
-    monkeypatch.setattr(RowWriter, "_write", write_some)
-    decoded = decode(pictures)
-    assert decoded.rows is None
-    assert pixels_of(decoded) == expected
-    assert len(opened) == 6
-    assert len(caplog.messages) == 1
-    assert "No space left on device" in caplog.text
-    assert files(folder) == []
-
-
-@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize(("where", "function"), [(os, "fsync"), (Path, "replace"), (Path, "rename")])
 def test_a_failure_at_the_end_costs_no_more(
-    opened: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, function: str
+    opened: list[str], folder: Path, caplog: pytest.LogCaptureFixture, where: object, function: str
 ) -> None:
-    monkeypatch.setattr(*((picture_cache.os, "fsync") if function == "fsync" else (Path, "replace")), full_disk)
-    decoded = decode(make_pictures(opened))
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, function, full_disk)
+        decoded = decode(make_pictures(opened))
     assert decoded.at_hand
     assert len(opened) == 6
     assert len(caplog.messages) == 1
-    assert files(folder) == []
+    assert kept(folder) == []
 
 
 def test_a_folder_that_cannot_be_made_costs_one_line(
@@ -443,41 +462,48 @@ def test_a_folder_that_cannot_be_made_costs_one_line(
 # Damage
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
+def parts(entry: Path) -> tuple[Path, Path]:
+    """The files of an entry: its index and its pixels."""
+    (pixels,) = entry.glob("*.npy")
+    return entry / "index.json", pixels
 
 
-def cut_front(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[100:])
-
-
-def change_index(file: Path) -> None:
-    file.write_bytes(file.read_bytes().replace(b'"mode": "RGB"', b'"mode": "HSV"'))
-
-
-def rewrite_index(file: Path, **changes: Any) -> None:
-    """Write another index with the checksum that belongs to it."""
+def change(file: Path, old: bytes, new: bytes) -> None:
     content = file.read_bytes()
-    index = json.loads(content[content.rindex(b'{"format"') : content.rindex(b"mlmetaR\n")]) | changes
-    text = json.dumps(index).encode()
-    digest = picture_cache.hashlib.sha256(text).digest()
-    rows = content[: content.rindex(b'{"format"')]
-    file.write_bytes(rows + text + b"mlmetaR\n" + len(text).to_bytes(8, "little") + digest)
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new))
+
+
+def rewrite_index(entry: Path, **changes: Any) -> None:
+    """Write another index, and name the pixels as those that belong to it."""
+    index, pixels = parts(entry)
+    text = json.dumps(json.loads(index.read_text()) | changes)
+    index.write_text(text)
+    pixels.rename(pixels.with_name(f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npy"))
+
+
+def claim_more(entry: Path) -> None:
+    """Let index and pixels agree on more rows than there are."""
+    change(parts(entry)[1], b"(6, 5, 6, 3), } ", b"(99, 5, 6, 3), }")
+    rewrite_index(entry, shape=[99, 5, 6, 3])
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
-    "empty": lambda file: file.write_bytes(b""),
-    "text": lambda file: file.write_text("no rows " * 100),
-    "cut": cut,
-    "cut in front": cut_front,
-    "changed index": change_index,
-    "older format": partial(rewrite_index, format=0),
-    "unknown mode": partial(rewrite_index, mode="P"),
-    "missing digest": partial(rewrite_index, digests=["a"]),
-    "wrong shape": partial(rewrite_index, shape=[6, 5, 6, 4]),
-    "huge shape": partial(rewrite_index, shape=[10**30, 5, 6, 3]),
-    "shape of text": partial(rewrite_index, shape="rows"),
-    "no dict": partial(rewrite_index, skipped=7),
+    "empty index": lambda entry: parts(entry)[0].write_bytes(b""),
+    "index cut": lambda entry: os.truncate(parts(entry)[0], 100),
+    "index of text": lambda entry: parts(entry)[0].write_text("no index " * 100),
+    "changed index": lambda entry: change(parts(entry)[0], b'"RGB"', b'"HSV"'),
+    "other format": partial(rewrite_index, format=1),
+    "other shape": partial(rewrite_index, shape=[6, 5, 6, 4]),
+    "shape of none": partial(rewrite_index, shape=None),
+    "no pixels": lambda entry: parts(entry)[1].unlink(),
+    "empty pixels": lambda entry: parts(entry)[1].write_bytes(b""),
+    "pixels cut": lambda entry: os.truncate(parts(entry)[1], HEADER_BYTES + 5 * ROW_BYTES),
+    "pixels cut in front": lambda entry: parts(entry)[1].write_bytes(parts(entry)[1].read_bytes()[100:]),
+    "pixels of text": lambda entry: parts(entry)[1].write_text("no pixels " * 100),
+    "more pixels claimed": claim_more,
+    "other type": lambda entry: change(parts(entry)[1], b"|u1", b"|i1"),
+    "broken header": lambda entry: change(parts(entry)[1], b"(6, 5, 6, 3)", b"(6, 5, 6, 3("),
 }
 
 
@@ -486,46 +512,100 @@ def test_a_damaged_entry_is_told_and_made_again(
     opened: list[str], folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     pictures = make_pictures(opened)
+    expected = plainly(pictures)
     decode(pictures)
-    (file,) = files(folder)
-    DAMAGE[damage](file)
-    with pytest.raises(DamagedFileError):
-        read_rows(file)
+    (entry,) = kept(folder)
+    DAMAGE[damage](entry)
+    assert "  damaged: it" in format_entries(PictureCache(folder))
     opened.clear()
-    assert pixels_of(decode(pictures)) == plainly(pictures)
-    assert all("cannot be used" in message for message in caplog.messages)
+    assert pixels_of(decode(pictures)) == expected
+    assert len(opened) == 6
+    assert {message.partition(" (")[0] for message in caplog.messages} == {
+        f"mlmeta: {entry} in the picture cache cannot be used"
+    }
     opened.clear()
-    assert decode(pictures).rows is not None
+    assert pixels_of(decode(pictures)) == expected
     assert not opened
+    assert kept(folder) == [entry]
 
 
-def test_an_entry_that_lacks_a_picture_is_made_again(opened: list[str], folder: Path) -> None:
-    pictures = make_pictures(opened)
-    decode(pictures)
-    (file,) = files(folder)
-    rewrite_index(file, digests=[f"{index:064x}" for index in range(90, 96)])
-    assert pixels_of(decode(pictures)) == plainly(pictures)
+def leave_a_file(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.write_text("a file stands where the entry should")
 
 
-def test_a_folder_in_an_entrys_place_is_no_reason_to_fail(
-    opened: list[str], folder: Path, caplog: pytest.LogCaptureFixture
+LACKING: dict[str, Callable[[Path], Any]] = {
+    "no index": lambda entry: (entry / "index.json").unlink(),
+    "empty folder": lambda entry: [file.unlink() for file in parts(entry)],
+    "a file": leave_a_file,
+    "other pictures": partial(rewrite_index, digests=[f"{index:064x}" for index in range(90, 96)]),
+}
+
+
+@pytest.mark.parametrize("change_entry", LACKING.values(), ids=LACKING)
+def test_what_is_no_entry_of_these_pictures_is_made_again(
+    opened: list[str], folder: Path, change_entry: Callable[[Path], Any]
 ) -> None:
     pictures = make_pictures(opened)
     decode(pictures)
-    (file,) = files(folder)
-    file.unlink()
-    file.mkdir()
+    (entry,) = kept(folder)
+    change_entry(entry)
     assert pixels_of(decode(pictures)) == plainly(pictures)
-    assert "go without the cache" in caplog.text
+    opened.clear()
+    decode(pictures)
+    assert not opened
+    assert kept(folder) == [entry]
 
 
 def test_what_a_killed_attempt_left_is_removed_after_a_while(opened: list[str], folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name, days in (("old.tmp", 1.0), ("new.tmp", 0.0)):
-        (folder / name).write_bytes(b"rows")
-        age(folder / name, days)
+    for name, folder_days, file_days in (("old", 1.0, 1.0), ("new", 0.0, 0.0), ("long at it", 1.0, 0.0)):
+        part = folder / f"{name}.tmp"
+        part.mkdir(parents=True)
+        (part / "pixels").write_bytes(b"rows")
+        age(part / "pixels", file_days)
+        age(part, folder_days)
+    # Before format 2 an attempt that was killed left a file.
+    (folder / "older.tmp").write_bytes(b"rows")
+    age(folder / "older.tmp", 1.0)
     decode(make_pictures(opened))
-    assert [file.name for file in files(folder, "*.tmp")] == ["new.tmp"]
+    assert [part.stem for part in kept(folder, "*.tmp")] == ["long at it", "new"]
+
+
+# What an older mlmeta kept
+
+
+@pytest.fixture
+def older(folder: Path) -> Path:
+    """A file of pictures as formats before 2 were."""
+    folder.mkdir(parents=True)
+    file = folder / f"{'a' * 40}.rows"
+    file.write_bytes(b"rows" * 2500)
+    age(file, 3)
+    return file
+
+
+def test_what_an_older_mlmeta_kept_is_listed_and_counted(folder: Path, older: Path) -> None:
+    _, line, total = format_entries(PictureCache(folder)).splitlines()
+    assert re.search(r" 0\.01 MB +kept by an older mlmeta, no longer used$", line)
+    assert total.startswith("0.01 MB of at most")
+    assert older.exists()
+
+
+def test_what_an_older_mlmeta_kept_goes_as_other_entries_do(
+    opened: list[str], folder: Path, older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode(make_pictures(opened))
+    assert older.exists()
+    set_limit(monkeypatch, 10_000)
+    decode(make_pictures(opened, seed=1))
+    assert not older.exists()
+    assert len(kept(folder)) == 2
+
+
+def test_clearing_removes_what_an_older_mlmeta_kept(folder: Path, older: Path) -> None:
+    older.with_suffix(".lock").touch()
+    assert PictureCache(folder).clear() == 1
+    assert list(folder.iterdir()) == []
 
 
 # Several processes
@@ -564,7 +644,7 @@ def test_attempts_that_start_together_decode_once(tmp_path: Path, folder: Path) 
     processes = [start(log) for _ in range(3)]
     assert [process.communicate()[0] for process in processes] == [f"{list(range(20))}\n"] * 3
     assert sorted(map(int, log.read_text().split())) == list(range(20))
-    assert len(files(folder)) == 1
+    assert len(kept(folder)) == 1
 
 
 def test_a_process_that_is_killed_while_it_writes_is_no_trouble(tmp_path: Path, folder: Path) -> None:
@@ -574,9 +654,9 @@ def test_a_process_that_is_killed_while_it_writes_is_no_trouble(tmp_path: Path, 
         time.sleep(0.005)
     killed.kill()
     killed.communicate()
-    assert files(folder, "*.rows") == []
+    assert kept(folder, "*.pictures") == []
     assert start(again).communicate()[0] == f"{list(range(20))}\n"
-    assert len(files(folder, "*.rows")) == 1
+    assert len(kept(folder, "*.pictures")) == 1
 
 
 def test_who_waits_too_long_goes_without(opened: list[str], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -593,7 +673,7 @@ def test_who_waits_too_long_goes_without(opened: list[str], folder: Path, caplog
         "mlmeta: another attempt is dec",
         "mlmeta: pictures go without th",
     ]
-    assert files(folder) == []
+    assert kept(folder) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be removed there")
@@ -603,7 +683,7 @@ def test_pictures_stay_readable_when_another_process_clears_the_cache(opened: li
     expected = plainly(pictures)
     done = subprocess.run([sys.executable, "-m", "mlmeta", "cache", "--clear"], capture_output=True, text=True)
     assert done.stdout == f"1 entries removed from {folder}\n"
-    assert files(folder) == []
+    assert kept(folder) == []
     assert pixels_of(decoded) == expected
 
 
@@ -618,14 +698,13 @@ def test_the_table_shows_entries_and_the_limit(
     assert format_entries(cache) == f"no entries\n0 MB of at most 1 GB in {folder}"
     decode(make_pictures(opened))
     decode(make_pictures(opened, 3, seed=1, mode="L"))
-    first, second = files(folder, "*.rows")
-    age(first, 3)
-    cut(second)
+    age(kept(folder)[0], 3)
     head, *lines, total = format_entries(cache).splitlines()
     assert head.split() == ["last", "used", "pictures", "shape", "size", "source"]
-    assert "damaged: it is cut off" in lines[0]
-    assert lines[1].endswith("folder x")
-    assert re.search(r" 5×6×[13] ", lines[1])
+    line_form = r"\d{4}-\d\d-\d\d \d\d:\d\d +(\S+) +(\S+) +\S+ MB +folder x"
+    found = [re.fullmatch(line_form, line) for line in lines]
+    assert {one[1]: one[2] for one in found if one} == {"6": "5×6×3", "3": "5×6×1"}
+    assert lines == sorted(lines, reverse=True)
     assert re.fullmatch(rf"0\.00\d+ MB of at most 1 GB in {folder}", total)
 
 
