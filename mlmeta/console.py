@@ -1,6 +1,6 @@
-"""How a command line ends: one sentence and an exit code, and the run that waits for it is told.
+"""What a command line shows while it works, and how it ends: one sentence and an exit code.
 
-SIGTERM ends what is done here as SIGINT does.
+The run that waits for it is told too. SIGTERM ends what is done here as SIGINT does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
 
 import click
 
@@ -79,3 +79,58 @@ def terminating_gently() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class ProgressBar:
+    """Shows on standard error how far something is: a bar on a terminal, plain lines in a log.
+
+    Args:
+        name: Of what is done, before the bar.
+        total: What there is to do.
+        in_percent: Whether the bar says ``40%``, and not ``6/15``.
+    """
+
+    def __init__(self, name: str, total: float, *, in_percent: bool = False) -> None:
+        self._bar = _make_bar(in_percent=in_percent) if sys.stderr.isatty() else None
+        self._task = self._bar.add_task(name, total=total, text="") if self._bar else None
+
+    def __enter__(self) -> Self:
+        """Start the bar where there is a terminal."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: float, text: str, *, line: str = "") -> None:
+        """Show how much is done, with `text` beside the bar; a log gets `line`, and nothing where that is empty."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, text=text)
+        elif line:
+            click.echo(line, err=True)
+
+
+def _make_bar(*, in_percent: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TaskProgressColumn() if in_percent else MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=Console(stderr=True),
+    )

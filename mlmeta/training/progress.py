@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import click
-
+from mlmeta.console import ProgressBar
 from mlmeta.status import Status
 from mlmeta.training.learning_curves import Z_90
 
@@ -33,61 +31,18 @@ class TrainingProgress(Progress, Protocol):
         """End, in whatever way the training did."""
 
 
-class EpochProgress:
+class EpochProgress(ProgressBar):
     """Shows the epochs of one training on standard error."""
 
     def __init__(self, name: str, n_epoch: int) -> None:
+        super().__init__(name, n_epoch)
         self.name = name
         self.n_epoch = n_epoch
-        self._bar = _TerminalBar(name, n_epoch) if sys.stderr.isatty() else None
-
-    def __enter__(self) -> Self:
-        """Start the bar where there is a terminal."""
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-        if self._bar:
-            self._bar.stop()
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Show the epoch's metrics."""
-        if self._bar:
-            self._bar.update(epoch, describe_epoch(metrics, short=True))
-        else:
-            click.echo(f"{self.name}: epoch {epoch}/{self.n_epoch}  {describe_epoch(metrics)}", err=True)
-
-
-class _TerminalBar:
-    """rich's progress bar with the metrics beside it."""
-
-    def __init__(self, name: str, n_epoch: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}", markup=False),
-        )
-        self._progress = RichProgress(*columns, console=Console(stderr=True))
-        self._task = self._progress.add_task(name, total=n_epoch, metrics="")
-
-    def start(self) -> None:
-        self._progress.start()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    def update(self, epoch: int, text: str) -> None:
-        self._progress.update(self._task, completed=epoch, metrics=text)
+        line = f"{self.name}: epoch {epoch}/{self.n_epoch}  {describe_epoch(metrics)}"
+        self.update(epoch, describe_epoch(metrics, short=True), line=line)
 
 
 def describe_epoch(metrics: Mapping[str, float], *, short: bool = False) -> str:
