@@ -85,20 +85,10 @@ class TreeEffects:
         """Return E[f | input = value] for each of an input's values, shape (n_values,)."""
         place = self._factor_of[name]
         factor = self._factors[place]
-        by_row = self._weigh_leaves(place) @ self._holds[place]
+        # Each leaf's value times the probability of its box in all other factors.
+        weighed = self._leaf_values * np.prod(np.delete(self._shares, place, axis=1), axis=1)
+        by_row = weighed @ self._holds[place]
         return np.bincount(factor.places[name], weights=factor.weigh_rows(name) * by_row).astype(np.float64)
-
-    def mean_by_two(self, first: str, second: str) -> Floats:
-        """Return E[f | first = value, second = value], shape (n_values of first, n_values of second)."""
-        one, other = self._factor_of[first], self._factor_of[second]
-        if one != other:
-            both: Floats = (self._hold_by(first).T * self._weigh_leaves(one, other)) @ self._hold_by(second)
-            return both
-        factor = self._factors[one]
-        places = factor.places[first], factor.places[second]
-        means = np.zeros((places[0].max() + 1, places[1].max() + 1))
-        means[places] = self._weigh_leaves(one) @ self._holds[one]
-        return means
 
     def share_of(self, name: str) -> float:
         """Return Var(E[f | input]) / Var(f), 0 to 1: what the input explains by itself; 0 where f is constant."""
@@ -106,33 +96,6 @@ class TreeEffects:
             return 0.0
         chances = self._factors[self._factor_of[name]].weigh_values(name)
         return float(chances @ (self.mean_by(name) - self.mean) ** 2) / self.variance
-
-    def share_of_two(self, first: str, second: str) -> float:
-        """Return Var(E[f | first, second]) / Var(f), 0 to 1: what both explain, together and by themselves."""
-        if not self.variance > _LEAST_VARIANCE:
-            return 0.0
-        one, other = (self._factors[self._factor_of[name]] for name in (first, second))
-        chances = np.outer(one.weigh_values(first), other.weigh_values(second))
-        if one is other:
-            chances[:] = 0.0
-            chances[one.places[first], one.places[second]] = one.weights
-        return float(np.sum(chances * (self.mean_by_two(first, second) - self.mean) ** 2)) / self.variance
-
-    def _weigh_leaves(self, *places: int) -> Floats:
-        """Return each leaf's value times the probability of its box in all factors but those at `places`."""
-        weighed: Floats = self._leaf_values * np.prod(np.delete(self._shares, places, axis=1), axis=1)
-        return weighed
-
-    def _hold_by(self, name: str) -> Floats:
-        """Return P(the factor's part of the leaf's box | input = value), shape (L, n_values)."""
-        factor, holds = self._factors[self._factor_of[name]], self._holds[self._factor_of[name]]
-        if len(factor.places) == 1:
-            return holds[:, np.argsort(factor.places[name])]
-        places = factor.places[name]
-        by_value = np.zeros((len(places), places.max() + 1))
-        by_value[np.arange(len(places)), places] = factor.weigh_rows(name)
-        held: Floats = holds @ by_value
-        return held
 
 
 def find_leaf_boxes(tree: Any) -> tuple[Floats, Floats, Floats]:

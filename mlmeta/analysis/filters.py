@@ -80,11 +80,6 @@ def match_filter(table: pd.DataFrame, text: str) -> pd.Series[bool]:
     return pd.Series(mask.fillna(False).to_numpy(dtype=bool), index=table.index)
 
 
-def filter_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
-    """Return the rows that a filter finds, with their index; raises as `match_filter`."""
-    return table[match_filter(table, text)]
-
-
 def sort_rows(table: pd.DataFrame, order_by: Sequence[str] | str) -> npt.NDArray[np.int64]:
     """Return the positions of the rows in another order; missing values come last, and equal ones keep their order.
 

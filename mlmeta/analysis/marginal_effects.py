@@ -1,4 +1,4 @@
-"""What a forest predicts for values of one param, or of two, on average over the values of all others.
+"""What a forest predicts for values of one param, on average over the values of all others.
 
 The averages are exact for the forest and for params taken as independent (`mlmeta.analysis.fanova`). Where attempts
 were few the forest only guesses; `n_attempts` says where.
@@ -6,9 +6,7 @@ were few the forest only guesses; `n_attempts` says where.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,11 +18,7 @@ from mlmeta.analysis.sample import MOST_VALUES, Sample, draw_sample, fit_resampl
 from mlmeta.commands.params import format_param
 from mlmeta.history.table import Floats, Ints
 
-PAIR_COLUMNS = ("param_x", "param_y", "interaction", "value_x", "value_y", "mean", "n_attempts")
 _N_FORESTS = 20
-_PAIR_POINTS = 8
-_PAIR_VALUES = 12
-_PAIRED_PARAMS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +74,7 @@ def marginal_effect(
     """
     sample = draw_sample(table, metric, task=task, extra=param, as_ranks=task is None, seed=seed)
     points = _choose_points(sample, param, n_points=max(2, n_points))
-    factors = _place_points(sample, {param: points})
+    factors = _place_points(sample, param, points)
     curves = np.array(
         [
             np.mean([TreeEffects(tree.tree_, factors).mean_by(param) for tree in forest.estimators_], axis=0)
@@ -92,73 +86,19 @@ def marginal_effect(
     return pd.DataFrame({**columns, "n_attempts": points.n_attempts})
 
 
-def pairwise_effects(
-    table: pd.DataFrame, metric: str = "accuracy", *, task: str | None = None, top: int = 3, seed: int = 0
-) -> pd.DataFrame:
-    """Return what a forest predicts for pairs of values of two params, on average over the values of all others.
-
-    Args:
-        table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
-        metric: The score, as in `marginal_effect`.
-        task: Name or digest of the one task to look at; None for all of them.
-        top: How many pairs: of the six most important params, those that explain most variance together beyond what
-            they explain alone.
-        seed: Decides all that is drawn.
-
-    Returns:
-        param_x, param_y; interaction: that share of the variance, 0 to 1, the largest first, told from at most 12
-        values of each; value_x, value_y: as in `marginal_effect`, at most 8 numbers of each, all as texts, for one
-        column holds the values of several params; mean: prediction; n_attempts: attempts at or nearest to both
-        values; where there is none the forest only guesses.
-
-    Raises:
-        TooFewAttemptsError: If fewer than 20 attempts have a score to compare.
-        NotFoundError: If there is no such task.
-        BadInputError: If the table lacks the metric.
-    """
-    sample = draw_sample(table, metric, task=task, as_ranks=task is None, seed=seed)
-    points = {name: _choose_points(sample, name, n_points=_PAIR_POINTS) for name in sample.params}
-    if len(points) < 2:
-        return pd.DataFrame({name: [] for name in PAIR_COLUMNS})
-    trees = [
-        tree.tree_ for forest in fit_resampled(sample, n_forests=_N_FORESTS, seed=seed) for tree in forest.estimators_
-    ]
-    shares = _find_pairs(trees, make_factors(sample.encoded, most_values=_PAIR_VALUES))
-    pairs = sorted(shares, key=lambda pair: -shares[pair])[: max(1, top)]
-    factors = _place_points(sample, {name: points[name] for pair in pairs for name in pair})
-    effects = [TreeEffects(tree, factors) for tree in trees]
-    means = [np.mean([effect.mean_by_two(*pair) for effect in effects], axis=0) for pair in pairs]
-    tables = [_tabulate(points, pair, shares[pair], mean) for pair, mean in zip(pairs, means, strict=True)]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _find_pairs(trees: Sequence[Any], factors: Sequence[Factor]) -> dict[tuple[str, str], float]:
-    """Return what pairs explain beyond what their two explain alone, of the six that explain most alone."""
-    effects = [TreeEffects(tree, factors) for tree in trees]
-    names = [name for factor in factors for name in factor.places]
-    alone = {name: float(np.mean([effect.share_of(name) for effect in effects])) for name in names}
-    ranked = sorted(names, key=lambda name: -alone[name])[:_PAIRED_PARAMS]
-    return {
-        (x, y): float(np.mean([effect.share_of_two(x, y) for effect in effects])) - alone[x] - alone[y]
-        for x, y in combinations(ranked, 2)
-    }
-
-
-def _place_points(sample: Sample, points: Mapping[str, _Points]) -> list[Factor]:
-    """Return the params as inputs, those of `points` with these values, all others as the attempts have them.
+def _place_points(sample: Sample, param: str, points: _Points) -> list[Factor]:
+    """Return the params as inputs, one with the values of `points`, all others as the attempts have them.
 
     A learning rate comes with the optimizers that attempts near it have, and an optimizer with its learning rates.
     """
     encoded = sample.encoded
-    factors = [factor for factor in make_factors(encoded) if not factor.places.keys() & points.keys()]
-    for name in points.keys() - set(encoded.joined):
-        weights = points[name].n_attempts / len(sample.scores)
-        places = {name: np.arange(len(weights))}
-        factors.append(Factor(encoded.columns_of(name), points[name].rows, weights, places))
-    if points.keys() & set(encoded.joined):
-        both = [points.get(name) or _choose_points(sample, name, n_points=MOST_VALUES) for name in encoded.joined]
-        factors.append(_join_points(sample, *both))
-    return factors
+    factors = [factor for factor in make_factors(encoded) if param not in factor.places]
+    if param not in encoded.joined:
+        weights = points.n_attempts / len(sample.scores)
+        place = Factor(encoded.columns_of(param), points.rows, weights, {param: np.arange(len(weights))})
+        return [*factors, place]
+    both = [points if name == param else _choose_points(sample, name, n_points=MOST_VALUES) for name in encoded.joined]
+    return [*factors, _join_points(sample, *both)]
 
 
 def _join_points(sample: Sample, rates: _Points, optimizers: _Points) -> Factor:
@@ -175,29 +115,16 @@ def _join_points(sample: Sample, rates: _Points, optimizers: _Points) -> Factor:
     return join_columns(encoded, encoded.relate_rates(matrix), (counts / counts.sum()).ravel(), by_name)
 
 
-def _tabulate(points: Mapping[str, _Points], pair: tuple[str, str], interaction: float, means: Floats) -> pd.DataFrame:
-    one, other = (points[name] for name in pair)
-    counts = np.zeros(means.shape, dtype=np.int64)
-    np.add.at(counts, (one.places, other.places), 1)
-    rows = [
-        (*pair, max(0.0, interaction), x, y, means[i, j], counts[i, j])
-        for i, x in enumerate(_write_values(one.values))
-        for j, y in enumerate(_write_values(other.values))
-    ]
-    return pd.DataFrame(rows, columns=list(PAIR_COLUMNS)).astype({"value_x": "str", "value_y": "str"})
-
-
 def _type_values(values: list[Any]) -> pd.Series[Any]:
     """Return numbers as float64, booleans as boolean, and words, also with numbers among them, as str."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {float}:
         return pd.Series(values, dtype="float64")
-    return pd.Series(values, dtype="boolean") if kinds == {bool} else pd.Series(_write_values(values), dtype="str")
-
-
-def _write_values(values: list[Any]) -> list[str | None]:
-    """Return values as MLflow would hold them, numbers with at most six digits; None stays."""
-    return [f"{x:.6g}" if isinstance(x, float) else x if x is None else format_param(x) for x in values]
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean")
+    # As MLflow would hold them, numbers with at most six digits.
+    texts = [f"{x:.6g}" if isinstance(x, float) else x if x is None else format_param(x) for x in values]
+    return pd.Series(texts, dtype="str")
 
 
 def _choose_points(sample: Sample, param: str, *, n_points: int) -> _Points:

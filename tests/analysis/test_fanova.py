@@ -67,19 +67,7 @@ def test_marginals_are_those_of_the_whole_grid(tree: DecisionTreeRegressor, effe
     assert effects.share_of(name) == pytest.approx(share, abs=1e-9)
 
 
-@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a"), ("b", "c"), ("a", "c"), ("c", "a")])
-def test_marginals_of_two_are_those_of_the_whole_grid(
-    tree: DecisionTreeRegressor, effects: TreeEffects, first: str, second: str
-) -> None:
-    left = next(name for name in "abc" if name not in (first, second))
-    expected = np.einsum(f"abc,{left}->{first}{second}", predict_grid(tree), WEIGHTS[left])
-    np.testing.assert_allclose(effects.mean_by_two(first, second), expected, atol=1e-9)
-    share = WEIGHTS[first] @ (expected - effects.mean) ** 2 @ WEIGHTS[second] / effects.variance
-    assert effects.share_of_two(first, second) == pytest.approx(share, abs=1e-9)
-
-
-def test_main_effects_and_interactions_never_explain_more_than_all(effects: TreeEffects) -> None:
-    assert effects.share_of("a") + effects.share_of("c") <= effects.share_of_two("a", "c") + 1e-12
+def test_main_effects_never_explain_more_than_all(effects: TreeEffects) -> None:
     assert sum(map(effects.share_of, "abc")) <= 1 + 1e-12
 
 

@@ -27,7 +27,7 @@ from mlmeta.analysis.filter_grammar import (
     parse_filter,
     parse_order,
 )
-from mlmeta.analysis.filters import MAX_PATTERN, filter_table, find_column, match_filter, sort_rows
+from mlmeta.analysis.filters import MAX_PATTERN, find_column, match_filter, sort_rows
 from mlmeta.errors import BadInputError
 from mlmeta.history.table import Kind, find_kind, resolve_column
 
@@ -356,7 +356,7 @@ def test_the_issues_example_finds_what_pandas_finds() -> None:
     text = "optimizer.lr < 1e-3 and (accuracy >= .8 or status = 'Diverged') and arch.batch_norm = true"
     good = (table["accuracy"] >= 0.8) | (table["status"] == "Diverged")
     expected = table[(table["optimizer.lr"] < 1e-3) & good & table["arch.batch_norm"]]
-    found = filter_table(table, text)
+    found = table[match_filter(table, text)]
     assert len(expected) > 5
     pd.testing.assert_frame_equal(found, expected)
     assert found.attrs["kinds"] == table.attrs["kinds"]

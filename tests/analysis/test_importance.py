@@ -8,7 +8,7 @@ import pytest
 from attempt_table import make_table
 
 from mlmeta.analysis.importance import COLUMNS, measure_importance
-from mlmeta.analysis.marginal_effects import marginal_effect, pairwise_effects
+from mlmeta.analysis.marginal_effects import marginal_effect
 from mlmeta.analysis.sample import TooFewAttemptsError
 from mlmeta.errors import BadInputError, NotFoundError
 
@@ -138,9 +138,7 @@ def test_where_no_param_differs_there_is_nothing_to_tell() -> None:
     assert frame.attrs["note"] == "no param differs among the attempts"
 
 
-@pytest.mark.parametrize(
-    "ask", [measure_importance, pairwise_effects, lambda table: marginal_effect(table, "batch_size")]
-)
+@pytest.mark.parametrize("ask", [measure_importance, lambda table: marginal_effect(table, "batch_size")])
 def test_too_few_attempts_are_refused_everywhere(attempts: pd.DataFrame, ask: Any) -> None:
     with pytest.raises(TooFewAttemptsError, match="at least 20"):
         ask(attempts.iloc[:10])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from attempt_table import make_table
 
-from mlmeta.analysis.marginal_effects import PAIR_COLUMNS, marginal_effect, pairwise_effects
+from mlmeta.analysis.marginal_effects import marginal_effect
 from mlmeta.analysis.sample import draw_sample, fit_resampled
 from mlmeta.errors import BadInputError
 
@@ -50,46 +50,11 @@ def test_the_effect_of_one_param_is_the_mean_over_all_values_of_the_others() -> 
     assert (frame["mean"] <= frame["high"]).all()
 
 
-def test_the_effect_of_a_pair_is_the_mean_over_all_values_of_the_others() -> None:
-    table = made_table()
-    frame = pairwise_effects(table, task="t", top=1)
-    x, y = frame["param_x"].iloc[0], frame["param_y"].iloc[0]
-    assert {x, y} == {"a", "c"}
-    shares = table["b"].value_counts(normalize=True).sort_index().to_numpy()
-    expected = np.einsum(f"abc,b->{x}{y}", predict_grid(table), shares)
-    means = frame.pivot_table(index="value_x", columns="value_y", values="mean")
-    np.testing.assert_allclose(means, expected, atol=1e-9)
-
-
-def test_what_two_params_do_together_comes_first() -> None:
-    frame = pairwise_effects(made_table(), task="t", top=3)
-    shares = frame.groupby(["param_x", "param_y"], sort=False)["interaction"].first()
-    assert set(shares.index[0]) == {"a", "c"}
-    assert shares.iloc[0] > 0.1 > shares.iloc[1] + 0.05
-    assert shares.is_monotonic_decreasing
-
-
-def test_pairs_count_each_attempt_once(attempts: pd.DataFrame) -> None:
-    frame = pairwise_effects(attempts)
-    assert tuple(frame.columns) == PAIR_COLUMNS
-    pairs = frame.groupby(["param_x", "param_y"])
-    assert len(pairs) == 3
-    assert (pairs["n_attempts"].sum() == 832).all()
-    assert (pairs["value_x"].nunique() <= 8).all()
-    assert frame["mean"].notna().all()
-
-
 @pytest.mark.parametrize("param", ["optimizer.lr", "optimizer.name", "arch.batch_norm", "optimizer.momentum"])
 def test_effects_can_be_kept_in_a_parquet_file(attempts: pd.DataFrame, tmp_path: Path, param: str) -> None:
-    for frame in (marginal_effect(attempts, param), pairwise_effects(attempts, top=15)):
-        frame.to_parquet(tmp_path / "effects.parquet")
-        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "effects.parquet"), frame)
-
-
-def test_one_param_makes_no_pair() -> None:
-    frame = pairwise_effects(made_table()[["a", "accuracy", "task", "status"]])
-    assert tuple(frame.columns) == PAIR_COLUMNS
-    assert len(frame) == 0
+    frame = marginal_effect(attempts, param)
+    frame.to_parquet(tmp_path / "effects.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "effects.parquet"), frame)
 
 
 def test_learning_rates_stand_evenly_on_their_logarithm(attempts: pd.DataFrame) -> None:
