@@ -1,20 +1,8 @@
-r"""The filter language as text: tokens, grammar, and the faults of what does not follow it.
+r"""The filter language as text: its grammar, and the faults of what does not follow it.
 
-It is MLflow's search syntax with numbers, OR and parentheses added::
-
-    filter     = conjunction {OR conjunction}
-    conjunction = negation {AND negation}
-    negation   = NOT negation | "(" filter ")" | condition
-    condition  = column ( operator (value | column)       operator: = == != <> < <= > >=
-                        | [NOT] IN "(" value {"," value} ")"
-                        | [NOT] LIKE text | [NOT] ILIKE text
-                        | [NOT] BETWEEN value AND value
-                        | IS [NOT] NULL )
-    column     = name of letters, digits and _ . - / :   or `any name`, also after a prefix: tags.`any key`
-    value      = 'text' | "text" | number | true | false
-
-A doubled quote stands for one inside quotes. In front of an operator double quotes hold a column, after it a
-text, as in MLflow. Words of the language may be written in any case.
+It is MLflow's search syntax with numbers, OR and parentheses added. A doubled quote stands for one inside quotes. In
+front of an operator double quotes hold a column, after it a text, as in MLflow. A name may stand in quotes after a
+prefix, too: tags.`any key`. Words of the language may be written in any case.
 
 `parse_filter` makes a tree of it; `FilterError` points into the text.
 """
@@ -22,44 +10,62 @@ text, as in MLflow. Words of the language may be written in any case.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from functools import cache, partial
+from typing import Any
+
+from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken, v_args
 
 from mlmeta.errors import BadInputError, shorten
-
-_Item = TypeVar("_Item")
 
 MAX_LENGTH = 10_000
 MAX_DEPTH = 100
 _MAX_WHOLE_DIGITS = 18
-OPERATORS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
-_WORDS = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "IS", "NULL", "BETWEEN", "TRUE", "FALSE", "ASC", "DESC"}
-# Possessive quantifiers: a hostile text costs no more than its length.
-_TOKEN = re.compile(
-    r"""(?P<space>\s++)
-    | (?P<number>[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.]))
-    | (?P<operator><=|>=|<>|!=|==|[=<>])
-    | (?P<mark>[(),])
-    | (?P<single>'(?:[^']++|'')*+')
-    | (?P<name>(?:\w++(?:[.\-/:]\w++)*+\.)?(?:`(?:[^`]++|``)*+`|"(?:[^"]++|"")*+")|\w++(?:[.\-/:]\w++)*+)
-    """,
-    re.VERBOSE,
-)
 _SHOWN = 100
+_END = "$END"
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+# Possessive quantifiers: a hostile text costs no more than its length.
+_GRAMMAR = r"""
+    filter: [any_of]
+    order_by: (order ("," order)*)?
+    columns: (column ("," column)*)?
 
+    order: column [ASC | DESC]
+    ?any_of: all_of (_OR all_of)*
+    ?all_of: negation (_AND negation)*
+    ?negation: NOT negation -> negated | "(" any_of ")" | condition
+    ?condition: column OPERATOR (literal | named)              -> comparison
+             | column [NOT] _IN "(" literal ("," literal)* ")" -> membership
+             | column [NOT] (LIKE | ILIKE) text                -> like
+             | column [NOT] _BETWEEN literal _AND literal      -> between
+             | column _IS [NOT] _NULL                          -> missing
+    column: NAME | DOUBLE
+    named: NAME   -> column
+    literal: NUMBER | TRUE | FALSE | SINGLE | DOUBLE
+    text: SINGLE -> literal | DOUBLE -> literal
 
-@dataclass(frozen=True)
-class _Token:
-    kind: str
-    text: str
-    position: int
-
-    @property
-    def word(self) -> str:
-        """The word of the language that the token is, in capitals, or an empty string."""
-        word = self.text.upper()
-        return word if self.kind == "name" and word in _WORDS else ""
+    OPERATOR: /<=|>=|<>|!=|==|[=<>]/
+    NUMBER.1: /[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.])/
+    SINGLE: /'(?:[^']++|'')*+'/
+    DOUBLE: /"(?:[^"]++|"")*+"/
+    NAME: /`(?:[^`]++|``)*+`|\w++(?:[.\-\/:]\w++)*+(?:\.(?:`(?:[^`]++|``)*+`|"(?:[^"]++|"")*+"))?/
+    SPACE: /\s++/
+    %ignore SPACE
+    %declare _AND _OR NOT _IN LIKE ILIKE _IS _NULL _BETWEEN TRUE FALSE ASC DESC
+"""
+_WORDS = {name.strip("_"): name for name in _GRAMMAR.partition("%declare")[2].split()}
+_OPERATORS = {"==": "=", "<>": "!="}
+# A terminal that may come → what it is in words: the first of them says all that may.
+_EXPECTED = {
+    "NUMBER": "a number, true, false, or a text in quotes",
+    "OPERATOR": "an operator: = != < <= > >= IN LIKE ILIKE BETWEEN IS",
+    "_BETWEEN": "an operator: IN LIKE ILIKE BETWEEN",
+    "NAME": "a column (one whose name is a word of the filter language stands in `…`)",
+    "SINGLE": "a text in quotes",
+    "_NULL": "NULL",
+}
+_MARKS = {"COMMA": "','", "LPAR": "'('", "RPAR": "')'", "_AND": "AND", "_OR": "OR", _END: "the end"}
 
 
 def parse_filter(text: str) -> Condition | None:
@@ -69,11 +75,7 @@ def parse_filter(text: str) -> Condition | None:
         FilterError: If it does not follow the grammar, is longer than 10,000 characters, or is nested deeper than
             100 levels.
     """
-    parser = _Parser(text, what="filter")
-    if parser.at_end():
-        return None
-    condition = parser.read_any_of()
-    parser.expect_end("AND, OR or the end of the filter")
+    condition: Condition | None = _parse(text, "filter")
     return condition
 
 
@@ -83,7 +85,8 @@ def parse_order(text: str) -> tuple[Order, ...]:
     Raises:
         FilterError: If it does not follow the grammar.
     """
-    return _parse_list(text, "order_by", _Parser.read_order)
+    orders: tuple[Order, ...] = _parse(text, "order_by")
+    return orders
 
 
 def parse_columns(text: str) -> tuple[Column, ...]:
@@ -92,187 +95,85 @@ def parse_columns(text: str) -> tuple[Column, ...]:
     Raises:
         FilterError: If it does not follow the grammar.
     """
-    return _parse_list(text, "columns", _Parser.read_column)
+    columns: tuple[Column, ...] = _parse(text, "columns")
+    return columns
 
 
-def _parse_list(text: str, what: str, read: Callable[[_Parser], _Item]) -> tuple[_Item, ...]:
-    parser = _Parser(text, what=what)
-    items: list[_Item] = []
-    while not parser.at_end():
-        if items:
-            parser.expect_mark(",")
-        items.append(read(parser))
-    return tuple(items)
+def _parse(text: str, what: str) -> Any:
+    """Return what a rule of the grammar makes of a text."""
+    fault = partial(FilterError, text=text, what=what)
+    if len(text) > MAX_LENGTH:
+        raise fault(f"is longer than {MAX_LENGTH:,} characters", position=MAX_LENGTH)
+    if broken := _NO_TEXT.search(text):
+        raise fault("holds a character that is no text", position=broken.start())
+    parser = _load_parser().parse_interactive(text, start=what)
+    try:
+        for token, depth in _count_depth(parser.iter_parse()):
+            if depth > MAX_DEPTH:
+                raise fault(f"is nested deeper than {MAX_DEPTH} levels", position=token.start_pos or 0)
+        return parser.feed_token(Token(_END, "", len(text)))
+    except UnexpectedCharacters as error:
+        position = error.pos_in_stream or 0
+        raise fault(_explain_character(text, position), position=position) from None
+    except UnexpectedToken as error:
+        accepts: set[str] = parser.accepts()  # type: ignore[no-untyped-call]
+        message = _explain_token(error.token, accepts, what)
+        raise fault(message, position=error.token.start_pos or 0) from None
 
 
-class _Parser:
-    """Reads a text from left to right, by recursive descent."""
+@cache
+def _load_parser() -> Lark:
+    return Lark(
+        _GRAMMAR,
+        parser="lalr",
+        lexer="basic",
+        start=["filter", "order_by", "columns"],
+        transformer=_TreeMaker(),
+        lexer_callbacks={"NAME": _find_word},
+    )
 
-    def __init__(self, text: str, *, what: str) -> None:
-        self.text = text
-        self.what = what
-        if len(text) > MAX_LENGTH:
-            self.fail(f"is longer than {MAX_LENGTH:,} characters", MAX_LENGTH)
-        self.tokens = self._split()
-        self.index = 0
-        self.depth = 0
 
-    def fail(self, message: str, position: int) -> NoReturn:
-        raise FilterError(message, self.text, position, what=self.what)
+def _find_word(name: Token) -> Token:
+    """Return a name, or the word of the language that it is."""
+    word = _WORDS.get(name.upper())
+    return Token.new_borrow_pos(word, name, name) if word else name
 
-    def _split(self) -> Sequence[_Token]:
-        tokens, position = [], 0
-        while position < len(self.text):
-            match = _TOKEN.match(self.text, position)
-            if match is None:
-                self._fail_at_character(position)
-            elif match.lastgroup != "space":
-                tokens.append(_Token(str(match.lastgroup), match.group(), position))
-            position = match.end()
-        return [*tokens, _Token("end", "", len(self.text))]
 
-    def _fail_at_character(self, position: int) -> NoReturn:
-        character = self.text[position : position + 2].lstrip(".")[:1] or "."
-        if character in "'\"`":
-            self.fail(f"the {character} is never closed", position)
-        self.fail(f"{shorten(character)} means nothing here; a name with odd characters stands in `…`", position)
+def _count_depth(tokens: Iterator[Token]) -> Iterator[tuple[Token, int]]:
+    """Yield each token and how deep the condition that follows it stands in others."""
+    # A level for each parenthesis that is open, and on each the NOTs that wait for their condition.
+    levels, before = [0], ""
+    for token in tokens:
+        if token.type == "NOT":
+            levels[-1] += before not in ("NAME", "DOUBLE", "_IS")
+        elif token.type in ("_AND", "_OR"):
+            levels[-1] = 0
+        elif token.type == "LPAR":
+            # Values in parentheses are no level.
+            levels.append(-1 if before == "_IN" else 0)
+        elif token.type == "RPAR":
+            levels = levels[:-1] or [0]
+        before = token.type
+        yield token, len(levels) + sum(levels)
 
-    @property
-    def token(self) -> _Token:
-        return self.tokens[self.index]
 
-    def take(self) -> _Token:
-        self.index += 1
-        return self.tokens[self.index - 1]
+def _explain_character(text: str, position: int) -> str:
+    character = text[position : position + 2].lstrip(".")[:1] or "."
+    if character in "'\"`":
+        return f"the {character} is never closed"
+    return f"{shorten(character)} means nothing here; a name with odd characters stands in `…`"
 
-    def at_end(self) -> bool:
-        return self.token.kind == "end"
 
-    def take_word(self, *words: str) -> str:
-        """Step over one of the words and return it, or return an empty string."""
-        return self.take().word if self.token.word in words else ""
-
-    def expected(self, what: str) -> FilterError:
-        came = "the end" if self.at_end() else shorten(self.token.text, 40)
-        return FilterError(f"expected {what}, got {came}", self.text, self.token.position, what=self.what)
-
-    def expect_mark(self, mark: str) -> None:
-        if self.token.kind != "mark" or self.token.text != mark:
-            raise self.expected(repr(mark))
-        self.take()
-
-    def expect_end(self, what: str) -> None:
-        if not self.at_end():
-            raise self.expected(what)
-
-    def read_any_of(self) -> Condition:
-        parts = [self.read_all_of()]
-        while self.take_word("OR"):
-            parts.append(self.read_all_of())
-        return parts[0] if len(parts) == 1 else Or(tuple(parts))
-
-    def read_all_of(self) -> Condition:
-        parts = [self.read_negation()]
-        while self.take_word("AND"):
-            parts.append(self.read_negation())
-        return parts[0] if len(parts) == 1 else And(tuple(parts))
-
-    def read_negation(self) -> Condition:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.fail(f"is nested deeper than {MAX_DEPTH} levels", self.token.position)
-        condition: Condition
-        if self.take_word("NOT"):
-            condition = Not(self.read_negation())
-        elif self.token.kind == "mark" and self.token.text == "(":
-            self.take()
-            condition = self.read_any_of()
-            self.expect_mark(")")
-        else:
-            condition = self.read_condition()
-        self.depth -= 1
-        return condition
-
-    def read_condition(self) -> Condition:
-        column = self.read_column()
-        if self.token.kind == "operator":
-            return Comparison(column, OPERATORS[self.take().text], self.read_value_or_column())
-        if self.take_word("IS"):
-            negated = bool(self.take_word("NOT"))
-            if not self.take_word("NULL"):
-                raise self.expected("NULL")
-            return Not(Missing(column)) if negated else Missing(column)
-        negated = bool(self.take_word("NOT"))
-        condition = self.read_words(column)
-        return Not(condition) if negated else condition
-
-    def read_words(self, column: Column) -> Condition:
-        """Read what follows a column and begins with a word."""
-        word = self.take_word("IN", "LIKE", "ILIKE", "BETWEEN")
-        if word == "IN":
-            return Membership(column, self.read_values())
-        if word == "BETWEEN":
-            low = self.read_value()
-            if not self.take_word("AND"):
-                raise self.expected("AND")
-            return And((Comparison(column, ">=", low), Comparison(column, "<=", self.read_value())))
-        if word:
-            pattern = self.read_value()
-            if not isinstance(pattern.value, str):
-                self.fail(f"{word} needs a text in quotes", pattern.position)
-            return Like(column, pattern, ignore_case=word == "ILIKE")
-        raise self.expected("an operator: = != < <= > >= IN LIKE ILIKE BETWEEN IS")
-
-    def read_values(self) -> tuple[Literal, ...]:
-        self.expect_mark("(")
-        values = [self.read_value()]
-        while self.token.text == "," and self.token.kind == "mark":
-            self.take()
-            values.append(self.read_value())
-        self.expect_mark(")")
-        return tuple(values)
-
-    def read_value_or_column(self) -> Literal | Column:
-        token = self.token
-        if token.kind == "name" and not token.word and not token.text.startswith('"'):
-            return self.read_column()
-        return self.read_value()
-
-    def read_value(self) -> Literal:
-        token = self.token
-        value: bool | int | float | str
-        if token.word in ("TRUE", "FALSE"):
-            value = token.word == "TRUE"
-        elif token.kind == "number":
-            value = read_number(token.text)
-        elif token.kind == "single" or (token.kind == "name" and token.text.startswith('"')):
-            value = self._unquote(token.text, token.position)
-        elif token.word == "NULL":
-            raise self.expected("a value (a column without one is found by IS NULL)")
-        else:
-            raise self.expected("a number, true, false, or a text in quotes")
-        self.take()
-        return Literal(value, token.position)
-
-    def read_column(self) -> Column:
-        token = self.token
-        if token.kind != "name" or token.word:
-            raise self.expected("a column (one whose name is a word of the filter language stands in `…`)")
-        self.take()
-        quote = min((token.text.find(q) for q in '`"' if q in token.text), default=len(token.text))
-        quoted = token.text[quote:]
-        name = token.text[:quote] + (self._unquote(quoted, token.position) if quoted else "")
-        return Column(name, token.position)
-
-    def read_order(self) -> Order:
-        column = self.read_column()
-        return Order(column, descending=self.take_word("ASC", "DESC") == "DESC")
-
-    def _unquote(self, text: str, position: int) -> str:
-        inner = text[1:-1].replace(text[0] * 2, text[0])
-        if any("\ud800" <= c <= "\udfff" for c in inner):
-            self.fail("holds a character that is no text", position)
-        return inner
+def _explain_token(came: Token, accepts: set[str], what: str) -> str:
+    if came.type == "_NULL" and "NUMBER" in accepts:
+        expected = "a value (a column without one is found by IS NULL)"
+    elif found := [words for terminal, words in _EXPECTED.items() if terminal in accepts]:
+        expected = found[0]
+    else:
+        *others, last = [words for terminal, words in _MARKS.items() if terminal in accepts]
+        expected = f"{', '.join(others)} or {last}" if others else last
+        expected += " of the filter" if what == "filter" and _END in accepts else ""
+    return f"expected {expected}, got {'the end' if came.type == _END else shorten(str(came), 40)}"
 
 
 def read_number(text: str) -> int | float:
@@ -379,6 +280,63 @@ class Order:
 
     column: Column
     descending: bool
+
+
+@v_args(inline=True)
+class _TreeMaker(Transformer[Token, Any]):
+    """Makes the tree from the bottom up: a method for each rule of the grammar, called with what it holds."""
+
+    def filter(self, condition: Condition | None) -> Condition | None:
+        return condition
+
+    def order_by(self, *orders: Order) -> tuple[Order, ...]:
+        return orders
+
+    def columns(self, *columns: Column) -> tuple[Column, ...]:
+        return columns
+
+    def order(self, column: Column, direction: Token | None) -> Order:
+        return Order(column, descending=direction is not None and direction.type == "DESC")
+
+    def any_of(self, *conditions: Condition) -> Condition:
+        return Or(conditions)
+
+    def all_of(self, *conditions: Condition) -> Condition:
+        return And(conditions)
+
+    def negated(self, no: Token | None, condition: Condition) -> Condition:
+        return Not(condition) if no else condition
+
+    def comparison(self, column: Column, sign: Token, value: Literal | Column) -> Condition:
+        return Comparison(column, _OPERATORS.get(sign, str(sign)), value)
+
+    def membership(self, column: Column, no: Token | None, *values: Literal) -> Condition:
+        return self.negated(no, Membership(column, values))
+
+    def like(self, column: Column, no: Token | None, word: Token, pattern: Literal) -> Condition:
+        return self.negated(no, Like(column, pattern, ignore_case=word.type == "ILIKE"))
+
+    def between(self, column: Column, no: Token | None, low: Literal, high: Literal) -> Condition:
+        return self.negated(no, And((Comparison(column, ">=", low), Comparison(column, "<=", high))))
+
+    def missing(self, column: Column, no: Token | None) -> Condition:
+        return self.negated(no, Missing(column))
+
+    def column(self, name: Token) -> Column:
+        prefix = re.split('[`"]', name, maxsplit=1)[0]
+        return Column(prefix + _unquote(name[len(prefix) :]), name.start_pos or 0)
+
+    def literal(self, token: Token) -> Literal:
+        if token.type in ("TRUE", "FALSE"):
+            value: bool | int | float | str = token.type == "TRUE"
+        else:
+            value = read_number(token) if token.type == "NUMBER" else _unquote(token)
+        return Literal(value, token.start_pos or 0)
+
+
+def _unquote(text: str) -> str:
+    """Return what stands in quotes; a doubled one stands for itself."""
+    return text[1:-1].replace(text[:1] * 2, text[:1])
 
 
 def list_columns(condition: Condition | None) -> tuple[Column, ...]:

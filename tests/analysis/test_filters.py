@@ -18,9 +18,17 @@ from hypothesis import strategies as st
 from mlmeta.analysis.filter_grammar import (
     MAX_DEPTH,
     MAX_LENGTH,
+    And,
     Column,
+    Comparison,
+    Condition,
     FilterError,
+    Like,
+    Literal,
+    Membership,
+    Missing,
     Not,
+    Or,
     Order,
     list_columns,
     parse_columns,
@@ -226,6 +234,59 @@ def test_a_filter_finds_what_a_plain_evaluation_of_each_row_finds(drawn: tuple[s
     assert match_filter(TABLE, text).tolist() == [test(row) is True for row in rows]
 
 
+def write(condition: Condition) -> str:
+    """A filter as text, a parenthesis around every part."""
+    match condition:
+        case And(parts) | Or(parts):
+            return f" {type(condition).__name__} ".join(f"({write(part)})" for part in parts)
+        case Not(part):
+            return f"NOT ({write(part)})"
+        case Comparison(column, sign, value):
+            return f"{write_column(column)} {sign} {write_value(value)}"
+        case Membership(column, values):
+            return f"{write_column(column)} IN ({', '.join(map(write_value, values))})"
+        case Like(column, pattern, ignore_case):
+            return f"{write_column(column)} {'ILIKE' if ignore_case else 'LIKE'} {write_value(pattern)}"
+    return f"{write_column(condition.column)} IS NULL"
+
+
+def write_column(column: Column) -> str:
+    return "`" + column.name.replace("`", "``") + "`"
+
+
+def write_value(value: Literal | Column) -> str:
+    if isinstance(value, Column):
+        return write_column(value)
+    return quote(value.value) if isinstance(value.value, str) else str(value.value)
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+COLUMNS = st.builds(Column, ANY_TEXT)
+VALUES = st.builds(
+    Literal,
+    st.booleans() | st.integers(-9, 2**60) | st.floats(allow_nan=False, allow_infinity=False, width=16) | ANY_TEXT,
+)
+COMPARISONS = st.builds(Comparison, COLUMNS, st.sampled_from(["=", "!=", "<", "<=", ">", ">="]), VALUES | COLUMNS)
+LEAVES = (
+    COMPARISONS
+    | st.builds(Membership, COLUMNS, st.lists(VALUES, min_size=1, max_size=3).map(tuple))
+    | st.builds(Like, COLUMNS, st.builds(Literal, ANY_TEXT), st.booleans())
+    | st.builds(Missing, COLUMNS)
+)
+
+
+def combine_trees(inner: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
+    several = st.lists(inner, min_size=2, max_size=3).map(tuple)
+    return st.builds(And, several) | st.builds(Or, several) | st.builds(Not, inner)
+
+
+@given(st.recursive(LEAVES, combine_trees, max_leaves=8))
+@settings(max_examples=300, deadline=None)
+def test_a_tree_that_is_written_is_read_as_itself(tree: Condition) -> None:
+    found = re.sub(r"position=\d+", "position=0", repr(parse_filter(write(tree))))
+    assert found == repr(tree)
+
+
 PIECES = [
     *"()',\"`.%_-<>=!é\0", "and", "or ", " NOT ", "in", "like", "is", "null", "between", "true", "accuracy", "params.",
     "kernel_size", "status", "started", "1e3", ".5", "'x'", "'2026-11-01'", "`", " ", "\n", "\ud800", "9" * 30, "tags",
@@ -287,7 +348,7 @@ def test_what_is_too_long_or_too_deep_is_refused() -> None:
         ("accuracy not 1", "expected an operator", 13),
         ("accuracy is 1", "expected NULL", 12),
         ("accuracy between 1", "expected AND", 18),
-        ("status like 5", "LIKE needs a text", 12),
+        ("status like 5", "expected a text in quotes, got '5'", 12),
         ("accuracy in 1", "expected '('", 12),
         ("acuracy > 1", "no column 'acuracy'. Did you mean 'accuracy'?", 0),
         ("status = 'x' or lr < 1", "no column 'lr'. Did you mean 'optimizer.lr'?", 16),
@@ -308,7 +369,9 @@ def test_what_is_too_long_or_too_deep_is_refused() -> None:
         ("started = true", "holds times (2026-10-31 to 2026-11-03, UTC), got true", 10),
         ("accuracy like '%'", "LIKE looks into text; accuracy holds numbers", 14),
         ("accuracy > started", "started holds times", 11),
-        ("accuracy = '\ud800'", "no text", 11),
+        ("accuracy = '\ud800'", "no text", 12),
+        ("(accuracy > 1 2", "expected ')', AND or OR, got '2'", 14),
+        ("accuracy in (1 2", "expected ',' or ')'", 15),
     ],
 )  # fmt: skip
 def test_an_error_says_what_and_points_where(text: str, says: str, position: int) -> None:
@@ -437,7 +500,8 @@ def test_equal_rows_go_by_the_next_order_and_then_stay() -> None:
     ("text", "says"),
     [
         ("acc desc", "order_by, character 1: there is no column"),
-        ("accuracy down", "expected ','"),
+        ("accuracy down", "expected ',' or the end, got 'down'"),
+        ("accuracy desc down", "expected ',' or the end"),
         ("accuracy,", "expected a column"),
         ("'accuracy'", "expected a column"),
     ],
