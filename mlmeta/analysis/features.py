@@ -219,6 +219,11 @@ class EncodedAttempts:
         return next(recipe.scale for recipe in self._recipes if recipe.param == param)
 
 
+def list_making_params(table: pd.DataFrame) -> list[str]:
+    """Return the params that say how an attempt was made, on whatever task."""
+    return [name for name in list_params(table) if not _LEFT_OUT.fullmatch(name.removeprefix("params."))]
+
+
 def encode_attempts(table: pd.DataFrame, params: Sequence[str] | None = None) -> EncodedAttempts:
     """Return the params of attempts as a matrix that a model can be fitted to.
 
@@ -238,7 +243,7 @@ def encode_attempts(table: pd.DataFrame, params: Sequence[str] | None = None) ->
     Raises:
         BadInputError: If the table lacks one of `params`.
     """
-    chosen = [p for p in list_params(table) if not _LEFT_OUT.fullmatch(_bare(p))] if params is None else list(params)
+    chosen = list_making_params(table) if params is None else list(params)
     for param in chosen:
         check_column(table, param, what="param")
     recipes, blocks = [], []
@@ -328,10 +333,6 @@ def _measure_rates(matrix: Floats, *, rate: int, missing: int | None, optimizers
     of_each = [rates[has_rate & (matrix[:, i] > 0)] for i in optimizers]
     medians = np.array([np.median(own) if own.size else median for own in of_each])
     return _RelativeRate(matrix.shape[1], rate, missing, optimizers, medians, median)
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("params.")
 
 
 class ParamColumn:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.analysis.fanova import Factor
-from mlmeta.analysis.features import EncodedAttempts, encode_attempts, score_ranks
-from mlmeta.errors import BadInputError, NotFoundError, shorten, suggest
+from mlmeta.analysis.features import EncodedAttempts, encode_attempts, list_making_params, score_ranks
+from mlmeta.analysis.search import select_task
+from mlmeta.errors import BadInputError, shorten
 from mlmeta.history.table import FAILED, Floats, Ints, check_column, lower_is_better, read_scores
 
 # Of seven real tasks, importances from 20 random attempts correlated with those from all 64 by 0.44 (the learning rate
@@ -95,21 +96,29 @@ def draw_sample(
         NotFoundError: If there is no such task.
         BadInputError: If the table lacks the metric or a param.
     """
-    for name in [extra] if extra is not None else []:
-        check_column(table, name, what="param")
-    chosen = table if task is None else _choose_task(table, task)
+    if extra is not None:
+        check_column(table, extra, what="param")
+    chosen = select_task(table, task)
     scores = score_ranks(chosen, metric) if as_ranks else _fill_failed(chosen, metric)
     kept = np.flatnonzero(np.isfinite(scores))
     if len(kept) < LEAST_ATTEMPTS:
         raise TooFewAttemptsError(_explain_too_few(chosen, metric, task=task, n_kept=len(kept)))
+    named = [*list_making_params(chosen), *(params or []), *([extra] if extra else [])]
+    kept = kept[_find_order(chosen.iloc[kept], named, scores[kept])]
     if len(kept) > MOST_ATTEMPTS:
-        kept = np.sort(np.random.default_rng(seed).choice(kept, MOST_ATTEMPTS, replace=False))
+        kept = np.random.default_rng(seed).choice(kept, MOST_ATTEMPTS, replace=False)
     rows = chosen.iloc[kept].reset_index(drop=True)
     encoded = encode_attempts(rows.drop(columns=metric), params)
     if extra is not None and extra not in encoded.params:
         encoded = encode_attempts(rows, [*dict.fromkeys(encoded.params), extra])
     tasks = pd.factorize(rows["task"])[0].astype(np.int64) if task is None else np.zeros(len(rows), dtype=np.int64)
     return Sample(rows, encoded, scores[kept], tasks, _find_commands(encoded))
+
+
+def _find_order(table: pd.DataFrame, params: Sequence[str], scores: Floats) -> Ints:
+    """Return the order of attempts by what they are, shape (n,): that of the table may follow their random run ids."""
+    told = pd.DataFrame({name: table[name] for name in ["task", *params] if name in table.columns}).assign(score=scores)
+    return np.argsort(pd.util.hash_pandas_object(told, index=False).to_numpy(), kind="stable").astype(np.int64)
 
 
 def _find_commands(encoded: EncodedAttempts) -> Ints:
@@ -121,16 +130,6 @@ def _find_commands(encoded: EncodedAttempts) -> Ints:
     matrix = encoded.matrix[:, columns]
     commands = np.unique(matrix, axis=0, return_inverse=True)[1].ravel() if columns else np.zeros(len(matrix))
     return commands.astype(np.int64) if commands.max() + 1 >= _LEAST_COMMANDS else np.arange(len(matrix))
-
-
-def _choose_task(table: pd.DataFrame, task: str) -> pd.DataFrame:
-    is_of_task = (table["task"] == task).fillna(False)
-    if "tags.mlmeta.task_digest" in table.columns:
-        is_of_task |= (table["tags.mlmeta.task_digest"] == task).fillna(False)
-    if not is_of_task.any():
-        hint = suggest(task, map(str, table["task"].dropna().unique()))
-        raise NotFoundError(f"no attempt is of the task {shorten(task)}{hint}")
-    return table[is_of_task.to_numpy(dtype=bool)]
 
 
 def _fill_failed(table: pd.DataFrame, metric: str) -> Floats:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,6 +138,14 @@ def test_where_no_param_differs_there_is_nothing_to_tell() -> None:
     assert tuple(frame.columns) == COLUMNS
     assert len(frame) == 0
     assert frame.attrs["note"] == "no param differs among the attempts"
+
+
+def test_attempts_that_were_imported_again_give_the_same_answers(attempts: pd.DataFrame) -> None:
+    again = attempts.assign(run_id=[hashlib.sha256(name.encode()).hexdigest()[:32] for name in attempts["run_id"]])
+    again = again.sort_values("run_id", ignore_index=True)
+    again.attrs = attempts.attrs
+    for ask in (partial(measure_importance, n_repeats=2), partial(marginal_effect, param="optimizer.name")):
+        pd.testing.assert_frame_equal(ask(again), ask(attempts), check_exact=True)
 
 
 @pytest.mark.parametrize("ask", [measure_importance, lambda table: marginal_effect(table, "batch_size")])

@@ -78,16 +78,18 @@ def test_scores_of_one_task_stay_as_they_are_and_failures_get_the_worst() -> Non
     table.loc[3, "status"] = "Diverged"
     table.loc[4, "accuracy"] = -np.inf
     sample = draw_sample(table, "accuracy", task="t", as_ranks=False)
+    scores = pd.Series(sample.scores, index=sample.table["x"])[table["x"]].to_numpy()
     expected = table["accuracy"].to_numpy().copy()
     expected[[3, 4]] = expected[np.isfinite(expected)].min()
-    np.testing.assert_array_equal(sample.scores, expected)
+    np.testing.assert_array_equal(scores, expected)
 
 
 def test_of_losses_the_worst_is_the_highest() -> None:
     table = made_table(30).rename(columns={"accuracy": "val_loss"})
     table.loc[3, "val_loss"] = np.inf
     sample = draw_sample(table, "val_loss", task="t", as_ranks=False)
-    assert sample.scores[3] == table["val_loss"].drop(index=3).max()
+    failed = sample.table["x"] == table.loc[3, "x"]
+    assert sample.scores[failed].tolist() == [table["val_loss"].drop(index=3).max()]
 
 
 def test_more_attempts_than_a_forest_needs_are_drawn_with_the_seed() -> None:
@@ -97,14 +99,25 @@ def test_more_attempts_than_a_forest_needs_are_drawn_with_the_seed() -> None:
     assert first.table["x"].tolist() == again.table["x"].tolist() != other.table["x"].tolist()
 
 
+@pytest.mark.parametrize("n", [832, MOST_ATTEMPTS + 500])
+def test_the_order_of_the_attempts_says_nothing(attempts: pd.DataFrame, n: int) -> None:
+    table = attempts if n == 832 else made_table(n)
+    mixed = table.sample(frac=1, random_state=0)
+    one, other = (draw_sample(each, "accuracy", task=None) for each in (table, mixed))
+    np.testing.assert_array_equal(one.encoded.matrix, other.encoded.matrix)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    np.testing.assert_array_equal(one.tasks, other.tasks)
+    np.testing.assert_array_equal(one.commands, other.commands)
+
+
 def test_a_metric_does_not_explain_itself() -> None:
     table = made_table(30)
     table.attrs["kinds"] = {"accuracy": "param", "x": "param"}
     assert draw_sample(table, "accuracy", task=None).params == ["x"]
 
 
-def test_the_same_commands_on_several_tasks_are_known_as_such(attempts: pd.DataFrame, sample: Sample) -> None:
-    config_ids = attempts["model_name"].str[-3:]
+def test_the_same_commands_on_several_tasks_are_known_as_such(sample: Sample) -> None:
+    config_ids = sample.table["model_name"].str[-3:]
     assert sample.n_tasks == 13
     pairs = pd.DataFrame({"config": config_ids, "commands": sample.commands}).drop_duplicates()
     assert len(pairs) == config_ids.nunique() == 64
