@@ -191,7 +191,7 @@ def read_training(row: Mapping[str, Any] | pd.Series[Any], params: Iterable[str]
         value = row[column]
         if match and value is not None and not _is_missing(value):
             _put(document, match[1].split("."), _read(value))
-    training = {key: _make_lists(document[key]) for key in TRAINING_KEYS if key in document}
+    training = {key: make_lists(document[key]) for key in TRAINING_KEYS if key in document}
     # Params are complete but for null, and of the keys only the scheduler can be null.
     return training | {"scheduler": training.get("scheduler")}
 
@@ -219,9 +219,10 @@ def _read(value: Any) -> Any:
         return plain
 
 
-def _make_lists(value: Any) -> Any:
+def make_lists(value: Any) -> Any:
+    """Return a value whose objects with the keys 0, 1, 2 … are lists, as ``model.layers.0.name`` means it."""
     if not isinstance(value, dict):
         return value
-    if value and all(key.isdigit() for key in value):
-        return [_make_lists(value[key]) for key in sorted(value, key=int)]
-    return {key: _make_lists(item) for key, item in value.items()}
+    made = {key: make_lists(item) for key, item in value.items()}
+    numbers = [str(number) for number in range(len(made))]
+    return [made[number] for number in numbers] if made and set(numbers) == made.keys() else made

@@ -1,27 +1,24 @@
-"""The commands ``import`` and ``export``: Attempt documents into the tracking store and out of it.
-
-How far an import is, a bar shows on a terminal and plain lines show in a log.
-"""
+"""The commands ``import`` and ``export``: Attempt documents into the tracking store and out of it."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from mlmeta.console import reporting_errors
+from mlmeta.console import ProgressBar, reporting_errors
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from gzip import GzipFile
 
     from mlmeta.exchange.importing import ImportResult
-
 
 MAX_SHOWN = 20
 # A log gets a line after this share of the files, but not more often than this.
@@ -116,100 +113,48 @@ def export_command(
     faults: list[MlmetaError] = []
     documents = export_attempts(*attempts, experiments=experiments or None, all=everything, on_fault=faults.append)
     if output is None:
-        n_written = _write_out(documents)
+        n_written = _write(documents, sys.stdout.buffer)
     else:
-        n_written = _write_file(documents, output)
+        import gzip
+
+        with replacing(output) as file:
+            if output.suffix == ".gz":
+                with gzip.open(file, "wb") as packed:
+                    n_written = _write(documents, packed)
+            else:
+                n_written = _write(documents, file)
         click.echo(f"{n_written:,} attempts written to {output}", err=True)
     _show_faults(faults, len(faults))
     _exit(n_good=n_written, n_bad=len(faults), unreadable=False)
 
 
-def _write_out(documents: Iterator[dict[str, Any]]) -> int:
+def _write(documents: Iterator[dict[str, Any]], stream: IO[bytes] | GzipFile) -> int:
+    """Write JSON lines; return the number of documents."""
     n_written = 0
     for document in documents:
-        click.echo(_to_line(document), nl=False)
+        stream.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
         n_written += 1
+    stream.flush()
     return n_written
-
-
-def _write_file(documents: Iterator[dict[str, Any]], output: Path) -> int:
-    """Write a file that is there whole or not at all; return the number of documents."""
-    import contextlib
-    import gzip
-
-    n_written = 0
-    packed = output.suffix == ".gz"
-    with replacing(output) as file, gzip.open(file, "wb") if packed else contextlib.nullcontext(file) as stream:
-        for document in documents:
-            stream.write(_to_line(document).encode())
-            n_written += 1
-    return n_written
-
-
-def _to_line(document: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(document, ensure_ascii=False) + "\n"
 
 
 COMMANDS: list[click.Command] = [import_command, export_command]
 
 
-class ImportBar:
+class ImportBar(ProgressBar):
     """Shows an import on standard error; see `mlmeta.exchange.importing.ImportProgress`."""
 
     def __init__(self) -> None:
-        self._bar = _TerminalBar() if sys.stderr.isatty() else None
-        self._told_share = 0.0
-        self._told_s = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Start the bar where there is a terminal."""
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-        if self._bar:
-            self._bar.stop()
+        super().__init__("importing", 1.0, in_percent=True)
+        self._told_share, self._told_s = 0.0, time.monotonic()
 
     def advance(self, share: float, result: ImportResult) -> None:
         """Show the share of all bytes that has been read, and what has come of it."""
-        if self._bar:
-            self._bar.update(share, describe_result(result))
-        elif share < 1 and share - self._told_share >= _EVERY_SHARE and time.monotonic() - self._told_s >= _EVERY_S:
-            click.echo(f"mlmeta: {share:.0%} read, {describe_result(result)}", err=True)
-            self._told_share, self._told_s = share, time.monotonic()
-
-
-class _TerminalBar:
-    """rich's progress bar with the counts beside it."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("importing"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[counts]}", markup=False),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._task = self._progress.add_task("importing", total=1.0, counts="")
-
-    def start(self) -> None:
-        self._progress.start()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    def update(self, share: float, text: str) -> None:
-        self._progress.update(self._task, completed=share, counts=text)
+        line, now_s = "", time.monotonic()
+        if share < 1 and share - self._told_share >= _EVERY_SHARE and now_s - self._told_s >= _EVERY_S:
+            line = f"mlmeta: {share:.0%} read, {describe_result(result)}"
+            self._told_share, self._told_s = share, now_s
+        self.update(share, describe_result(result), line=line)
 
 
 def describe_result(result: ImportResult, *, would_be: bool = False) -> str:

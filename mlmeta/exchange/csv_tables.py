@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mlmeta.commands.params import flatten_params
+from mlmeta.commands.params import flatten_params, make_lists
 from mlmeta.commands.parsing import parse_json
 from mlmeta.errors import BadInputError, CommandsError, Fault, MlmetaError, nearest_name, shorten, suggest
 from mlmeta.status import Status
@@ -162,7 +162,8 @@ def _read_row(cells: list[str], columns: list[str], fields: list[str], *, source
             continue
         try:
             cell.encode()
-            _put(row, field, _find_reader(field)(cell.strip()))
+            read = _READERS.get(field) or _READERS_BELOW[field.partition(".")[0]]
+            _put(row, field, read(cell.strip()))
         except UnicodeEncodeError:
             faults.append(Fault(column, "is not UTF-8 text"))
         except ValueError as error:
@@ -170,10 +171,6 @@ def _read_row(cells: list[str], columns: list[str], fields: list[str], *, source
     if faults:
         return CommandsError(faults, source=source)
     return _settle(row)
-
-
-def _find_reader(field: str) -> Callable[[str], Any]:
-    return _READERS.get(field) or _READERS_BELOW[field.partition(".")[0]]
 
 
 def _put(row: Row, field: str, value: Any) -> None:
@@ -195,9 +192,7 @@ def _put(row: Row, field: str, value: Any) -> None:
 def _settle(row: Row) -> Row:
     """Return a row's document: with train commands where they are whole, else with params in their place."""
     commands = row.pop("training_commands", None)
-    if commands is None:
-        commands = {}
-    commands = _make_lists(commands)
+    commands = {} if commands is None else make_lists(commands)
     if isinstance(commands, dict) and not commands.keys() >= _WHOLE:
         row["params"] = flatten_params(commands) | row.get("params", {})
         row.setdefault("metrics", {})
@@ -205,15 +200,6 @@ def _settle(row: Row) -> Row:
     if isinstance(commands, dict):
         commands = {"model_name": row["name"], **commands}
     return {**row, "training_commands": commands}
-
-
-def _make_lists(value: Any) -> Any:
-    """Return a value whose objects with the keys 0, 1, 2 … are lists, as ``model.layers.0.name`` means it."""
-    if not isinstance(value, dict):
-        return value
-    made = {key: _make_lists(item) for key, item in value.items()}
-    numbers = [str(number) for number in range(len(made))]
-    return [made[number] for number in numbers] if made and set(numbers) == made.keys() else made
 
 
 def _read_number(text: str) -> float | None:

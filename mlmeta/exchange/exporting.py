@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlflow.artifacts
@@ -17,7 +17,6 @@ from mlmeta.tracking.attempts import get_attempt_run, make_document, newest_runs
 from mlmeta.tracking.store import list_experiments, open_client, read_pages, telling
 
 _ATTEMPTS = "tags.`mlmeta.kind` = 'attempt'"
-_PAGE = 1000
 
 
 def export_attempts(
@@ -44,10 +43,11 @@ def export_attempts(
     client = open_client()
     with telling("the attempts cannot be read"):
         experiment_ids = find_experiments(client, experiments)
-        found = _list_attempts(client, experiment_ids) if all else _find_each(client, names_or_run_ids, experiment_ids)
-        for find in found:
+        wanted: Iterable[str | Run] = _list_attempts(client, experiment_ids) if all else names_or_run_ids
+        for one in wanted:
             try:
-                document = read_document(client, find())
+                run = _find_run(client, one, experiment_ids) if isinstance(one, str) else one
+                document = read_document(client, run)
             except NotFoundError as error:
                 if on_fault is None:
                     raise
@@ -91,20 +91,10 @@ def find_experiments(client: MlflowClient, names: Sequence[str] | None) -> list[
     return [by_name[name] for name in names]
 
 
-def _list_attempts(client: MlflowClient, experiments: list[str]) -> Iterator[Callable[[], Run]]:
-    order = ["attributes.start_time ASC"]
+def _list_attempts(client: MlflowClient, experiments: list[str]) -> Iterator[Run]:
     if experiments:
-        found = read_pages(client.search_runs, experiments, _ATTEMPTS, max_results=_PAGE, order_by=order)
-        yield from (_given(run) for run in found)
-
-
-def _given(run: Run) -> Callable[[], Run]:
-    return lambda: run
-
-
-def _find_each(client: MlflowClient, wanted: Sequence[str], experiments: list[str]) -> Iterator[Callable[[], Run]]:
-    for name in wanted:
-        yield lambda name=name: _find_run(client, name, experiments)  # type: ignore[misc]
+        order = ["attributes.start_time ASC"]
+        yield from read_pages(client.search_runs, experiments, _ATTEMPTS, max_results=1000, order_by=order)
 
 
 def _find_run(client: MlflowClient, name_or_run_id: str, experiments: list[str]) -> Run:

@@ -15,7 +15,6 @@ from mlmeta.commands.params import (
     CURVE_TAG,
     MAX_KEY,
     MAX_TAG,
-    MAX_VALUE,
     describe_architecture,
     flatten_params,
     format_param,
@@ -173,20 +172,9 @@ def _read_params(attempt: ExchangedAttempt, task: TaskFacts, network: Mapping[st
     told = {f"task.{key}": value for key, value in task.counts.items()}
     told |= {f"arch.{key}": value for key, value in network.items()}
     params |= {key: format_param(value) for key, value in told.items()}
-    return params | _read_own_params(attempt.facts, taken=params)
-
-
-def _read_own_params(facts: AttemptFacts, *, taken: Mapping[str, str]) -> dict[str, str]:
-    """Return the params of another tool under keys that MLflow takes; those that mlmeta gives go first."""
-    texts = {key: format_param(value) for key, value in facts.params.items() if value is not None and value != ""}
-    if facts.n_epoch and "n_epoch" not in taken:
-        texts.setdefault("n_epoch", str(facts.n_epoch))
-    legal = _legal_keys(texts)
-    return {
-        key: text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
-        for key, text in legal.items()
-        if key not in taken
-    }
+    # Those of another tool stand behind: what mlmeta says itself goes first.
+    epochs = {"n_epoch": str(attempt.facts.n_epoch)} if attempt.facts.n_epoch else {}
+    return epochs | flatten_params(_legal_keys(attempt.facts.params)) | params
 
 
 def _legal_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,27 +202,18 @@ def _read_metrics(facts: AttemptFacts, start_ms: int, end_ms: int) -> Iterator[M
 
     What was not finite is null in a document and no metric here.
     """
-    for name, key in CURVES.items():
-        curve: list[float | None] = getattr(facts, name)
+    curves = {key: curve for name, key in CURVES.items() if (curve := getattr(facts, name))}
+    for key, curve in curves.items():
         for epoch, value in enumerate(curve, start=1):
             if value is not None:
                 yield key, value, start_ms + (end_ms - start_ms) * epoch // len(curve), epoch
+    told = {"accuracy": facts.accuracy} if facts.accuracy is not None else {}
+    given = _legal_keys({key: value for key, value in (facts.metrics | told).items() if value is not None})
     n_epoch = facts.n_epoch or len(facts.training_losses)
-    given = {key: value for key, value in facts.metrics.items() if value is not None}
-    if facts.accuracy is not None:
-        given["accuracy"] = facts.accuracy
-    for key, value in _legal_keys(given).items():
-        if not _has_curve(facts, key):
-            yield key, value, end_ms, 0
     if n_epoch and facts.seconds is not None:
+        given.pop("epoch_seconds", None)
         yield "epoch_seconds", facts.seconds / n_epoch, end_ms, n_epoch
-
-
-def _has_curve(facts: AttemptFacts, key: str) -> bool:
-    """Return whether a metric has its values from elsewhere."""
-    if key == "epoch_seconds":
-        return bool(facts.seconds is not None and (facts.n_epoch or facts.training_losses))
-    return any(metric == key and getattr(facts, name) for name, metric in CURVES.items())
+    yield from ((key, value, end_ms, 0) for key, value in given.items() if key not in curves)
 
 
 def _read_tags(attempt: ExchangedAttempt, task: TaskFacts, file_name: str) -> dict[str, str]:

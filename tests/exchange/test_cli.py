@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from attempt_table import read_documents
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlmeta.exchange.cli import COMMANDS
+from mlmeta.exchange.cli import COMMANDS, ImportBar
+from mlmeta.exchange.importing import ImportResult, import_attempts
 
 
 def call(*arguments: str) -> Result:
@@ -87,6 +89,28 @@ def test_faults_are_listed_to_the_twentieth_and_counted_beyond() -> None:
     faults = [line for line in result.stderr.splitlines() if "is not JSON" in line]
     assert [fault.split(":")[1] for fault in faults] == [f" a.jsonl, line {number}" for number in range(1, 21)]
     assert result.stderr.splitlines()[-1] == "mlmeta: … and 5 more"
+
+
+def test_a_log_gets_few_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = itertools.count(0, 3)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(moments)))
+    with ImportBar() as bar:
+        for number in range(1000):
+            bar.advance(number / 1000, ImportResult(n_new=number))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "mlmeta: 10% read, 100 imported"
+    assert len(lines) == 9
+
+
+@pytest.mark.usefixtures("store")
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    with ImportBar() as bar:
+        import_attempts([write_lines(*read_documents()[:2], "{")], progress=bar)
+    shown = capsys.readouterr().err
+    assert "100%" in shown
+    assert "2 imported, 1 left out" in shown
 
 
 @pytest.mark.usefixtures("store")

@@ -87,8 +87,12 @@ def test_experiments_narrow_the_search() -> None:
 
 
 def test_pages_of_attempts_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlmeta.exchange.exporting._PAGE", 2)
     put_in(*(document(number) for number in range(5)))
+    search = MlflowClient.search_runs
+    # As a store answers that gives two at a time, however many it is asked for.
+    monkeypatch.setattr(
+        MlflowClient, "search_runs", lambda *given, **options: search(*given, **options | {"max_results": 2})
+    )
     assert sorted(exported["id"] for exported in export_attempts(all=True)) == sorted(
         document(number)["id"] for number in range(5)
     )
