@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -19,29 +20,65 @@ from mlmeta.errors import BadInputError, NotFoundError
 if TYPE_CHECKING:
     import pandas as pd
 
+_Load: TypeAlias = "Callable[[], pd.DataFrame]"
 _FORMATS = ("table", "csv", "json", "parquet")
-_TASK = click.option("--task", metavar="TASK", help="Only attempts on this task: its name or its digest.")
 _METRIC = click.option("--metric", default="accuracy", show_default=True, help="The metric to go by.")
 MAX_CURVES = 50
 _SHOWN_ROWS = 10
 
 
-def _history_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command what all have that read the history."""
-    full = click.option("--full", is_flag=True, help="Read the whole history again, also what was edited by hand.")
-    experiment = click.option(
+@dataclass(frozen=True)
+class _Answer:
+    """What a question gives.
+
+    Attributes:
+        table: The answer.
+        important: Columns that a terminal keeps as long as any; None for all.
+        words: Lines for people, below a table that goes to standard output.
+        note: For standard error; empty for none.
+    """
+
+    table: pd.DataFrame
+    important: Sequence[str] | None = None
+    words: Sequence[str] = ()
+    note: str = ""
+
+
+def _reading_history(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, before its own arguments, the function that reads all attempts, as its options say."""
+
+    @click.option(
         "--experiment", "experiments", multiple=True, metavar="NAME", help="Only this experiment; may be repeated."
     )
-    return reporting_errors(experiment(full(command)))
+    @click.option("--full", is_flag=True, help="Read the whole history again, also what was edited by hand.")
+    @functools.wraps(command)
+    def reading(*, experiments: tuple[str, ...], full: bool, **own: Any) -> None:
+        command(functools.partial(_load, experiments, full), **own)
+
+    return reporting_errors(reading)
 
 
-def _table_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command what all have that write a table."""
-    output = click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write into this file.")
+def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
+    """Make a command of a question about the history: its answer is written as people or programs want it."""
+
+    @functools.wraps(question)
+    def write(load: _Load, *, form: str | None, output: Path | None, **own: Any) -> None:
+        answer = question(load, **own)
+        from mlmeta.reports.tables import write_output
+
+        table, important = answer.table, answer.important
+        write_output(table, output, form=form, important=list(table.columns if important is None else important))
+        if form in (None, "table") and output is None:
+            for line in answer.words:
+                click.echo(line)
+        if answer.note:
+            click.echo(f"mlmeta: {answer.note}", err=True)
+
+    to_file = click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write into this file.")
     form = click.option(
         "--format", "form", type=click.Choice(_FORMATS), help="By default as FILE ends, else a table for people."
     )
-    return functools.reduce(lambda wrapped, option: option(wrapped), (output, form), _history_options(command))
+    return form(to_file(_reading_history(write)))
 
 
 @click.command()
@@ -50,18 +87,10 @@ def _table_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many attempts.")
 @click.option("--columns", metavar="NAME,…", help="Exactly these columns.")
 @click.option("--to-run", is_flag=True, hidden=True, help="Write the result also into the run of MLFLOW_RUN_ID.")
-@_table_options
+@_answering
 def query(
-    filter: str,
-    order_by: tuple[str, ...],
-    limit: int | None,
-    columns: str | None,
-    to_run: bool,
-    form: str | None,
-    output: Path | None,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+    load: _Load, *, filter: str, order_by: tuple[str, ...], limit: int | None, columns: str | None, to_run: bool
+) -> _Answer:
     """Find attempts: all, or those that FILTER describes.
 
     \b
@@ -73,7 +102,7 @@ def query(
     named = None if columns is None else [column.name for column in parse_columns(columns)]
     asked = [column.name for column in list_columns(parse_filter(filter))]
     asked += [order.column.name for text in order_by for order in parse_order(text)]
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.filters import find_column
     from mlmeta.analysis.search import collect_curves, find_matching
 
@@ -85,31 +114,20 @@ def query(
             whole, filter=filter, n_attempts=len(history), shown=important,
             load_curves=lambda: collect_curves(history, whole["run_id"].tolist()),
         )  # fmt: skip
-    _write(found, output, form, important=important)
-    if found.empty:
-        click.echo(f"mlmeta: none of {len(history):,} attempts is so", err=True)
+    return _Answer(found, important, note=f"none of {len(history):,} attempts is so" if found.empty else "")
 
 
 @click.command()
 @click.argument("attempts", nargs=-1, required=True, metavar="ATTEMPT ATTEMPT…")
 @click.option("--all", "all_columns", is_flag=True, help="Show also what they have in common.")
 @_METRIC
-@_table_options
-def compare(
-    attempts: tuple[str, ...],
-    all_columns: bool,
-    metric: str,
-    form: str | None,
-    output: Path | None,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+@_answering
+def compare(load: _Load, *, attempts: tuple[str, ...], all_columns: bool, metric: str) -> _Answer:
     """Show attempts side by side: what differs, and which is best. Name them by name or by run id."""
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.leaderboards import compare_table
 
-    found = compare_table(history, attempts, metric=metric, all_columns=all_columns)
-    _write(found, output, form, important=found.columns)
+    return _Answer(compare_table(history, attempts, metric=metric, all_columns=all_columns))
 
 
 @click.command()
@@ -117,19 +135,10 @@ def compare(
 @click.option("--filter", default="", help="Only attempts that this filter finds.")
 @click.option("--metric", default="train_loss", show_default=True, help="The metric to show by epoch.")
 @click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw them too.")
-@_table_options
-def curves(
-    attempts: tuple[str, ...],
-    filter: str,
-    metric: str,
-    plot: Path | None,
-    form: str | None,
-    output: Path | None,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+@_answering
+def curves(load: _Load, *, attempts: tuple[str, ...], filter: str, metric: str, plot: Path | None) -> _Answer:
     """Show a metric of every epoch of the attempts that are named, or of all."""
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.search import collect_curves
 
     found = collect_curves(history, attempts, filter=filter, metric=metric)
@@ -141,25 +150,17 @@ def curves(
         with _writing(plot):
             plot_learning_curves(plot, found)
         click.echo(f"mlmeta: wrote {plot}", err=True)
-    _write(found, output, form, important=("model_name", "step", "value"))
+    return _Answer(found, ("model_name", "step", "value"))
 
 
 @click.command()
 @click.argument("metric", default="accuracy")
 @click.option("--effect", metavar="PARAM", help="Show instead how METRIC goes with this hyperparameter.")
-@_TASK
-@_table_options
-def importance(
-    metric: str,
-    effect: str | None,
-    task: str | None,
-    form: str | None,
-    output: Path | None,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+@click.option("--task", metavar="TASK", help="Only attempts on this task: its name or its digest.")
+@_answering
+def importance(load: _Load, *, metric: str, effect: str | None, task: str | None) -> _Answer:
     """Show which hyperparameters matter most for METRIC, on one task or across all."""
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.importance import measure_importance
     from mlmeta.analysis.marginal_effects import marginal_effect
     from mlmeta.analysis.search import find_task
@@ -169,29 +170,19 @@ def importance(
         found = measure_importance(history, metric, task=chosen)
     else:
         found = marginal_effect(history, effect, metric=metric, task=chosen)
-    _write(found, output, form, important=found.columns)
-    if note := found.attrs.get("note"):
-        click.echo(f"mlmeta: {note}", err=True)
+    return _Answer(found, note=found.attrs.get("note") or "")
 
 
 @click.command()
 @click.argument("param")
 @_METRIC
-@_table_options
-def values(
-    param: str,
-    metric: str,
-    form: str | None,
-    output: Path | None,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+@_answering
+def values(load: _Load, *, param: str, metric: str) -> _Answer:
     """Show which values of PARAM worked on which tasks: the best one, and where the best quarter lies."""
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.leaderboards import find_best_values
 
-    found = find_best_values(history, param, metric=metric)
-    _write(found, output, form, important=found.columns)
+    return _Answer(find_best_values(history, param, metric=metric))
 
 
 @click.command()
@@ -199,44 +190,30 @@ def values(
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many attempts.")
 @click.option("--pareto", is_flag=True, help="Show those that no other beats in both the metric and the time.")
 @_METRIC
-@_table_options
-def leaderboard(
-    task: str | None,
-    limit: int,
-    pareto: bool,
-    metric: str,
-    form: str | None,
-    output: Path | None,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+@_answering
+def leaderboard(load: _Load, *, task: str | None, limit: int, pareto: bool, metric: str) -> _Answer:
     """Show the best attempts on TASK (its name or digest), or on all tasks."""
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.leaderboards import rank_attempts, select_pareto_front
 
     if pareto:
         found = select_pareto_front(history, metric, task=task)
     else:
         found = rank_attempts(history, task, metric=metric, limit=limit)
-    _write(found, output, form, important=("rank", "model_name", "task", metric, "duration_s", "optimizer.lr"))
+    return _Answer(found, ("rank", "model_name", "task", metric, "duration_s", "optimizer.lr"))
 
 
 @click.command()
 @click.argument("task", metavar="TASK|COMMANDS.json")
 @click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="At most so many tasks.")
-@_table_options
-def similar(
-    task: str, limit: int, form: str | None, output: Path | None, experiments: tuple[str, ...], full: bool
-) -> None:
+@_answering
+def similar(load: _Load, *, task: str, limit: int) -> _Answer:
     """Show the tasks that are most like TASK, or like the pictures that a commands file names."""
-    history = _load(experiments, full)
+    history = load()
     from mlmeta.analysis.task_similarity import find_similar_tasks
 
     found = find_similar_tasks(history, task, limit=limit)
-    _write(found, output, form, important=found.columns)
-    if form in (None, "table") and output is None:
-        for line in _describe_similar(found):
-            click.echo(line)
+    return _Answer(found, words=list(_describe_similar(found)))
 
 
 def _describe_similar(found: pd.DataFrame) -> Iterator[str]:
@@ -261,22 +238,16 @@ def _describe_similar(found: pd.DataFrame) -> Iterator[str]:
 @click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")
 @click.option("--figures", metavar="DIR", type=click.Path(path_type=Path), help="Write PNGs for papers here, too.")
 @_METRIC
-@_history_options
-def report(
-    output: Path,
-    title: str,
-    tasks: tuple[str, ...],
-    figures: Path | None,
-    metric: str,
-    experiments: tuple[str, ...],
-    full: bool,
-) -> None:
+@_reading_history
+def report(load: _Load, *, output: Path, title: str, tasks: tuple[str, ...], figures: Path | None, metric: str) -> None:
     """Write one HTML file about all attempts, which works offline."""
-    history = _load(experiments, full)
+    history = load()
+    from mlmeta.analysis.search import find_task
     from mlmeta.reports.report import write_report
 
+    chosen = [find_task(history, name) for name in tasks] or None
     with _writing(output):
-        write_report(history, output, title=title, metric=metric, tasks=_find_tasks(history, tasks))
+        write_report(history, output, title=title, metric=metric, tasks=chosen)
     click.echo(f"wrote {output}")
     if figures is not None:
         from mlmeta.reports.paper_figures import write_paper_figures
@@ -284,12 +255,6 @@ def report(
         with _writing(figures):
             written = write_paper_figures(history, figures, metric=metric)
         click.echo("\n".join(f"wrote {file}" for file in written))
-
-
-def _find_tasks(history: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
-    from mlmeta.analysis.search import find_task
-
-    return [find_task(history, name) for name in names] or None
 
 
 def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
@@ -307,12 +272,6 @@ def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
             "or take over others with `mlmeta import FILE`"
         )
     return table
-
-
-def _write(found: pd.DataFrame, output: Path | None, form: str | None, *, important: Iterable[str]) -> None:
-    from mlmeta.reports.tables import write_output
-
-    write_output(found, output, form=form, important=list(important))
 
 
 @contextlib.contextmanager
