@@ -31,6 +31,7 @@ from mlmeta.reports.tables import (
 )
 
 LONG = "x" * 5_000
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 ODD = 'a "name", é\n[/b]`\''
 
 
@@ -163,9 +164,8 @@ def test_what_is_left_out_is_counted() -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_table_output import make_odd, make_table
+sys.path[:0] = {folders!r}
+from test_tables import make_odd, make_table
 from mlmeta.errors import BadInputError
 from mlmeta.reports.tables import write_output
 try:
@@ -177,7 +177,7 @@ except BadInputError as error:
 
 def on_terminal(table: str, form: str, *, width: int = 100) -> str:
     """Return what a process shows on a real (pseudo-)terminal."""
-    code = SCRIPT.format(tests=str(Path(__file__).parent.parent), table=table, form=form)
+    code = SCRIPT.format(folders=FOLDERS, table=table, form=form)
     master, slave = pty.openpty()
     environment = os.environ | {"COLUMNS": str(width), "TERM": "xterm"}
     with subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env=environment) as process:
@@ -217,7 +217,7 @@ def test_parquet_is_not_poured_on_a_terminal() -> None:
 
 
 def test_a_pipe_gets_every_column_and_may_be_closed_early() -> None:
-    code = SCRIPT.format(tests=str(Path(__file__).parent.parent), table="make_table()", form="table")
+    code = SCRIPT.format(folders=FOLDERS, table="make_table()", form="table")
     head = subprocess.run(
         ["sh", "-c", '"$0" -c "$1" | head -n 2', sys.executable, code], capture_output=True, text=True
     )
