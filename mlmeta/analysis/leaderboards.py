@@ -116,17 +116,17 @@ def select_pareto_front(
     """
     gain, cost = find_numbers(table, maximize), find_numbers(table, minimize)
     found = select_task(table, task)
-    points = pd.DataFrame({"gain": found[gain].astype("float64"), "cost": found[cost].astype("float64")}).dropna()
+    front = find_pareto_front(found[gain], found[cost])
+    return _choose_columns(found.loc[front], gain, cost).reset_index(drop=True)
+
+
+def find_pareto_front(gain: pd.Series[Any], cost: pd.Series[Any]) -> pd.Index[Any]:
+    """Return, by rising cost, the points that no other beats: as much gain for as little cost, and better in one."""
+    points = pd.DataFrame({"gain": gain.astype("float64"), "cost": cost.astype("float64")}).dropna()
     points = points.sort_values(["cost", "gain"], ascending=[True, False], kind="stable")
-    best_of_cost = points.groupby("cost")["gain"].transform("max")
-    front = points[(points["gain"] == best_of_cost) & ~(points["gain"] <= _best_below(points))]
-    return _choose_columns(found.loc[front.index], gain, cost).reset_index(drop=True)
-
-
-def _best_below(points: pd.DataFrame) -> pd.Series[float]:
-    """Return for each point, sorted by cost, the greatest gain of those that cost less; NaN where there is none."""
-    by_cost = points.groupby("cost")["gain"].max().cummax().shift()
-    return points["cost"].map(by_cost)
+    best = points.groupby("cost")["gain"].max()
+    below = points["cost"].map(best.cummax().shift())
+    return points.index[(points["gain"] == points["cost"].map(best)) & ~(points["gain"] <= below)]
 
 
 def _choose_columns(chosen: pd.DataFrame, *metrics: str) -> pd.DataFrame:

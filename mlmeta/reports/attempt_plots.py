@@ -31,7 +31,10 @@ DPI = 110
 MAX_MISTAKES = 16
 MAX_BYTES = 100_000
 
-_TRAIN, _VAL, _KEPT, _DIVERGED, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7AE6")
+GREY = "#6B6B6B"
+
+_TRAIN, _VAL, _KEPT, _DIVERGED = PALETTE[:4]
 _N_COLUMNS = 4
 _THUMBNAIL_PIXELS = 64
 _MAX_CHARACTERS = 200
@@ -171,7 +174,7 @@ def _draw_losses(axes: Axes, train: _Curve, val: _Curve, *, chance_loss: float |
     if len(val_points):
         _draw_curve(axes, val_points, colour=_VAL, marker="s", label="validation")
     if chance_loss is not None and math.isfinite(chance_loss):
-        axes.axhline(chance_loss, color=_GREY, linestyle=":", label=f"guessing ({chance_loss:.2f})")
+        axes.axhline(chance_loss, color=GREY, linestyle=":", label=f"guessing ({chance_loss:.2f})")
     _scale_losses(axes, np.concatenate([train_points[:, 1], val_points[:, 1]]))
 
 
@@ -185,7 +188,7 @@ def _scale_losses(axes: Axes, losses: npt.NDArray[np.float64]) -> None:
     if not len(losses):
         axes.set_yticks([])
         box = {"facecolor": "white", "edgecolor": "none"}
-        axes.text(0.5, 0.75, "no finite loss", transform=axes.transAxes, ha="center", color=_GREY, bbox=box)
+        axes.text(0.5, 0.75, "no finite loss", transform=axes.transAxes, ha="center", color=GREY, bbox=box)
     elif 0 < losses.min() < losses.max() / 100:
         axes.set_yscale("log")
         axes.set_ylabel("loss (logarithmic)")
@@ -268,7 +271,7 @@ def _write_counts(axes: Axes, matrix: npt.NDArray[np.int64], *, cell_points: flo
 def _draw_mistakes(mistakes: Sequence[Mistake], *, title: str) -> Figure:
     if not mistakes:
         figure = new_plot(4.0, 1.5, title=title)
-        figure.text(0.5, 0.4, "No mistakes", ha="center", va="center", fontsize=14, color=_GREY)
+        figure.text(0.5, 0.4, "No mistakes", ha="center", va="center", fontsize=14, color=GREY)
         return figure
     worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MAX_MISTAKES]
     n_columns = min(_N_COLUMNS, max(3, len(worst)))
@@ -279,7 +282,7 @@ def _draw_mistakes(mistakes: Sequence[Mistake], *, title: str) -> Figure:
         _draw_mistake(axes, mistake)
     for axes in grid[len(worst) :]:
         axes.set_axis_off()
-    figure.supxlabel(_count_text(len(worst), len(mistakes)), x=0.02, ha="left", fontsize=8, color=_GREY)
+    figure.supxlabel(_count_text(len(worst), len(mistakes)), x=0.02, ha="left", fontsize=8, color=GREY)
     return figure
 
 
@@ -301,7 +304,7 @@ def _draw_mistake(axes: Axes, mistake: Mistake) -> None:
     ]
     axes.set_xlabel("\n".join(lines), loc="left", fontsize=7.5, linespacing=1.3, **literal())
     name = shorten_label(mistake.picture_id, width_points=112, size=6, keep_end=True)
-    axes.set_title(name, loc="left", pad=2.5, fontsize=6, color=_GREY, **literal())
+    axes.set_title(name, loc="left", pad=2.5, fontsize=6, color=GREY, **literal())
 
 
 def _square_thumbnail(image: npt.NDArray[np.uint8] | Image.Image) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,6 @@ An answer also goes into the run that ``mlflow run -e query`` or ``-e recommend`
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from mlmeta.console import reporting_errors
-from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.errors import NotFoundError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,8 +145,9 @@ def curves(load: _Load, *, attempts: tuple[str, ...], filter: str, metric: str, 
         raise NotFoundError(f"none of these attempts has {metric!r} by epoch")
     if plot is not None:
         from mlmeta.reports.paper_figures import plot_learning_curves
+        from mlmeta.reports.tables import writing
 
-        with _writing(plot):
+        with writing(plot):
             plot_learning_curves(plot, found)
         click.echo(f"mlmeta: wrote {plot}", err=True)
     return _Answer(found, ("model_name", "step", "value"))
@@ -244,15 +244,16 @@ def report(load: _Load, *, output: Path, title: str, tasks: tuple[str, ...], fig
     history = load()
     from mlmeta.analysis.search import find_task
     from mlmeta.reports.report import write_report
+    from mlmeta.reports.tables import writing
 
     chosen = [find_task(history, name) for name in tasks] or None
-    with _writing(output):
+    with writing(output):
         write_report(history, output, title=title, metric=metric, tasks=chosen)
     click.echo(f"wrote {output}")
     if figures is not None:
         from mlmeta.reports.paper_figures import write_paper_figures
 
-        with _writing(figures):
+        with writing(figures):
             written = write_paper_figures(history, figures, metric=metric)
         click.echo("\n".join(f"wrote {file}" for file in written))
 
@@ -272,15 +273,6 @@ def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
             "or take over others with `mlmeta import FILE`"
         )
     return table
-
-
-@contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
 
 
 def _record_query(

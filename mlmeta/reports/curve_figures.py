@@ -10,20 +10,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, shorten
+from mlmeta.history.table import is_numeric
 from mlmeta.reports.figure_data import (
     cut_text,
     describe_attempts,
     escape_markup,
-    format_value,
-    is_number_column,
     is_share,
     rank_scores,
-    read_numbers,
+    read_column,
     round_values,
     spans_decades,
     thin_attempts,
 )
 from mlmeta.reports.figures import GREY, SCORE_SCALE, new_figure, style_groups
+from mlmeta.reports.tables import format_cell
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -144,7 +144,7 @@ def plot_parallel_coordinates(table: pd.DataFrame, params: Sequence[str], *, met
     """
     from plotly.graph_objects import Parcoords
 
-    scored = table[read_numbers(table, metric).notna()]
+    scored = table[read_column(table, metric).notna()]
     if scored.empty or not params:
         raise BadInputError(f"no attempt has params to compare and a score in {shorten(metric)}")
     kept = thin_attempts(scored, metric, limit=MAX_LINES)
@@ -174,8 +174,8 @@ def plot_parallel_coordinates(table: pd.DataFrame, params: Sequence[str], *, met
 
 def _make_dimension(table: pd.DataFrame, column: str, *, logarithmic: bool = True) -> dict[str, Any]:
     label = escape_markup(column, limit=22)
-    numbers = read_numbers(table, column)
-    if is_number_column(table[column]):
+    numbers = read_column(table, column)
+    if is_numeric(table[column]):
         return {"label": label} | _number_axis(numbers, logarithmic=logarithmic and spans_decades(numbers))
     return {"label": label} | _name_axis(table[column])
 
@@ -206,7 +206,7 @@ def _choose_ticks(low: float, high: float, logarithmic: bool) -> Iterator[tuple[
 
 
 def _name_axis(values: pd.Series) -> dict[str, Any]:
-    names = values.map(format_value).replace("", _MISSING)
+    names = values.map(format_cell).replace("", _MISSING)
     shown = list(names.value_counts().index[:_MAX_NAMES])
     places: npt.NDArray[np.float64] = names.map({name: i for i, name in enumerate(shown)}).to_numpy(dtype=np.float64)
     # The ticks of this plot, unlike other text of plotly, are no markup.

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, shorten
+from mlmeta.history.table import is_numeric
+from mlmeta.reports.attempt_plots import PALETTE
 from mlmeta.reports.figure_data import (
     describe_attempts,
     escape_markup,
-    format_value,
-    is_number_column,
     rank_scores,
-    read_numbers,
+    read_column,
     round_values,
     thin_attempts,
 )
-from mlmeta.reports.figures import GREY, PALETTE, SCORE_SCALE, bin_edges, name_bins, new_figure, set_log_axis
+from mlmeta.reports.figures import GREY, add_attempts, add_ranks, bin_edges, name_bins, new_figure, set_log_axis
+from mlmeta.reports.tables import format_cell
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MAX_BARS = 12
 MAX_EFFECT_POINTS = 1000
 
+_POINT = {"color": GREY, "size": 5, "opacity": 0.35}
 _MAX_BINS = 8
 _MAX_NAMES = 8
 _MISSING = "none"
@@ -90,16 +92,16 @@ def plot_marginal_effect(
     if effect.empty:
         raise BadInputError(f"{shorten(param)} has no value to draw an effect for")
     effect = _undo_quantiles(effect) if ranks else effect
-    scores = rank_scores(table, metric) if ranks else read_numbers(table, metric)
+    scores = rank_scores(table, metric) if ranks else read_column(table, metric)
     kept = thin_attempts(table, metric, limit=MAX_EFFECT_POINTS)
     points = pd.DataFrame({"y": scores[kept.index], "text": describe_attempts(kept, metric)}, index=kept.index)
     points = points.dropna(subset=["y"])
     title = _RANK if ranks else escape_markup(metric)
     figure = new_figure(height=300, x=escape_markup(param), y=title)
     numeric = effect.assign(value=pd.to_numeric(effect["value"], errors="coerce")).dropna(subset=["value"])
-    if is_number_column(table[param]) and len(numeric) > 1:
-        points["x"] = read_numbers(table, param)
-        _draw_points(figure, points.dropna(subset=["x"]))
+    if is_numeric(table[param]) and len(numeric) > 1:
+        points["x"] = read_column(table, param)
+        add_attempts(figure, points.dropna(subset=["x"]), marker=_POINT)
         _draw_band(figure, numeric.astype({"value": "float64"}))
         set_log_axis(figure, numeric["value"].astype("float64"))
     else:
@@ -111,22 +113,6 @@ def _undo_quantiles(effect: pd.DataFrame) -> pd.DataFrame:
     """Return an effect on normal quantiles z as one on ranks, Φ(z)."""
     columns = {name: [NormalDist().cdf(z) for z in effect[name]] for name in ("mean", "low", "high")}
     return effect.assign(**columns)
-
-
-def _draw_points(figure: go.Figure, points: pd.DataFrame) -> None:
-    from plotly.graph_objects import Scatter
-
-    figure.add_trace(
-        Scatter(
-            x=round_values(points["x"]),
-            y=round_values(points["y"]),
-            mode="markers",
-            customdata=points.index.tolist(),
-            text=points["text"].tolist(),
-            hovertemplate="%{text}<extra></extra>",
-            marker={"color": GREY, "size": 5, "opacity": 0.35},
-        )
-    )
 
 
 def _draw_band(figure: go.Figure, effect: pd.DataFrame) -> None:
@@ -158,7 +144,7 @@ def _draw_names(figure: go.Figure, points: pd.DataFrame, values: pd.Series, effe
     places = {name: float(i) for i, name in enumerate(names)}
     own = values.map(lambda value: _name_level(value, is_truth=is_truth))
     points["x"] = own.map(places) + np.random.default_rng(0).uniform(-0.22, 0.22, len(values))
-    _draw_points(figure, points.dropna(subset=["x"]))
+    add_attempts(figure, points.dropna(subset=["x"]), marker=_POINT)
     means = effect["mean"].astype("float64")
     figure.add_trace(
         Scatter(
@@ -186,13 +172,13 @@ def _name_level(value: object, *, is_truth: bool) -> str:
     """Return a value as a name; a truth may have come as the number 0 or 1."""
     if is_truth and isinstance(value, int | float | np.number) and value in (0, 1):
         return "true" if value else "false"
-    return format_value(value) or _MISSING
+    return format_cell(value) or _MISSING
 
 
 def _describe_effect(effect: pd.DataFrame) -> list[str]:
     columns = (effect[name] for name in ("value", "mean", "low", "high", "n_attempts"))
     return [
-        f"{escape_markup(format_value(value))}: {mean:.3f} ({low:.3f} to {high:.3f}; {n} attempts near it)"
+        f"{escape_markup(format_cell(value))}: {mean:.3f} ({low:.3f} to {high:.3f}; {n} attempts near it)"
         for value, mean, low, high, n in zip(*columns, strict=True)
     ]
 
@@ -205,8 +191,6 @@ def plot_pair(table: pd.DataFrame, first: str, second: str, *, metric: str = "ac
     Raises:
         BadInputError: No attempt has both params and a score.
     """
-    from plotly.graph_objects import Heatmap
-
     columns, ticks = {}, []
     for axis, param in (("x", first), ("y", second)):
         columns[axis], names = _make_levels(table, param)
@@ -221,35 +205,20 @@ def plot_pair(table: pd.DataFrame, first: str, second: str, *, metric: str = "ac
     np.add.at(sums, places, cells["rank"].to_numpy())
     means = np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
     figure = new_figure(height=320, x=escape_markup(first), y=escape_markup(second))
-    figure.add_trace(
-        Heatmap(
-            x=ticks[0],
-            y=ticks[1],
-            z=[round_values(row, digits=3) for row in means],
-            text=_describe_pairs(means, counts, ticks),
-            hovertemplate="%{text}<extra></extra>",
-            colorscale=SCORE_SCALE,
-            zmin=0,
-            zmax=1,
-            xgap=2,
-            ygap=2,
-            showscale=False,
-        )
-    )
-    style: dict[str, Any] = {"type": "category", "showgrid": False}
-    figure.update_layout(xaxis=style, yaxis=style)
+    add_ranks(figure, ticks[0], ticks[1], means, _describe_pairs(means, counts, ticks))
+    figure.update_layout(xaxis={"type": "category"})
     return figure
 
 
 def _make_levels(table: pd.DataFrame, param: str) -> tuple[pd.Series, list[str]]:
     """Return the number of the bin or name of each attempt, NaN where it has none, and the text of each."""
-    values, numbers = table[param], read_numbers(table, param)
-    numeric = is_number_column(values)
+    values, numbers = table[param], read_column(table, param)
+    numeric = is_numeric(values)
     if numeric and numbers.nunique() > _MAX_BINS:
         edges = _even_edges(numbers)
         bins = pd.cut(numbers, list(edges), labels=False, include_lowest=True)
         return bins.astype("float64"), name_bins(edges)
-    names = values.map(format_value)
+    names = values.map(format_cell)
     shown = list(names[names != ""].value_counts().index[:_MAX_NAMES])
     if numeric:
         shown.sort(key=float)

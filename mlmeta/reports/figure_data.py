@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.analysis.features import score_ranks
+from mlmeta.analysis.leaderboards import find_pareto_front
 from mlmeta.errors import BadInputError, NotFoundError, shorten, suggest
-from mlmeta.history.table import FACTS, list_params, lower_is_better
+from mlmeta.history.table import find_kinds, list_params, lower_is_better, read_numbers, read_scores, with_kinds
+from mlmeta.reports.tables import format_cell
 
 UNKNOWN_TASK = "task unknown"
 
@@ -49,24 +51,19 @@ def prepare_table(table: pd.DataFrame, *, metric: str, tasks: Sequence[str] | No
         BadInputError: The table has no such metric, or the metric is no number.
         NotFoundError: There is no such task.
     """
-    kinds = table.attrs.get("kinds", {})
-    metrics = [
-        name for name in table.columns if kinds.get(name, "metric") == "metric" and name not in {*FACTS, "experiment"}
-    ]
-    if metric not in metrics and not (metric == "accuracy" or table.empty):
-        raise BadInputError(f"no attempt has the metric {shorten(metric)}{suggest(metric, metrics)}")
-    if metric in table and not pd.api.types.is_numeric_dtype(table[metric]):
-        raise BadInputError(f"{shorten(metric)} is no number, so attempts cannot be ranked by it")
-    changed = table.assign(
-        task=table["task"].astype("object").where(table["task"].notna(), UNKNOWN_TASK).astype(str),
-        model_name=table["model_name"].astype("object").where(table["model_name"].notna(), "").astype(str),
-        status=table["status"].astype("object").where(table["status"].notna(), "unknown").astype(str),
-    )
+    if metric in table or not (metric == "accuracy" or table.empty):
+        read_scores(table, metric)
+    missing = {"task": UNKNOWN_TASK, "model_name": "", "status": "unknown"}
+    changed = table.assign(**{name: _name_values(table[name], missing[name]) for name in missing})
     changed = _choose_tasks(changed, tasks).reset_index(drop=True)
     if metric not in changed:
         changed[metric] = np.nan
-    changed.attrs = dict(table.attrs) | {"kinds": kinds | {metric: "metric"} if kinds else {}}
-    return changed
+    return with_kinds(changed, find_kinds(table) | {metric: "metric"})
+
+
+def _name_values(values: pd.Series, missing: str) -> pd.Series:
+    """Return a column as text that plots can group by."""
+    return values.astype("object").where(values.notna(), missing).astype(str)
 
 
 def _choose_tasks(table: pd.DataFrame, tasks: Sequence[str] | None) -> pd.DataFrame:
@@ -79,17 +76,22 @@ def _choose_tasks(table: pd.DataFrame, tasks: Sequence[str] | None) -> pd.DataFr
     return table[table["task"].isin(tasks)]
 
 
-def read_numbers(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return a column as float64; what is no finite number, or a column that is not there, is NaN."""
-    if column not in table:
-        return pd.Series(np.nan, index=table.index, dtype="float64")
-    numbers = pd.to_numeric(table[column], errors="coerce").astype("Float64").astype("float64")
-    return numbers.where(np.isfinite(numbers.to_numpy()))
+def read_column(table: pd.DataFrame, name: str) -> pd.Series:
+    """Return a column as `mlmeta.history.table.read_numbers` reads it, with the table's index."""
+    return pd.Series(read_numbers(table, name), index=table.index)
 
 
-def is_number_column(values: pd.Series) -> bool:
-    """Say whether a column holds numbers; truths are none."""
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def read_points(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Return x, y and task of the attempts that have both numbers.
+
+    Raises:
+        BadInputError: If there is none.
+    """
+    points = pd.DataFrame({"x": read_column(table, x), "y": read_column(table, y), "task": table["task"]})
+    points = points.dropna(subset=["x", "y"])
+    if points.empty:
+        raise BadInputError(f"no attempt has both {shorten(y)} and {shorten(x)}")
+    return points
 
 
 def is_share(values: pd.Series) -> bool:
@@ -104,8 +106,8 @@ def rank_scores(table: pd.DataFrame, metric: str) -> pd.Series:
     """
     if metric not in table:
         return pd.Series(np.nan, index=table.index, dtype="float64")
-    known = table[["task", "status"]].assign(score=read_numbers(table, metric))
-    known = known.rename(columns={"score": metric}).assign(task=table["task"].where(table["task"] != UNKNOWN_TASK))
+    task = table["task"].where(table["task"] != UNKNOWN_TASK)
+    known = pd.DataFrame({"task": task, "status": table["status"], metric: read_column(table, metric)})
     quantiles, places = np.unique(score_ranks(known, metric), return_inverse=True)
     shares = [NormalDist().cdf(z) if math.isfinite(z) else np.nan for z in quantiles]
     return pd.Series(np.array(shares, dtype=np.float64)[places], index=table.index)
@@ -114,7 +116,7 @@ def rank_scores(table: pd.DataFrame, metric: str) -> pd.Series:
 def order_by_score(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the table by task with the best score of each first, and of equals the newest; no score comes last."""
     sign = 1.0 if lower_is_better(metric) else -1.0
-    keys = pd.DataFrame({"task": table["task"], "score": sign * read_numbers(table, metric)})
+    keys = pd.DataFrame({"task": table["task"], "score": sign * read_column(table, metric)})
     return table.loc[keys.sort_values(["task", "score"], kind="stable").index]
 
 
@@ -148,34 +150,16 @@ def spans_decades(values: npt.ArrayLike) -> bool:
     return bool(len(numbers) and numbers.min() > 0 and numbers.max() / numbers.min() >= 30)
 
 
-def find_pareto_front(table: pd.DataFrame, metric: str, *, cost: str = "duration_s") -> pd.Series:
-    """Say for each attempt whether no other of its task is at least as good for less, or better for the same."""
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    points = pd.DataFrame({"task": table["task"], "score": sign * read_numbers(table, metric)})
-    points["cost"] = read_numbers(table, cost)
-    points = points.dropna().sort_values(["cost", "score"], ascending=[True, False], kind="stable")
-    best_before = points.groupby("task")["score"].transform(lambda scores: scores.cummax().shift(fill_value=-np.inf))
-    return pd.Series(table.index.isin(points.index[points["score"] > best_before]), index=table.index)
+def find_fronts(table: pd.DataFrame, metric: str, *, cost: str = "duration_s") -> pd.Series:
+    """Say for each attempt whether it is on the Pareto front of its task: see `find_pareto_front`."""
+    gains, costs = read_column(table, metric) * (-1 if lower_is_better(metric) else 1), read_column(table, cost)
+    fronts = [find_pareto_front(gains[rows], costs[rows]) for rows in table.groupby("task").groups.values()]
+    return pd.Series(table.index.isin([row for front in fronts for row in front]), index=table.index)
 
 
 def round_values(values: Iterable[float], *, digits: int = 4) -> list[float | None]:
     """Return numbers of a few significant digits, for a small file; None for what is not finite."""
     return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values]
-
-
-def format_value(value: object) -> str:
-    """Return a cell as people write it: four significant digits, no text for missing."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, int | np.integer):
-        return f"{value}"
-    if isinstance(value, float | np.floating):
-        return f"{float(value):.4g}"
-    if isinstance(value, pd.Timestamp):
-        return f"{value:%Y-%m-%d %H:%M}"
-    return str(value)
 
 
 def escape_markup(text: object, *, limit: int = 60) -> str:
@@ -194,7 +178,7 @@ def describe_attempts(table: pd.DataFrame, metric: str) -> list[str]:
     """Return what is shown when an attempt is pointed at, one text of lines parted by ``<br>`` for each row."""
     shown = [name for name in ("optimizer.name", "optimizer.lr", "batch_size", metric, "duration_s") if name in table]
     units = {"duration_s": "seconds", "optimizer.name": "optimizer", "optimizer.lr": "lr", "batch_size": "batch size"}
-    columns = [[format_value(value) for value in table[name]] for name in shown]
+    columns = [[format_cell(value) for value in table[name]] for name in shown]
     labels = [escape_markup(units.get(name, name)) for name in shown]
     heads = zip(table["model_name"], table["task"], table["status"], strict=True)
     texts = []

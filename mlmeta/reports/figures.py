@@ -19,12 +19,14 @@ import pandas as pd
 from mlmeta.analysis.task_similarity import measure_distances, place_tasks
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.history.table import Floats
+from mlmeta.reports.attempt_plots import PALETTE
 from mlmeta.reports.figure_data import (
     describe_attempts,
     escape_markup,
-    find_pareto_front,
+    find_fronts,
     rank_scores,
-    read_numbers,
+    read_column,
+    read_points,
     round_values,
     spans_decades,
     thin_attempts,
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7AE6")
 GREY = "#8A8A8A"
 SCORE_SCALE = ((0.0, "#2478C4"), (0.5, "#B4ABA1"), (1.0, "#EE6C1A"))
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -94,6 +95,37 @@ def set_log_axis(figure: go.Figure, values: npt.ArrayLike, *, axis: str = "x") -
     return logarithmic
 
 
+def add_attempts(figure: go.Figure, points: pd.DataFrame, **style: Any) -> None:
+    """Add attempts to a figure: `x`, `y` and `text` of each, its row as the index.
+
+    Args:
+        figure: The figure.
+        points: The attempts.
+        style: Other settings of `plotly.graph_objects.Scatter`.
+    """
+    from plotly.graph_objects import Scatter
+
+    base = {"mode": "markers", "customdata": points.index.tolist(), "text": points["text"].tolist()}
+    places = {"x": round_values(points["x"]), "y": round_values(points["y"])}
+    figure.add_trace(Scatter(base | places | {"hovertemplate": "%{text}<extra></extra>"} | style))
+
+
+def add_ranks(
+    figure: go.Figure, x: list[Any], y: list[str], ranks: npt.NDArray[np.float64], texts: list[list[str]]
+) -> None:
+    """Add a heat map of ranks 0..1, shape (len(y), number of columns), NaN where there is none; and name its rows."""
+    from plotly.graph_objects import Heatmap
+
+    cells = {
+        "z": [round_values(row, digits=3) for row in ranks],
+        "text": texts,
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    style = {"colorscale": SCORE_SCALE, "zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2, "showscale": False}
+    figure.add_trace(Heatmap({"x": x, "y": y} | cells | style))
+    figure.update_layout(xaxis={"showgrid": False}, yaxis={"type": "category", "showgrid": False})
+
+
 def plot_param_by_task(table: pd.DataFrame, *, metric: str = "accuracy", param: str = "optimizer.lr") -> go.Figure:
     """Return a heat map: which values of a number worked on which tasks.
 
@@ -108,8 +140,6 @@ def plot_param_by_task(table: pd.DataFrame, *, metric: str = "accuracy", param: 
     Raises:
         BadInputError: No attempt has both.
     """
-    from plotly.graph_objects import Heatmap
-
     cells = _read_cells(table, metric, param)
     edges = bin_edges(cells["value"])
     cells["bin"] = np.clip(np.searchsorted(edges, cells["value"], side="right") - 1, 0, len(edges) - 2)
@@ -119,30 +149,16 @@ def plot_param_by_task(table: pd.DataFrame, *, metric: str = "accuracy", param: 
     grid = grid.reindex(columns=range(len(edges) - 1))
     figure = new_figure(height=110 + 26 * len(order), x=escape_markup(param))
     texts = [[_describe_cell(cells, task, b, edges, metric) for b in range(len(edges) - 1)] for task in order]
-    figure.add_trace(
-        Heatmap(
-            x=round_values(edges),
-            y=[escape_markup(task, limit=28) for task in order],
-            z=[round_values(row, digits=3) for row in grid.to_numpy()],
-            text=texts,
-            hovertemplate="%{text}<extra></extra>",
-            colorscale=SCORE_SCALE,
-            zmin=0,
-            zmax=1,
-            xgap=2,
-            ygap=2,
-            showscale=False,
-        )
-    )
-    figure.update_layout(xaxis={"showgrid": False}, yaxis={"type": "category", "showgrid": False})
+    names = [escape_markup(task, limit=28) for task in order]
+    add_ranks(figure, round_values(edges), names, grid.to_numpy(), texts)
     set_log_axis(figure, edges)
     return figure
 
 
 def _read_cells(table: pd.DataFrame, metric: str, param: str) -> pd.DataFrame:
     """Return value, rank, score, task and run of the attempts that have a value and a rank."""
-    cells = pd.DataFrame({"value": read_numbers(table, param), "rank": rank_scores(table, metric)})
-    cells["score"] = read_numbers(table, metric)
+    cells = pd.DataFrame({"value": read_column(table, param), "rank": rank_scores(table, metric)})
+    cells["score"] = read_column(table, metric)
     cells["task"] = table["task"]
     cells = cells.dropna(subset=["value", "rank"])
     if cells.empty:
@@ -205,11 +221,8 @@ def plot_param_on_task(
         param: A param that is a number, on the x axis; logarithmic where it spans decades.
         colour_by: A param with names; the six most frequent ones get a colour.
     """
-    from plotly.graph_objects import Scatter
-
-    points = pd.DataFrame({"x": read_numbers(table, param), "y": read_numbers(table, metric)})
-    points["group"] = _group_names(table, colour_by)
-    points = points.dropna(subset=["x", "y"])
+    points = read_points(table, param, metric)
+    points["group"] = group_names(table, colour_by)
     figure = new_figure(height=230, y=escape_markup(metric), margin={"l": 48, "r": 8, "t": 30, "b": 34})
     figure.update_layout(title={"text": escape_markup(task, limit=34), "font": {"size": 13}, "x": 0.02, "y": 0.97})
     logarithmic = set_log_axis(figure, points["x"])
@@ -218,31 +231,21 @@ def plot_param_on_task(
     )
     styles = style_groups(sorted(points["group"].unique()))
     own = thin_attempts(table[table["task"] == task], metric, limit=MAX_POINTS)
-    texts = pd.Series(describe_attempts(own, metric), index=own.index)
+    points["text"] = pd.Series(describe_attempts(own, metric), index=own.index)
     for group, part in points[points.index.isin(own.index)].groupby("group"):
         colour, _, symbol = styles[str(group)]
-        figure.add_trace(
-            Scatter(
-                x=round_values(part["x"]),
-                y=round_values(part["y"]),
-                mode="markers",
-                name=escape_markup(group),
-                customdata=part.index.tolist(),
-                text=texts[part.index].tolist(),
-                hovertemplate="%{text}<extra></extra>",
-                marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
-                meta={"task": task},
-            )
-        )
+        marker = {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75}
+        add_attempts(figure, part, name=escape_markup(group), marker=marker, meta={"task": task})
     return figure
 
 
 def list_groups(table: pd.DataFrame, colour_by: str = "optimizer.name") -> dict[str, str]:
     """Return the colour of each group that `plot_param_on_task` shows, for a legend beside the panels."""
-    return {name: style[0] for name, style in style_groups(sorted(_group_names(table, colour_by).unique())).items()}
+    return {name: style[0] for name, style in style_groups(sorted(group_names(table, colour_by).unique())).items()}
 
 
-def _group_names(table: pd.DataFrame, column: str) -> pd.Series:
+def group_names(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return a name of each attempt's group: its value in a column, or "other" beside the six most frequent ones."""
     if column not in table:
         return pd.Series("attempts", index=table.index)
     names = table[column].astype("object").where(table[column].notna(), "none").astype(str)
@@ -265,13 +268,8 @@ def plot_pareto(table: pd.DataFrame, *, metric: str = "accuracy", cost: str = "d
     Raises:
         BadInputError: No attempt has both.
     """
-    from plotly.graph_objects import Scatter
-
-    points = pd.DataFrame({"x": read_numbers(table, cost), "y": read_numbers(table, metric), "task": table["task"]})
-    points = points.dropna()
-    if points.empty:
-        raise BadInputError(f"no attempt has both {shorten(metric)} and {shorten(cost)}")
-    points["front"] = find_pareto_front(table, metric, cost=cost)
+    points = read_points(table, cost, metric)
+    points["front"] = find_fronts(table, metric, cost=cost)
     points["text"] = pd.Series(describe_attempts(table, metric), index=table.index)
     figure = new_figure(height=480, x="seconds of training" if cost == "duration_s" else escape_markup(cost))
     figure.update_layout(yaxis={"title": {"text": name_metric(metric)}})
@@ -281,22 +279,12 @@ def plot_pareto(table: pd.DataFrame, *, metric: str = "accuracy", cost: str = "d
     for front in (False, True):
         for task, part in points[(points["front"] == front) & (front | points.index.isin(kept))].groupby("task"):
             colour, dash, symbol = styles[str(task)]
-            part = part.sort_values("x")
-            figure.add_trace(
-                Scatter(
-                    x=round_values(part["x"]),
-                    y=round_values(part["y"]),
-                    mode="lines+markers" if front else "markers",
-                    name=escape_markup(task),
-                    customdata=part.index.tolist(),
-                    text=part["text"].tolist(),
-                    hovertemplate="%{text}<extra></extra>" + ("<br>on the front" if front else ""),
-                    line={"color": colour, "dash": dash, "width": 2, "shape": "hv"},
-                    marker={"color": colour, "symbol": symbol, "size": 8 if front else 5},
-                    opacity=1.0 if front else 0.35,
-                    meta={"task": task},
-                )
-            )
+            style: dict[str, Any] = {"marker": {"color": colour, "symbol": symbol, "size": 5}, "opacity": 0.35}
+            if front:
+                style = {"mode": "lines+markers", "line": {"color": colour, "dash": dash, "width": 2, "shape": "hv"}}
+                style["marker"] = {"color": colour, "symbol": symbol, "size": 8}
+                style["hovertemplate"] = "%{text}<extra></extra><br>on the front"
+            add_attempts(figure, part.sort_values("x"), name=escape_markup(task), meta={"task": task}, **style)
     return figure
 
 

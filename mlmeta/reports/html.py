@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mlmeta.history.table import lower_is_better
-from mlmeta.reports.figure_data import format_value, is_number_column, order_by_score, read_numbers
+from mlmeta.history.table import is_numeric, lower_is_better
+from mlmeta.reports.figure_data import order_by_score, read_column
+from mlmeta.reports.tables import format_cell
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -135,8 +136,8 @@ def make_overview(table: pd.DataFrame, params: Sequence[str], *, metric: str) ->
     """Return one table: each task with its number of attempts, its median and its best attempt with some params."""
     shown = list(params)[:4]
     heads = [("task", False), ("attempts", True), (f"best {metric}", True), (f"median {metric}", True)]
-    heads += [("best attempt", False), *((name, is_number_column(table[name])) for name in shown), ("seconds", True)]
-    scores, lines = read_numbers(table, metric), []
+    heads += [("best attempt", False), *((name, is_numeric(table[name])) for name in shown), ("seconds", True)]
+    scores, lines = read_column(table, metric), []
     ordered = order_by_score(table, metric)
     for task, part in ordered.groupby("task", sort=True):
         best, own = part.index[0], scores.loc[part.index]
@@ -169,8 +170,8 @@ def _leaderboard(
 ) -> str:
     names = [name for name in params if name != metric]
     heads = [("rank", True), ("attempt", False), (metric, True), ("status", False)]
-    heads += [*((name, is_number_column(table[name])) for name in names), ("seconds", True), ("started (UTC)", False)]
-    scores = read_numbers(table, metric)
+    heads += [*((name, is_numeric(table[name])) for name in names), ("seconds", True), ("started (UTC)", False)]
+    scores = read_column(table, metric)
     ranks = scores.rank(method="min", ascending=lower_is_better(metric))
     columns = [table[name] for name in ("model_name", "status", *names, "duration_s", "started")]
     lines = []
@@ -200,7 +201,7 @@ def _table(heads: Sequence[tuple[str, bool]], lines: Sequence[str]) -> str:
 
 def _cell(value: Any) -> str:
     """Return a cell; a number keeps its full value for sorting, a long text its beginning as a hint."""
-    text = format_value(value)
+    text = format_cell(value)
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
     if is_number and text:
         exact = repr(float(value)).replace("inf", "Infinity")

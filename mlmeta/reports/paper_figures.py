@@ -17,17 +17,17 @@ import pandas as pd
 
 from mlmeta.analysis.task_similarity import place_tasks
 from mlmeta.errors import BadInputError, MlmetaError, shorten
-from mlmeta.reports.attempt_plots import literal, new_plot, save_plot, shorten_label
+from mlmeta.reports.attempt_plots import PALETTE, literal, new_plot, save_plot, shorten_label
 from mlmeta.reports.curve_figures import MAX_CURVES, has_curve, measure_losses
 from mlmeta.reports.figure_data import (
-    find_pareto_front,
+    find_fronts,
     prepare_table,
     rank_scores,
-    read_numbers,
+    read_points,
     spans_decades,
     thin_attempts,
 )
-from mlmeta.reports.figures import GREY, PALETTE, SCORE_SCALE
+from mlmeta.reports.figures import GREY, SCORE_SCALE, group_names
 from mlmeta.reports.report import Attempts
 
 if TYPE_CHECKING:
@@ -44,12 +44,8 @@ MAX_PANELS = 24
 _SIZE, _SMALL = 7.0, 6.0
 _LINES = ("-", "--", ":", "-.")
 _MAX_BARS = 10
-_N_NAMED_GROUPS = 5
 _RATE, _OPTIMIZER = "optimizer.lr", "optimizer.name"
-# Okabe and Ito (2008); yellow is too light on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREY = "#6B6B6B"
-_MAX_NAMED = len(_COLOURS)
+_MAX_NAMED = len(PALETTE)
 
 
 def write_paper_figures(
@@ -160,11 +156,8 @@ def _draw_importance(attempts: Attempts) -> Figure:
 
 def _draw_rates(attempts: Attempts) -> Figure:
     table, metric = attempts.table, attempts.metric
-    points = pd.DataFrame({"x": read_numbers(table, _RATE), "y": read_numbers(table, metric), "task": table["task"]})
-    points["group"] = _name_optimizers(table)
-    points = points.dropna(subset=["x", "y"])
-    if points.empty:
-        raise BadInputError(f"no attempt has both {_RATE} and {shorten(metric)}")
+    points = read_points(table, _RATE, metric)
+    points["group"] = group_names(table, _OPTIMIZER)
     tasks = sorted(points["task"].unique())[:MAX_PANELS]
     n_columns = min(3, len(tasks))
     n_rows = math.ceil(len(tasks) / n_columns)
@@ -186,15 +179,8 @@ def _draw_rates(attempts: Attempts) -> Figure:
     return figure
 
 
-def _name_optimizers(table: pd.DataFrame) -> pd.Series:
-    if _OPTIMIZER not in table:
-        return pd.Series("attempts", index=table.index)
-    names = table[_OPTIMIZER].astype("object").where(table[_OPTIMIZER].notna(), "none").astype(str)
-    return names.where(names.isin(names.value_counts().index[:_N_NAMED_GROUPS]), "other")
-
-
 def _draw_panel(axes: Axes, points: pd.DataFrame, groups: Sequence[str]) -> None:
-    for group, colour, marker in zip(groups, PALETTE, "osD^vP", strict=False):
+    for group, colour, marker in zip(groups, PALETTE, "osD^vPX", strict=False):
         part = points[points["group"] == group]
         style: dict[str, Any] = {"s": 5, "linewidths": 0, "color": colour, "marker": marker, "alpha": 0.8}
         axes.scatter(part["x"], part["y"], label=_text(group, 60), **style)
@@ -244,13 +230,8 @@ def _name_points(axes: Axes, places: npt.NDArray[np.float64], names: Sequence[st
 
 def _draw_pareto(attempts: Attempts) -> Figure:
     table, metric = attempts.table, attempts.metric
-    points = pd.DataFrame(
-        {"x": read_numbers(table, "duration_s"), "y": read_numbers(table, metric), "task": table["task"]}
-    )
-    points["front"] = find_pareto_front(table, metric)
-    points = points.dropna(subset=["x", "y"])
-    if points.empty:
-        raise BadInputError(f"no attempt has both seconds and {shorten(metric)}")
+    points = read_points(table, "duration_s", metric)
+    points["front"] = find_fronts(table, metric)
     tasks = sorted(points["task"].unique())[:MAX_PANELS]
     figure, axes = _new_axes(height=2.3 + 0.13 * math.ceil(len(tasks) / 3))
     axes.scatter(points["x"], points["y"], s=2, color=GREY, alpha=0.35, linewidths=0, rasterized=True)
@@ -339,7 +320,7 @@ def plot_learning_curves(path: str | Path, curves: pd.DataFrame, *, title: str =
     figure = new_plot(7.2, 4.6, title=title)
     axes = figure.subplots()
     groups = _group_attempts(drawn)
-    colours = dict(zip(dict.fromkeys(groups.values()), _COLOURS, strict=False)) if groups else {}
+    colours = dict(zip(dict.fromkeys(groups.values()), PALETTE, strict=False)) if groups else {}
     _draw_lines(axes, drawn, {run_id: colours[group] for run_id, group in groups.items()})
     _scale_axes(axes, drawn, metric)
     for group, colour in colours.items():
@@ -371,7 +352,7 @@ def _draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, str]) ->
     lines, shades = [], []
     for run_id, points in curves.groupby("run_id", sort=False):
         lines.append(_to_points(points))
-        shades.append(colours.get(str(run_id), _COLOURS[0]))
+        shades.append(colours.get(str(run_id), PALETTE[0]))
     thin = len(lines) > _MAX_NAMED
     # All lines are one artist, so that a thousand cost little more than one.
     collection = LineCollection(lines, colors=shades, linewidths=0.8 if thin else 1.6, alpha=0.55 if thin else 1.0)
@@ -403,7 +384,7 @@ def _scale_axes(axes: Axes, curves: pd.DataFrame, metric: str) -> None:
     axes.set_ylabel(shorten_label(metric, width_points=200, size=9), **literal())
     if not len(values):
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "no curve to show", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.text(0.5, 0.5, "no curve to show", transform=axes.transAxes, ha="center", color=GREY)
         return
     bottom, top = values.min(), _find_top(values)
     if is_wide := 0 < bottom < top / 100:

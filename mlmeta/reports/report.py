@@ -18,14 +18,14 @@ import pandas as pd
 
 from mlmeta.errors import BadInputError, MlmetaError
 from mlmeta.files import replacing
+from mlmeta.history.table import is_numeric
 from mlmeta.reports.figure_data import (
     UNKNOWN_TASK,
     choose_params,
     describe_attempts,
     escape_markup,
-    is_number_column,
     prepare_table,
-    read_numbers,
+    read_column,
     round_values,
     thin_attempts,
 )
@@ -102,7 +102,7 @@ class Attempts:
 
     def check_scores(self) -> None:
         """Raise `BadInputError` where no attempt has a finite score."""
-        if not read_numbers(self.table, self.metric).notna().any():
+        if not read_column(self.table, self.metric).notna().any():
             raise BadInputError(f"no attempt has a finite {self.metric} yet")
 
 
@@ -157,7 +157,7 @@ def _show_panels(attempts: Attempts) -> str:
     from mlmeta.reports.figures import list_groups, plot_param_on_task
 
     table, metric = attempts.table, attempts.metric
-    have = table.loc[read_numbers(table, _RATE).notna() & read_numbers(table, metric).notna(), "task"]
+    have = table.loc[read_column(table, _RATE).notna() & read_column(table, metric).notna(), "task"]
     shown = sorted(have.unique())
     if not shown:
         return ""
@@ -220,7 +220,7 @@ def _tell_parallel(attempts: Attempts) -> str:
     caption = (
         "One line an attempt. Drag along an axis to keep a range, click it to let go; drag a title to move an axis."
     )
-    n = int(read_numbers(attempts.table, attempts.metric).notna().sum())
+    n = int(read_column(attempts.table, attempts.metric).notna().sum())
     if n > MAX_LINES:
         caption += f" {MAX_LINES:,} of {n:,} attempts are shown."
     label = f"Parallel coordinates of {', '.join(attempts.params)} and {attempts.metric}"
@@ -332,7 +332,7 @@ def _describe_task(tasks: pd.DataFrame, name: str, attempts: Attempts) -> str:
 
     own = attempts.table[attempts.table["task"] == name]
     lines = [f"<b>{escape_markup(name)}</b>: {len(own):,} attempts"]
-    best = read_numbers(own, attempts.metric)
+    best = read_column(own, attempts.metric)
     if best.notna().any():
         lines[0] += f", {escape_markup(attempts.metric)} {best.min():.3g} to {best.max():.3g}"
     nearest = rank_similar_tasks(tasks, name).head(_N_NEAREST)
@@ -433,7 +433,7 @@ def _list_rows(attempts: Attempts) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for name in names if name in table):
         values = table[name]
-        if is_number_column(values):
+        if is_numeric(values):
             columns[name] = round_values(values.astype("Float64").astype("float64"), digits=9)
         else:
             columns[name] = [None if pd.isna(value) else str(value)[:500] for value in values]

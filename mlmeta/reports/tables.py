@@ -19,6 +19,7 @@ import pandas as pd
 
 from mlmeta.errors import BadInputError
 from mlmeta.files import replacing
+from mlmeta.history.table import is_numeric
 
 MAX_WIDTH = 32
 MAX_ROWS = 100
@@ -62,13 +63,16 @@ def format_plain(table: pd.DataFrame) -> Iterator[str]:
 
     Raises nothing: an empty table is its header.
     """
-    names = [str(name) for name in table.columns]
-    columns = [_format_column(table.iloc[:, place], MAX_WIDTH * 2) for place in range(len(names))]
-    widths = [max([_width(name), *map(_width, cells)]) for name, cells in zip(names, columns, strict=True)]
-    right = [_is_number(table.iloc[:, place]) for place in range(len(names))]
-    for row in [names, *zip(*columns, strict=True)]:
-        cells = [_align(cell, width, right=to) for cell, width, to in zip(row, widths, right, strict=True)]
-        yield (" " * _GAP).join(cells).rstrip()
+    columns = []
+    for name, series in table.items():
+        cells = [str(name), *_format_column(series, MAX_WIDTH * 2)]
+        width, is_right = max(map(_width, cells)), is_numeric(series)
+        spaces = [" " * (width - _width(cell)) for cell in cells]
+        columns.append(
+            [f"{space}{cell}" if is_right else f"{cell}{space}" for cell, space in zip(cells, spaces, strict=True)]
+        )
+    for row in zip(*columns, strict=True):
+        yield (" " * _GAP).join(row).rstrip()
 
 
 def print_fitted(table: pd.DataFrame, *, important: Sequence[str] = ()) -> None:
@@ -86,14 +90,12 @@ def print_fitted(table: pd.DataFrame, *, important: Sequence[str] = ()) -> None:
     shown = table.head(MAX_ROWS)
     widths = fit_columns(shown, width=console.width, important=important)
     grid = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    columns = []
     for name, width in widths.items():
-        justify: Literal["left", "right"] = "right" if _is_number(shown[name]) else "left"
+        justify: Literal["left", "right"] = "right" if is_numeric(shown[name]) else "left"
         # A long name goes on in the next line.
-        grid.add_column(Text(_printable(name)), justify=justify, overflow="fold", width=width)
-        columns.append(_format_column(shown[name], width))
-    for row in zip(*columns, strict=True):
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_column(Text(_printable(name), overflow="fold"), justify=justify, width=width)
+    for row in zip(*(_format_column(shown[name], width) for name, width in widths.items()), strict=True):
+        grid.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     console.print(grid)
     if left_out := describe_left_out(len(table) - len(shown), len(table.columns) - len(widths)):
         console.print(Text(left_out, style="dim"))
@@ -139,8 +141,7 @@ def _is_uniform(series: pd.Series[Any]) -> bool:
 
 def _natural_width(series: pd.Series[Any], name: str) -> int:
     limit = _ID_WIDTH if name == "run_id" else MAX_WIDTH
-    cells = _format_column(series, limit)
-    return max([min(_width(name), limit), *map(_width, cells)])
+    return min(limit, max(map(_width, [name, *_format_column(series, limit)])))
 
 
 def _total(widths: Mapping[str, int], limit: int) -> int:
@@ -164,11 +165,7 @@ def describe_left_out(n_rows: int, n_columns: int) -> str:
 def _format_column(series: pd.Series[Any], limit: int) -> list[str]:
     if series.name == "run_id" and limit <= _ID_WIDTH:
         return [_printable(str(value)[:limit]) for value in series]
-    return [_cut(format_cell(value, limit=limit), limit) for value in series]
-
-
-def _is_number(series: pd.Series[Any]) -> bool:
-    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
+    return [format_cell(value, limit=limit) for value in series]
 
 
 def _printable(text: str) -> str:
@@ -179,20 +176,6 @@ def _width(text: str) -> int:
     from rich.cells import cell_len
 
     return len(text) if text.isascii() else cell_len(text)
-
-
-def _cut(text: str, limit: int) -> str:
-    """Return text cut to a width in terminal cells; wide characters take two."""
-    if _width(text) <= limit:
-        return text
-    while text and _width(text) > limit - 1:
-        text = text[:-1]
-    return f"{text}…"
-
-
-def _align(text: str, width: int, *, right: bool) -> str:
-    space = " " * (width - _width(text))
-    return space + text if right else text + space
 
 
 def choose_format(wanted: str | None, file: Path | None) -> str:
@@ -219,7 +202,7 @@ def write_output(
     """
     form = choose_format(form, file)
     if file is not None:
-        with _replacing(file) as stream:
+        with writing(file), replacing(file) as stream:
             write_stream(table, stream, form=form)
     elif form == "table" and sys.stdout.isatty():
         print_fitted(table, important=important)
@@ -256,11 +239,14 @@ def _write_text(stream: IO[bytes], pieces: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[IO[bytes]]:
-    """Give a stream whose content becomes the file when all of it is written."""
+def writing(file: Path) -> Iterator[None]:
+    """Say in one sentence that a file cannot be written.
+
+    Raises:
+        BadInputError: Where an OSError came.
+    """
     try:
-        with replacing(file) as stream:
-            yield stream
+        yield
     except OSError as error:
         raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
 

@@ -12,12 +12,11 @@ from mlmeta.errors import BadInputError
 from mlmeta.reports.figure_data import (
     choose_params,
     escape_markup,
-    find_pareto_front,
-    format_value,
+    find_fronts,
     order_by_score,
     prepare_table,
     rank_scores,
-    read_numbers,
+    read_column,
     spans_decades,
     thin_attempts,
 )
@@ -40,7 +39,7 @@ def test_the_least_loss_has_the_best_rank(table: pd.DataFrame) -> None:
 
 
 def test_a_front_holds_what_no_other_attempt_of_the_task_beats(table: pd.DataFrame) -> None:
-    front = find_pareto_front(table, "accuracy")
+    front = find_fronts(table, "accuracy")
     for _, part in table.groupby("task"):
         costs, scores = part["duration_s"].to_numpy(), part["accuracy"].to_numpy()
         no_worse = (costs[None] <= costs[:, None]) & (scores[None] >= scores[:, None])
@@ -76,14 +75,14 @@ def test_params_of_single_layers_and_of_the_task_are_no_choices(table: pd.DataFr
 
 def test_words_are_no_numbers() -> None:
     table = pd.DataFrame({"a": ["1", "x", None, "inf"], "b": pd.array([1, None, 2, 3], dtype="Int64")})
-    np.testing.assert_array_equal(read_numbers(table, "a"), [1, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(read_numbers(table, "b"), [1, np.nan, 2, 3])
-    np.testing.assert_array_equal(read_numbers(table, "c"), [np.nan] * 4)
+    np.testing.assert_array_equal(read_column(table, "a"), [1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(read_column(table, "b"), [1, np.nan, 2, 3])
+    np.testing.assert_array_equal(read_column(table, "c"), [np.nan] * 4)
 
 
 def test_a_metric_of_words_cannot_rank() -> None:
     table = make_table(1).assign(words="x")
-    with pytest.raises(BadInputError, match="'words' is no number"):
+    with pytest.raises(BadInputError, match="by numbers only, and 'words' is none"):
         prepare_table(table, metric="words")
 
 
@@ -92,14 +91,6 @@ def test_a_metric_of_words_cannot_rank() -> None:
 )
 def test_an_axis_is_logarithmic_for_positive_numbers_of_many_decades(values: list[float], is_wide: bool) -> None:
     assert spans_decades(values) == is_wide
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.000402612, "0.0004026"), (np.nan, ""), (None, ""), (pd.NA, ""), (True, "true"), (np.int64(68730), "68730")],
-)
-def test_cells_are_short(value: object, text: str) -> None:
-    assert format_value(value) == text
 
 
 def test_long_text_is_cut_before_it_is_escaped() -> None:
