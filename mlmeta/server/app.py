@@ -23,7 +23,7 @@ from mlmeta.files import state_folder
 from mlmeta.server.limits import RequestGuard
 from mlmeta.server.queue import JobQueue, queue_folder
 from mlmeta.server.responses import answer_error
-from mlmeta.server.settings import ServerSettings, find_listening, read_settings
+from mlmeta.server.settings import ServerSettings, find_listening, is_loopback, read_settings
 from mlmeta.server.state import AttemptTable, Server
 from mlmeta.server.worker import RunnerKeeper
 from mlmeta.tracking.store import sqlite_file
@@ -126,13 +126,13 @@ def _begin(server: Server) -> None:
     """Tell the runner where the server is, and whoever reads its log what is open to whom."""
     listening = find_listening(sys.argv)
     if server.settings.server_uri or listening:
-        address = server.settings.server_uri or (listening.uri if listening else "")
-        server.queue.set_address(f"{address.rstrip('/')}{server.prefix}")
-    if listening and listening.is_public and not server.needs_login:
+        address = server.settings.server_uri or (listening[1] if listening else "")
+        server.queue.set_address(f"{address}{server.prefix}")
+    if listening and not is_loopback(listening[0]) and not server.needs_login:
         _LOG.warning(
             "mlmeta: the server listens on %s without authentication: whoever reaches it can train there; "
             "MLMETA_BASE_APP=basic-auth asks for a login",
-            listening.host,
+            listening[0],
         )
 
 

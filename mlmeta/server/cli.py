@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from mlmeta.console import reporting_errors
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.files import state_folder
-from mlmeta.server.settings import ServerSettings, check_root, read_settings
+from mlmeta.server.settings import ServerSettings, is_loopback, read_options, read_root, read_settings
 
 _JOBS_VARIABLE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 
@@ -73,37 +72,19 @@ def plan_server(
         given["MLMETA_WORKER"] = "0"
     if auth:
         given["MLMETA_BASE_APP"] = "basic-auth"
+    host = read_options(options, "--host")[0] or environ.get("MLFLOW_HOST") or "127.0.0.1"
     arguments = (sys.executable, "-m", "mlflow", "server", "--app-name", "mlmeta", *options)
-    return ServerProcess(arguments, given, read_settings(given), _find_host(options, environ))
+    return ServerProcess(arguments, given, read_settings(given), host)
 
 
 def _check_root(text: str) -> Path:
-    root = check_root(text, name="--data-root")
+    try:
+        root = read_root(text)
+    except ValueError as error:
+        raise BadInputError(f"--data-root: must be {error}; got {shorten(text)}") from None
     if os.pathsep in str(root):
         raise BadInputError(f"--data-root: its path may hold no {os.pathsep!r}; got {shorten(str(root))}")
     return root
-
-
-def _find_host(options: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Return the host that ``mlflow server`` takes from its options: the last one counts."""
-    host = environ.get("MLFLOW_HOST") or "127.0.0.1"
-    for position, option in enumerate(options):
-        name, has_value, value = option.partition("=")
-        if option in ("--host", "-h") and position + 1 < len(options):
-            host = options[position + 1]
-        elif name == "--host" and has_value:
-            host = value
-        elif option.startswith("-h") and len(option) > 2:
-            host = option[2:]
-    return host
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches a server that listens there; a name that is not sure is not."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def describe_server(process: ServerProcess) -> list[str]:

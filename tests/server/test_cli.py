@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlmeta.errors import BadInputError
-from mlmeta.server.cli import describe_server, is_loopback, plan_server
+from mlmeta.server.cli import describe_server, plan_server
 
 COMMAND = (sys.executable, "-m", "mlflow", "server", "--app-name", "mlmeta")
 
@@ -79,15 +79,6 @@ def test_a_root_that_the_variable_cannot_hold_is_refused(tmp_path: Path) -> None
 def test_a_faulty_variable_is_refused_before_the_server_starts() -> None:
     with pytest.raises(BadInputError, match=r"^MLMETA_MAX_QUEUE: must be"):
         plan(environ={"MLMETA_MAX_QUEUE": "many"})
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("localhost", True), ("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("[::1]", True),
-     ("0.0.0.0", False), ("::", False), ("192.168.0.4", False), ("localhost.example", False), ("", False)],
-)  # fmt: skip
-def test_only_this_machine_reaches_the_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlmeta.errors import BadInputError
-from mlmeta.server.settings import ServerSettings, read_settings
+from mlmeta.server.settings import ServerSettings, find_listening, is_loopback, read_settings
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,6 +89,39 @@ def test_a_faulty_value_is_refused_with_its_variable(name: str, value: str, allo
         read_settings({name: value})
     assert allowed in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(BadInputError) as caught:
+        read_settings({"MLMETA_AT_ONCE": "many", "MLMETA_DATA_ROOT": "/no/such/folder", "MLMETA_WORKER": "0"})
+    first, second = str(caught.value).splitlines()
+    assert first == "MLMETA_DATA_ROOT: must be an existing folder, and not the whole disk; got '/no/such/folder'"
+    assert second == "MLMETA_AT_ONCE: must be a whole number from 1 to 1,000; got 'many'"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("localhost", True), ("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("[::1]", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.0.4", False), ("localhost.example", False), ("", False)],
+)  # fmt: skip
+def test_only_this_machine_reaches_the_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listening"),
+    [
+        ("--host 127.0.0.1 --port 5001 --workers 2 app:x", ("127.0.0.1", "http://127.0.0.1:5001")),
+        ("--host=0.0.0.0 --port=5001", ("0.0.0.0", "http://127.0.0.1:5001")),
+        ("--host :: --port 5001", ("::", "http://[::1]:5001")),
+        ("--port 5001 --ssl-certfile x.pem", ("127.0.0.1", "https://127.0.0.1:5001")),
+        ("--host box.example", ("box.example", "http://box.example:8000")),
+        ("--port http", None),
+        ("-q tests", None),
+    ],
+)
+def test_where_uvicorn_listens_is_read_from_its_command_line(arguments: str, listening: tuple[str, str] | None) -> None:
+    assert find_listening(["uvicorn", *arguments.split()]) == listening
 
 
 def test_the_documentation_names_every_variable_and_its_default() -> None:
