@@ -23,18 +23,11 @@ from mlmeta.errors import BadInputError, Fault, nearest_name, shorten
 T = TypeVar("T")
 Reader = Callable[[Any, str], Any]
 
+# The most pixels that an operation may make: the size from which Pillow calls a picture a bomb.
 MAX_PIXELS = 178_956_970
-
-
-"""The most pixels that an operation may make: the size from which Pillow calls a picture a bomb."""
-
-
+# The widest window of a filter that sorts or counts pixels: each pixel costs a look at all of its window.
 MAX_FILTER_SIZE = 99
-
-
-"""The widest window of a filter that sorts or counts pixels: each pixel costs a look at all of its window."""
-
-
+# What Pillow and torchvision raise for a value that they do not take.
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -48,11 +41,7 @@ REFUSALS = (
     ValueError,
     Image.DecompressionBombError,
 )
-
-
-"""What Pillow and torchvision raise for a value that they do not take."""
-
-
+# Methods of ``PIL.Image.Image`` that look like an operation and cannot be one, each with the reason.
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(
     {
         "alpha_composite": "needs a second picture",
@@ -68,9 +57,6 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
         "split": "gives several pictures; getchannel takes one channel",
     }
 )
-
-
-"""Methods of ``PIL.Image.Image`` that look like an operation and cannot be one, each with the reason."""
 
 
 def refuse(path: str, message: str, *, came: object = None, nearest: str = "") -> BadInputError:
@@ -163,6 +149,7 @@ def check_pixels(n_pixels: float, *, path: str, given: object) -> None:
         raise refuse(path, f"would make a picture of more than {MAX_PIXELS:,} pixels", came=given)
 
 
+# The filters that ``filter`` may name.
 FILTERS: Mapping[str, Callable[..., ImageFilter.Filter]] = MappingProxyType(
     {
         made.__name__: made
@@ -175,9 +162,6 @@ FILTERS: Mapping[str, Callable[..., ImageFilter.Filter]] = MappingProxyType(
         )
     }
 )  # fmt: skip
-
-
-"""The filters that ``filter`` may name."""
 
 
 def _read_filter(value: Any, path: str) -> ImageFilter.Filter:
@@ -236,6 +220,7 @@ _PALETTE = {"palette": _read_enum(Image.Palette)}
 _QUANTIZE = {"method": _read_enum(Image.Quantize), "palette": _refuse_picture}
 _TRANSFORM = {"method": _read_enum(Image.Transform)}
 
+# Every operation by its name in the commands.
 SUPPORTED: Mapping[str, Operation] = MappingProxyType(
     {
         "convert": Operation(Image.Image.convert, _DITHER | _PALETTE),
@@ -255,9 +240,6 @@ SUPPORTED: Mapping[str, Operation] = MappingProxyType(
         "transpose": Operation(Image.Image.transpose, {"method": _read_enum(Image.Transpose)}),
     }
 )
-
-
-"""Every operation by its name in the commands."""
 
 
 def _count_pixels(name: str, image: Image.Image, arguments: Mapping[str, Any]) -> float:
