@@ -32,6 +32,10 @@ _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _CHUNK_BYTES = 2**20
 _OUTSIDE = "lies outside the data roots"
+_KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}  # fmt: skip
 # Windows opens nothing relative to a folder that is open; there the resolved path is checked and then opened.
 _HAS_DIR_FD = os.open in os.supports_dir_fd
 
@@ -217,22 +221,31 @@ def _open_below(root: Path, parts: Sequence[str], flags: int) -> int:
 
 
 def open_confined(file: Path) -> BinaryIO:
-    """Open a regular file for reading, below a data root where MLMETA_DATA_ROOT is set.
+    """Open a regular file for reading: a pipe would wait for a writer, and some devices never end.
 
     Raises:
-        OutsideRootsError: If it lies outside the data roots.
-        OSError: If it cannot be opened, or is a folder, a pipe or a device.
+        OutsideRootsError: If it lies outside the data roots where MLMETA_DATA_ROOT is set.
+        OSError: If it cannot be opened, or is of another kind.
     """
-    stream = open(confine_path(file), "rb", opener=_open_without_waiting)
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    path = confine_path(file)
+    _check_regular(path.stat())
+    # The name may mean something else by now.
+    stream = open(path, "rb", opener=_open_without_waiting)
+    try:
+        _check_regular(os.fstat(stream.fileno()))
+    except OSError:
         stream.close()
-        raise OSError(f"{file.name} is not a file")
+        raise
     return stream
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # A pipe would wait for a writer.
     return open_descriptor(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
 
 
 def list_folder(folder: Path) -> list[tuple[str, bool]]:

@@ -1,4 +1,4 @@
-"""The sources of pictures: how each gives one, how a file is opened, and how a label is read.
+"""The files of a task: what a folder or a manifest lists, with labels and parts, and how a file of a picture is opened.
 
 - folder: ``<root>/<label>/…`` or ``<root>/train|test|validation/<label>/…``;
 - manifest: CSV or Parquet with the columns path, label and, if wanted, split and id.
@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import os
-import stat
 import struct
 import warnings
 import zlib
@@ -26,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.validation import CONTROL
 from mlmeta.data.image_ops import REFUSALS
-from mlmeta.data.roots import OutsideRootsError, confine_path, list_folder, open_confined, open_descriptor
+from mlmeta.data.roots import OutsideRootsError, confine_path, list_folder, open_confined
 from mlmeta.errors import PicturesError, nearest_name, shorten, suggest
 
 Part: TypeAlias = Literal["train", "validation", "test"]
@@ -39,10 +38,6 @@ PARTS: dict[str, Part] = {
 }  # fmt: skip
 # No picture that Pillow opens (at most 178,956,970 pixels) needs a larger file.
 MAX_FILE_BYTES = 2**31
-_KINDS = {
-    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a directory",
-}  # fmt: skip
 # What reading a damaged picture raises, in Pillow and below it.
 DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
 _COLUMNS = ("path", "label", "split", "id")
@@ -74,100 +69,28 @@ class ChangedFileError(OSError):
     """A picture file has another content than when its pictures were found."""
 
 
-def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS, sha256: str | None = None) -> Image.Image:
-    """Open and decode a picture file, turned upright as its EXIF says; of an animation the first frame.
-
-    Args:
-        path: The file.
-        formats: Pillow's names of the formats that may be opened, whatever the suffix.
-        sha256: What its SHA-256 (hex) must be; None for any.
-
-    Raises:
-        ChangedFileError: If it has another SHA-256.
-        OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
-    """
-    try:
-        # A stream and no name: Pillow would map a file, and a file that shrinks while it is mapped ends the process.
-        with _open_content(path, sha256) as stream, Image.open(stream, formats=formats) as image:
-            image.load()
-            with suppress(*DAMAGED):
-                # In place: a copy would double what a large picture takes.
-                ImageOps.exif_transpose(image, in_place=True)
-            return image
-    except UnidentifiedImageError:
-        raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
-
-
-def _open_content(path: Path, sha256: str | None) -> BinaryIO:
-    if sha256 is None:
-        return open_regular(path)
-    content = read_file(path)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ChangedFileError("the file has changed since the pictures were listed")
-    return io.BytesIO(content)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file that is one: a pipe would wait for a writer, and some devices never end.
-
-    Raises:
-        OSError: If it cannot be read, is of another kind, is larger than a picture can be, or lies outside the data
-            roots where MLMETA_DATA_ROOT is set.
-    """
-    path = confine_path(path)
-    _check_regular(path.stat())
-    # The name may mean something else by now.
-    stream = open(path, "rb", opener=_open_without_waiting)
-    try:
-        _check_regular(os.fstat(stream.fileno()))
-    except OSError:
-        stream.close()
-        raise
-    return stream
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return open_descriptor(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _check_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise OSError(f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-
-
-def read_file(path: Path) -> bytes:
-    """Return a file's bytes; raises what `open_regular` does."""
-    with open_regular(path) as stream:
-        return stream.read(MAX_FILE_BYTES)
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings about odd files: what matters raises, and the rest would come once a picture."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Return a copy turned as its EXIF says; a picture whose EXIF is damaged stays as it is."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except DAMAGED:
-        return image.copy()
-
-
-def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
-    """Return a file as a picture."""
-    return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True)
-
-
 def explain_missing(label: str, names: Iterable[str]) -> str:
     """Return a label for error text, with the name most like it where one is near."""
     near = nearest_name(strip_operators(label), names)
     return f"{label!r}" + (f" (did you mean {near!r}?)" if near else "")
+
+
+def _explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> PicturesError:
+    if wanted == "manifest" and path.is_dir():
+        return PicturesError(
+            f'data.path: {path} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
+        )
+    if wanted == "folder" and path.exists():
+        return PicturesError(
+            f'data.path: {path} is a file, not a folder (a table of pictures is {{"source": "manifest"}})'
+        )
+    siblings = []
+    with suppress(OSError):
+        siblings = [name for name, is_folder in list_folder(path.parent) if is_folder == (wanted == "folder")]
+    return PicturesError(f"data.path: there is no {wanted} {path}{suggest(path.name, siblings)}")
+
+
+# Manifests
 
 
 def read_manifest(file: Path) -> list[Found]:
@@ -184,7 +107,7 @@ def read_manifest(file: Path) -> list[Found]:
     """
     try:
         if not confine_path(file).is_file():
-            raise PicturesError(_explain_no_file(file))
+            raise _explain_absence(file, "manifest")
     except OutsideRootsError as error:
         raise PicturesError(f"data.path: {file} cannot be read: {error}") from None
     columns, rows = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_csv(file)
@@ -196,16 +119,6 @@ def read_manifest(file: Path) -> list[Found]:
     _check_repeated([picture.id for picture in found], "id", file)
     _check_files(rows, file)
     return found
-
-
-def _explain_no_file(file: Path) -> str:
-    if file.is_dir():
-        return f'data.path: {file} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
-    try:
-        siblings = [name for name, is_folder in list_folder(file.parent) if not is_folder]
-    except OSError:
-        siblings = []
-    return f"data.path: there is no manifest {file}{suggest(file.name, siblings)}"
 
 
 def _read_csv(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
@@ -289,6 +202,9 @@ def _is_missing(picture: Path) -> bool:
         return False
 
 
+# Folders
+
+
 def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
     """Return the pictures of ``<root>/<label>/…`` or ``<root>/train|test|validation/<label>/…``.
 
@@ -304,7 +220,7 @@ def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
     """
     try:
         if not confine_path(root).is_dir():
-            raise PicturesError(_explain_no_folder(root))
+            raise _explain_absence(root, "folder")
         folders = _subfolders(root)
         if not _has_parts(folders, label_names):
             return list(_read_labels(folders, label_names, part=None, root=root))
@@ -317,16 +233,6 @@ def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
         ]  # fmt: skip
     except OSError as error:
         raise PicturesError(f"data.path: {root} cannot be read: {error}") from None
-
-
-def _explain_no_folder(root: Path) -> str:
-    if root.exists():
-        return f'data.path: {root} is a file, not a folder (a table of pictures is {{"source": "manifest"}})'
-    try:
-        siblings = [name for name, is_folder in list_folder(root.parent) if is_folder]
-    except OSError:
-        siblings = []
-    return f"data.path: there is no folder {root}{suggest(root.name, siblings)}"
 
 
 def _subfolders(root: Path) -> dict[str, Path]:
@@ -394,3 +300,76 @@ def _picture_files(folder: Path) -> Iterator[Path]:
         entries = [(here / name, is_folder) for name, is_folder in list_folder(here) if not name.startswith(".")]
         yield from (path for path, is_folder in entries if not is_folder and path.suffix.lower() in SUFFIXES)
         folders += [path for path, is_folder in reversed(entries) if is_folder and not path.is_symlink()]
+
+
+# Files of pictures
+
+
+def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
+    """Return a file as a picture."""
+    return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True)
+
+
+def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS, sha256: str | None = None) -> Image.Image:
+    """Open and decode a picture file, turned upright as its EXIF says; of an animation the first frame.
+
+    Args:
+        path: The file.
+        formats: Pillow's names of the formats that may be opened, whatever the suffix.
+        sha256: What its SHA-256 (hex) must be; None for any.
+
+    Raises:
+        ChangedFileError: If it has another SHA-256.
+        OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
+    """
+    try:
+        # A stream and no name: Pillow would map a file, and a file that shrinks while it is mapped ends the process.
+        with _open_content(path, sha256) as stream, Image.open(stream, formats=formats) as image:
+            image.load()
+            turn_upright(image)
+            return image
+    except UnidentifiedImageError:
+        raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn a picture as its EXIF says, if that is not damaged; in place, as a copy would double what it takes."""
+    with suppress(*DAMAGED):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _open_content(path: Path, sha256: str | None) -> BinaryIO:
+    if sha256 is None:
+        return open_regular(path)
+    content = read_file(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ChangedFileError("the file has changed since the pictures were listed")
+    return io.BytesIO(content)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file as `open_confined` does, if it is no larger than a picture can be.
+
+    Raises:
+        OSError: If it cannot be read, or is too large.
+    """
+    stream = open_confined(path)
+    n_bytes = os.fstat(stream.fileno()).st_size
+    if n_bytes > MAX_FILE_BYTES:
+        stream.close()
+        raise OSError(f"the file has {n_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    return stream
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes; raises what `open_regular` does."""
+    with open_regular(path) as stream:
+        return stream.read(MAX_FILE_BYTES)
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings about odd files: what matters raises, and the rest would come once a picture."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield

@@ -62,12 +62,9 @@ DATASETS: Mapping[str, _Calls] = {
     "StanfordCars": _SPLIT,
     "USPS": _FLAG,
 }
+# Those whose files torchvision cannot fetch.
 NOT_DOWNLOADED = frozenset({"FER2013", "ImageNet", "StanfordCars"})
-
-
-"""Those whose files torchvision cannot fetch."""
-
-
+# The attributes in which a class may keep its classes, its pairs and its files.
 _TARGETS = ("targets", "labels", "_labels", "y")
 _CLASSES = ("classes", "categories", "_characters")
 _PAIRS = ("_samples", "samples", "imgs", "_flat_character_images")
@@ -191,9 +188,11 @@ def _open_file(path: Path, *, sha256: str | None = None) -> Image.Image:
 
 
 def _open_picture(dataset: Any, index: int) -> Image.Image:
+    image: Image.Image
     with dataset[index][0] as image:
         image.load()
-        return turn_upright(image)
+        turn_upright(image)
+        return image
 
 
 def _read_pixels(dataset: Any, index: int) -> bytes:
