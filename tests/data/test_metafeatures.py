@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from mlmeta.data.metafeatures import META_FEATURES, describe_pictures
+import mlmeta.data.metafeatures
+from mlmeta.data.metafeatures import META_FEATURES, describe_pictures, feature_folder, remember_features
 from mlmeta.errors import PicturesError
 
 
@@ -266,3 +268,53 @@ def test_importing_the_module_needs_neither_sklearn_nor_torch_nor_mlflow():
     code = "import sys, mlmeta.data.metafeatures; print({'sklearn', 'torch', 'mlflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+# Kept between attempts
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    monkeypatch.setenv("MLMETA_CACHE_DIR", str(tmp_path))
+    return []
+
+
+def remember(calls: list[int], described: object, value: float = 1.0) -> dict[str, float]:
+    def compute() -> dict[str, float]:
+        calls.append(1)
+        return dict.fromkeys(META_FEATURES, value)
+
+    return remember_features(described, compute)
+
+
+def test_the_same_task_is_described_once(calls: list[int]) -> None:
+    first = remember(calls, ["a", 1])
+    assert remember(calls, ["a", 1], value=2.0) == first
+    assert len(calls) == 1
+    remember(calls, ["a", 2])
+    remember(calls, ["b", 1])
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"ln_n": 1.0}', "null"])
+def test_a_damaged_file_is_made_again(calls: list[int], text: str) -> None:
+    remember(calls, "task")
+    (file,) = feature_folder().glob("*.json")
+    file.write_text(text, encoding="utf-8")
+    assert remember(calls, "task", value=3.0)["ln_n"] == 3.0
+    assert remember(calls, "task")["ln_n"] == 3.0
+    assert len(calls) == 2
+
+
+def test_no_folder_costs_nothing_but_time(calls: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("MLMETA_CACHE_DIR", str(tmp_path / "file"))
+    assert remember(calls, "task") == remember(calls, "task")
+    assert len(calls) == 2
+
+
+def test_of_too_many_the_oldest_go(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlmeta.data.metafeatures, "MOST_TASKS", 3)
+    for task in range(6):
+        remember(calls, task)
+    assert len(list(feature_folder().iterdir())) == 3
