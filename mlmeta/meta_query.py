@@ -15,7 +15,7 @@ import pandas as pd
 
 from mlmeta.analysis.filter_grammar import parse_filter
 from mlmeta.analysis.leaderboards import compare_table, direction, find_best_values, rank_attempts, select_pareto_front
-from mlmeta.analysis.search import check_search, collect_curves, find_matching, find_task
+from mlmeta.analysis.search import check_search, collect_curves, find_matching
 from mlmeta.history.table import FACTS, find_kinds, with_kinds
 
 __all__ = [
@@ -169,8 +169,7 @@ def hyperparameter_importance(
     """Return how much each hyperparameter matters; see `mlmeta.analysis.importance.measure_importance`."""
     from mlmeta.analysis.importance import measure_importance
 
-    table = _load(history, experiments, tracking_uri)
-    return measure_importance(table, metric, task=None if task is None else find_task(table, task))
+    return measure_importance(_load(history, experiments, tracking_uri), metric, task=task)
 
 
 def marginal_effect(
@@ -185,9 +184,7 @@ def marginal_effect(
     """Return how a metric goes with one hyperparameter; see `mlmeta.analysis.marginal_effects.marginal_effect`."""
     from mlmeta.analysis.marginal_effects import marginal_effect
 
-    table = _load(history, experiments, tracking_uri)
-    chosen = None if task is None else find_task(table, task)
-    return marginal_effect(table, param, metric=metric, task=chosen)
+    return marginal_effect(_load(history, experiments, tracking_uri), param, metric=metric, task=task)
 
 
 def similar_tasks(

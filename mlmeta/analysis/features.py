@@ -29,44 +29,24 @@ from mlmeta.history.table import (
     read_scores,
 )
 
-# An attempt alone on its task is neither the best nor the worst of many.
-_LONE_SHARES = (0.05, 0.95)
-
-
 RATE, OPTIMIZER = "optimizer.lr", "optimizer.name"
-
-
+MISSING = -1.0
 # Of params: what says nothing about how an attempt was made, or stands in arch.* already.
 _LEFT_OUT = re.compile(
     r"(model\.layers|test|task)\..*|(.*\.)?(seed|path|paths|file|config|ids?|label_names|n_labels|model_name|run_id)"
     r"|(initial_weights|stop|space)(\..*)?|model\.weights"
 )
-MISSING = -1.0
-
-
 _LOG10 = re.compile(r"(.*_)?lr|learning_rate|weight_decay|eps")
-
-
 _LOG2 = re.compile(r"batch_size|.*width.*|.*n_parameters.*|hidden")
-
-
 _TRUTHS = {"true": 1.0, "false": 0.0}
-
-
 _MANY_DECADES = 100.0
-
-
 _MOST_WORDS = 20
-
-
 _LEAST_SHARE = 0.005
-
-
 _LONGEST_NAME = 80
-
-
 # sklearn's trees compute with float32.
 _LARGEST = 1e30
+# An attempt alone on its task is neither the best nor the worst of many.
+_LONE_SHARES = (0.05, 0.95)
 
 
 @dataclass(frozen=True)

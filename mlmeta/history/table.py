@@ -23,31 +23,15 @@ import pyarrow.compute as pc
 from mlmeta.errors import BadInputError, nearest_name, shorten, suggest
 from mlmeta.status import Status
 
-FACTS = ("run_id", "model_name", "status", "task", "started", "duration_s")
-
-
-FACT_COLUMNS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
-
-
-_KINDS = ("param", "metric", "tag")
-
-
-_DIGEST = "tag:mlmeta.task_digest"
-
-
-FAILED = (Status.FAILED, Status.DIVERGED)
-
-
-_METRIC = re.compile(r"metrics\..*|.*(loss|accuracy|_std|_f1|seconds|per_second)|learning_rate")
-
-
-_LOWER_IS_BETTER = re.compile(r"loss|seconds|duration|error|regret")
-
-
 Floats = npt.NDArray[np.float64]
-
-
 Ints = npt.NDArray[np.int64]
+FACTS = ("run_id", "model_name", "status", "task", "started", "duration_s")
+FACT_COLUMNS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
+FAILED = (Status.FAILED, Status.DIVERGED)
+_KINDS = ("param", "metric", "tag")
+_DIGEST = "tag:mlmeta.task_digest"
+_METRIC = re.compile(r"metrics\..*|.*(loss|accuracy|_std|_f1|seconds|per_second)|learning_rate")
+_LOWER_IS_BETTER = re.compile(r"loss|seconds|duration|error|regret")
 _ENTITIES = {
     **dict.fromkeys(("params", "param", "parameters", "parameter"), "param"),
     **dict.fromkeys(("metrics", "metric"), "metric"),
