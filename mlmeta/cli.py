@@ -1,4 +1,4 @@
-"""The command line: a thin shell over the library.
+"""The command line: collects the commands of the packages below, and has those that belong to none.
 
 torch and MLflow are imported inside the commands that need them, after the commands file has been read, so that
 ``--help`` and a faulty file answer at once.
@@ -15,10 +15,8 @@ from mlmeta.evaluate import evaluate
 from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.reports.cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.server.cli import COMMANDS as SERVER_COMMANDS
-from mlmeta.server.cli import COMMANDS as WORKER_COMMANDS
 from mlmeta.train import train
 from mlmeta.tuning.cli import COMMANDS as RECOMMEND_COMMANDS
-from mlmeta.tuning.cli import COMMANDS as TUNE_COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -95,16 +93,7 @@ def cache(clear: bool) -> None:
         click.echo(format_entries(kept))
 
 
-for _command in (
-    train,
-    evaluate,
-    *QUERY_COMMANDS,
-    *EXCHANGE_COMMANDS,
-    *RECOMMEND_COMMANDS,
-    *TUNE_COMMANDS,
-    *WORKER_COMMANDS,
-    *SERVER_COMMANDS,
-):
+for _command in (train, evaluate, *EXCHANGE_COMMANDS, *QUERY_COMMANDS, *SERVER_COMMANDS, *RECOMMEND_COMMANDS):
     cli.add_command(_command)
 
 
