@@ -149,8 +149,8 @@ def test_attempts_on_the_same_pictures_share_what_was_decoded(toy_document: dict
     again = prepare(toy_document, validation=0.4, seed=3, transform={"RandomVerticalFlip": True}, n_epoch=9)
     assert first.decoded.rows is not None
     assert again.decoded.rows is not None
-    assert again.decoded.rows.file == first.decoded.rows.file
-    assert len(list(cache.glob("*.rows"))) == 1
+    assert again.decoded.rows.entry == first.decoded.rows.entry
+    assert len(list(cache.glob("*.pictures"))) == 1
     assert all(first.decoded.image(i).tobytes() == again.decoded.image(i).tobytes() for i in range(90))
 
 
@@ -169,7 +169,7 @@ def test_other_pictures_or_operations_do_not(
     first, other = prepare(toy_document), prepare(toy_document, **changes)
     assert first.decoded.rows is not None
     assert other.decoded.rows is not None
-    assert other.decoded.rows.file != first.decoded.rows.file
+    assert other.decoded.rows.entry != first.decoded.rows.entry
 
 
 def test_the_batches_are_the_same_with_the_cache_and_without(
