@@ -3,6 +3,9 @@
 ``digits`` are the 1797 real handwritten digits that scikit-learn ships. ``dogs`` are drawn by mlmeta, not photographed:
 each picture follows from its breed and index alone, whatever else is asked for and on whichever machine. Background,
 light and what stands in front are drawn from numbers of their own, so that they tell nothing of the breed.
+
+The dogs are drawn when they are asked for, in any size and number, and do not come as files: at the default size alone
+the 540 of them take 7 MB without loss.
 """
 
 from __future__ import annotations
