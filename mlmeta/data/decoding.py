@@ -258,14 +258,12 @@ class _Keeper:
         try:
             if not self._writer and image.mode in MODES:
                 self._writer = slot.open_writer(image, self._n_rows)
-            if not self._writer or not self._writer.takes(image):
-                return False
-            self._writer.append(picture.digest, image)
+            if self._writer and self._writer.append(picture.digest, image):
+                self._written.append(picture)
+                return True
         except OSError as error:
             slot.warn(error)
-            return False
-        self._written.append(picture)
-        return True
+        return False
 
     def publish(self, skipped: dict[str, str]) -> PictureRows | None:
         """Put what was written into the cache and return it; None where the pictures are kept in memory."""

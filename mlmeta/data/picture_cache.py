@@ -160,19 +160,18 @@ class RowWriter:
         self._stream = open(self._file, "wb", buffering=0)
         self._stream.seek(self._start)
 
-    def takes(self, image: Image.Image) -> bool:
-        """Return whether a picture is of the rows' mode and shape."""
-        return image.mode == self._mode and _shape(image) == self._shape
-
-    def append(self, digest: str, image: Image.Image) -> None:
-        """Write one picture, unless its digest is there already.
+    def append(self, digest: str, image: Image.Image) -> bool:
+        """Write one picture, unless its digest is there already; False where it is of another mode or shape.
 
         Raises:
             OSError: If the disk takes no more; the rows before stay readable.
         """
+        if (image.mode, _shape(image)) != (self._mode, self._shape):
+            return False
         if digest not in self.rows:
             self._write(image.tobytes())
             self.rows[digest] = len(self.rows)
+        return True
 
     def image(self, digest: str) -> Image.Image:
         """Return a picture that was written."""
@@ -259,11 +258,7 @@ def _free_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One set of pictures in the cache; the least recently used is the smallest.
-
-    Attributes:
-        used_s: When it was last used, in seconds since 1970.
-    """
+    """Pictures in the cache, last used at `used_s` seconds since 1970; sorted, the next to go comes first."""
 
     used_s: float
     path: Path
@@ -282,11 +277,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PictureCache:
-    """The entries of one folder.
-
-    Attributes:
-        folder: Made when it is first written to.
-    """
+    """The entries of one folder, which is made when it is first written to."""
 
     folder: Path
 
@@ -425,12 +416,7 @@ class CacheSlot:
             lock.release()
 
     def open_writer(self, like: Image.Image, n_rows: int) -> RowWriter:
-        """Return a writer for so many pictures like this one; room has been made for all of them.
-
-        Raises:
-            CacheFullError: If there is no room.
-            OSError: If the folder cannot be written to.
-        """
+        """Return a writer for so many pictures like this one; raises `OSError` where room cannot be made for them."""
         self.cache.make_room(n_rows * math.prod(_shape(like)))
         return RowWriter(self.cache.folder, like)
 
