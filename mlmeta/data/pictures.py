@@ -26,10 +26,10 @@ from mlmeta.data.sources import (
     SUFFIXES,
     Found,
     Part,
-    explain_missing,
     quiet_pillow,
     read_folder,
     read_manifest,
+    refuse_labels,
 )
 from mlmeta.data.torchvision_datasets import read_torchvision
 from mlmeta.errors import PicturesError, suggest
@@ -164,9 +164,7 @@ def _check_labels_matched(labels: Sequence[str], names: Iterable[str], index: Ma
         if name := names_by_bare.get(strip_operators(label)):
             raise _same_pictures(labels[index[name]], label, name)
     if bare:
-        others = set(names) - index.keys()
-        lines = "; ".join(explain_missing(label, others) for label in bare[:5])
-        raise PicturesError(f"label_names: {len(bare)} label(s) without a picture in {source}: {lines}")
+        raise refuse_labels(bare, set(names) - index.keys(), lack=f"a picture in {source}")
 
 
 def _same_pictures(first: str, second: str, name: str) -> PicturesError:

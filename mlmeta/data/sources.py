@@ -69,10 +69,11 @@ class ChangedFileError(OSError):
     """A picture file has another content than when its pictures were found."""
 
 
-def explain_missing(label: str, names: Iterable[str]) -> str:
-    """Return a label for error text, with the name most like it where one is near."""
-    near = nearest_name(strip_operators(label), names)
-    return f"{label!r}" + (f" (did you mean {near!r}?)" if near else "")
+def refuse_labels(labels: Sequence[str], names: Iterable[str], *, lack: str) -> PicturesError:
+    """Return the error for wanted labels that lack something, each with the name most like it where one is near."""
+    near = {label: nearest_name(strip_operators(label), names) for label in labels[:5]}
+    lines = "; ".join(f"{label!r}" + (f" (did you mean {name!r}?)" if name else "") for label, name in near.items())
+    return PicturesError(f"label_names: {len(labels)} label(s) without {lack}: {lines}")
 
 
 def _explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> PicturesError:
@@ -268,8 +269,7 @@ def _without_folder(label_names: Sequence[str], folders: Iterable[str]) -> list[
 def _check_label_folders(label_names: Sequence[str], folders: Iterable[str], where: object) -> None:
     missing = _without_folder(label_names, folders)
     if missing:
-        lines = "; ".join(explain_missing(label, folders) for label in missing[:5])
-        raise PicturesError(f"label_names: {len(missing)} label(s) without a folder in {where}: {lines}")
+        raise refuse_labels(missing, folders, lack=f"a folder in {where}")
 
 
 def _read_labels(
