@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from mlmeta.history.table import Floats, Ints
 
 # Below it a variance is what rounding left.
 _LEAST_VARIANCE = 1e-12

@@ -28,17 +28,8 @@ from mlmeta.analysis.features import EncodedAttempts
 from mlmeta.analysis.sample import Sample, draw_sample, draw_times, fit_forest, fit_resampled, make_factors, split_folds
 from mlmeta.history.table import Floats, Ints
 
-COLUMNS = (
-    "param",
-    "importance",
-    "importance_low",
-    "importance_high",
-    "permutation",
-    "permutation_low",
-    "permutation_high",
-    "n_attempts",
-    "n_tasks",
-)
+_MEASURED = tuple(f"{name}{end}" for name in ("importance", "permutation") for end in ("", "_low", "_high"))
+COLUMNS = ("param", *_MEASURED, "n_attempts", "n_tasks")
 _POOR_R2 = 0.1
 _N_TREES = 50
 _N_RESAMPLES = 500
@@ -136,8 +127,8 @@ def _describe(sample: Sample, held_out: HeldOut, *, interactions: float) -> dict
 
 
 def _without_params(sample: Sample) -> pd.DataFrame:
-    types = {name: "int64" if name.startswith("n_") else "float64" for name in COLUMNS} | {"param": "str"}
-    frame = pd.DataFrame({name: pd.Series([], dtype=types[name]) for name in COLUMNS})
+    frame = pd.DataFrame(columns=COLUMNS).astype({"param": "str", "n_attempts": "int64", "n_tasks": "int64"})
+    frame = frame.astype(dict.fromkeys(_MEASURED, "float64"))
     nothing = HeldOut(float("nan"), *[np.zeros(0)] * 3)
     frame.attrs = _describe(sample, nothing, interactions=float("nan"))
     frame.attrs["note"] = "no param differs among the attempts"

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlmeta.analysis.fanova import Factor, TreeEffects
 from mlmeta.analysis.features import ParamColumn
-from mlmeta.analysis.sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_columns, make_factors
+from mlmeta.analysis.sample import MOST_VALUES, Sample, draw_sample, fit_resampled, join_rates, make_factors
 from mlmeta.commands.params import format_param
 from mlmeta.history.table import Floats, Ints
 
@@ -97,22 +97,14 @@ def _place_points(sample: Sample, param: str, points: _Points) -> list[Factor]:
         weights = points.n_attempts / len(sample.scores)
         place = Factor(encoded.columns_of(param), points.rows, weights, {param: np.arange(len(weights))})
         return [*factors, place]
-    both = [points if name == param else _choose_points(sample, name, n_points=MOST_VALUES) for name in encoded.joined]
-    return [*factors, _join_points(sample, *both)]
-
-
-def _join_points(sample: Sample, rates: _Points, optimizers: _Points) -> Factor:
-    encoded = sample.encoded
+    rates, optimizers = (
+        points if name == param else _choose_points(sample, name, n_points=MOST_VALUES) for name in encoded.joined
+    )
     counts = np.zeros((len(rates.values), len(optimizers.values)))
     np.add.at(counts, (rates.places, optimizers.places), 1.0)
     # A learning rate near which there is no attempt comes with all optimizers, by their frequency.
     counts += 1e-6 * optimizers.n_attempts
-    places, other_places = (grid.ravel() for grid in np.indices(counts.shape))
-    matrix = np.zeros((len(places), len(encoded.names)))
-    matrix[:, encoded.columns_of(encoded.joined[0])] = rates.rows[places]
-    matrix[:, encoded.columns_of(encoded.joined[1])] = optimizers.rows[other_places]
-    by_name = dict(zip(encoded.joined, (places, other_places), strict=True))
-    return join_columns(encoded, encoded.relate_rates(matrix), (counts / counts.sum()).ravel(), by_name)
+    return [*factors, join_rates(encoded, rates.rows, optimizers.rows, counts / counts.sum(), relative=False)]
 
 
 def _type_values(values: list[Any]) -> pd.Series[Any]:

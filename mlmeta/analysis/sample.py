@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,51 +240,53 @@ def _assign_folds(groups: Ints, rng: np.random.Generator) -> Ints:
     return fold_of[groups]
 
 
-def make_factors(encoded: EncodedAttempts, *, most_values: int = MOST_VALUES) -> list[Factor]:
-    """Return the params as independent inputs, each with the values that the attempts have.
+def make_factors(encoded: EncodedAttempts) -> list[Factor]:
+    """Return the params as independent inputs, each with the values that the attempts have, or 100 quantiles of them.
 
     The features of one param vary together, as in the attempts. Learning rates are drawn relative to their optimizer's
     median (`EncodedAttempts.joined`): each optimizer has its own range of them, so that this, and not the learning rate
     itself, can be taken as independent of the optimizer.
+    """
+    columns = {param: encoded.columns_of(param, relative=True) for param in dict.fromkeys(encoded.params)}
+    values = {param: _collect_values(encoded.matrix[:, own]) for param, own in columns.items()}
+    factors = [
+        Factor(columns[param], rows, weights, {param: np.arange(len(rows))})
+        for param, (rows, weights) in values.items()
+        if param not in encoded.joined
+    ]
+    if encoded.joined:
+        (rates, shares), (optimizers, other_shares) = (values[param] for param in encoded.joined)
+        factors.append(join_rates(encoded, rates, optimizers, np.outer(shares, other_shares), relative=True))
+    return factors
+
+
+def _collect_values(features: Floats) -> tuple[Floats, Floats]:
+    """Return the distinct rows and their shares; of too many, quantiles in the order of the columns."""
+    rows, counts = np.unique(features, axis=0, return_counts=True)
+    if len(rows) <= MOST_VALUES:
+        return rows, counts / counts.sum()
+    levels = (np.arange(MOST_VALUES) + 0.5) / MOST_VALUES
+    places = np.searchsorted(np.cumsum(counts) / counts.sum(), levels)
+    return rows[places], np.full(MOST_VALUES, 1 / MOST_VALUES)
+
+
+def join_rates(
+    encoded: EncodedAttempts, rates: Floats, optimizers: Floats, weights: Floats, *, relative: bool
+) -> Factor:
+    """Return a learning rate and its optimizer as one factor, with a row for each pair of their values.
 
     Args:
         encoded: The attempts.
-        most_values: If a param has more values than this, so many quantiles stand for them.
+        rates: The features of k learning rates, as they are or relative to their optimizer's median.
+        optimizers: The features of l optimizers.
+        weights: The probability of each pair, shape (k, l).
+        relative: Which of the two `rates` are.
     """
-    params = list(dict.fromkeys(encoded.params))
-    supports = {
-        param: _collect_values(encoded.matrix[:, encoded.columns_of(param, relative=True)], most_values=most_values)
-        for param in params
-    }
-    factors = [
-        Factor(encoded.columns_of(param), *supports[param], {param: np.arange(len(supports[param][0]))})
-        for param in params
-        if param not in encoded.joined
-    ]
-    return factors + ([_join(encoded, *(supports[param] for param in encoded.joined))] if encoded.joined else [])
-
-
-def _collect_values(features: Floats, *, most_values: int) -> tuple[Floats, Floats]:
-    """Return the distinct rows and their shares; of too many, quantiles in the order of the columns."""
-    rows, counts = np.unique(features, axis=0, return_counts=True)
-    if len(rows) <= most_values:
-        return rows, counts / counts.sum()
-    levels = (np.arange(most_values) + 0.5) / most_values
-    places = np.searchsorted(np.cumsum(counts) / counts.sum(), levels)
-    return rows[places], np.full(most_values, 1 / most_values)
-
-
-def _join(encoded: EncodedAttempts, rates: tuple[Floats, Floats], optimizers: tuple[Floats, Floats]) -> Factor:
     rate, optimizer = encoded.joined
-    places, other_places = (grid.ravel() for grid in np.indices((len(rates[0]), len(optimizers[0]))))
-    matrix = np.zeros((len(places), len(encoded.names)))
-    matrix[:, encoded.columns_of(rate, relative=True)] = rates[0][places]
-    matrix[:, encoded.columns_of(optimizer)] = optimizers[0][other_places]
-    weights = rates[1][places] * optimizers[1][other_places]
-    return join_columns(encoded, encoded.restore_rates(matrix), weights, {rate: places, optimizer: other_places})
-
-
-def join_columns(encoded: EncodedAttempts, matrix: Floats, weights: Floats, places: Mapping[str, Ints]) -> Factor:
-    """Return the factor of the params that have a feature in common; `matrix` holds its rows, shape (k, d)."""
-    columns = np.array([i for i, name in enumerate(encoded.params) if name in encoded.joined], dtype=np.int64)
-    return Factor(columns, matrix[:, columns], weights, places)
+    places, other_places = (grid.ravel() for grid in np.indices(weights.shape))
+    matrix = np.zeros((weights.size, len(encoded.names)))
+    matrix[:, encoded.columns_of(rate, relative=relative)] = rates[places]
+    matrix[:, encoded.columns_of(optimizer)] = optimizers[other_places]
+    matrix = encoded.restore_rates(matrix) if relative else encoded.relate_rates(matrix)
+    columns = np.flatnonzero(np.isin(encoded.params, encoded.joined))
+    return Factor(columns, matrix[:, columns], weights.ravel(), {rate: places, optimizer: other_places})

@@ -184,6 +184,6 @@ def test_learning_rate_and_optimizer_make_one_factor_of_independent_inputs(sampl
 
 def test_of_too_many_values_quantiles_are_taken() -> None:
     sample = draw_sample(made_table(1000, x=np.linspace(0, 1, 1000)), "accuracy", task=None)
-    (factor,) = make_factors(sample.encoded, most_values=10)
-    np.testing.assert_allclose(factor.rows[:, 0], np.arange(0.05, 1, 0.1), atol=0.001)
-    assert factor.weights.tolist() == [0.1] * 10
+    (factor,) = make_factors(sample.encoded)
+    np.testing.assert_allclose(factor.rows[:, 0], np.arange(0.005, 1, 0.01), atol=0.001)
+    assert factor.weights.tolist() == [0.01] * 100
