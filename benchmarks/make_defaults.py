@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from meta_data import load_table, read_documents
+from meta_data import describe_attempts, load_table, read_documents
 
 from mlmeta.analysis.task_similarity import task_table
 from mlmeta.commands.documents import digest_document
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.commands.search_space import TRAINING_KEYS
-from mlmeta.tuning.lessons import describe_attempts
 
 ROOT = Path(__file__).parent.parent
 N = 10

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlmeta.tuning.lessons import Shipped, describe_attempts, parse_shipped
+from mlmeta.commands.search_space import TRAINING_KEYS
+from mlmeta.data.metafeatures import META_FEATURES
+from mlmeta.tuning.lessons import Shipped, parse_shipped
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,6 +66,47 @@ def ship(table: pd.DataFrame, tasks: pd.DataFrame) -> Shipped:
     """Return attempts as they would come with mlmeta."""
     own = tasks[tasks["task"].isin(table["task"])].reset_index(drop=True)
     return parse_shipped(json.loads(json.dumps(describe_attempts(table, own))))
+
+
+def describe_attempts(table: pd.DataFrame, tasks: pd.DataFrame) -> dict[str, Any]:
+    """Return attempts as `shipped_attempts.json` has them.
+
+    Args:
+        table: As `mlmeta.history.loading.load_attempts` gives them; all with a task.
+        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them.
+    """
+    params = [name for name in table.columns if _is_of_training(str(name))]
+    trainings: dict[str, dict[str, Any]] = {}
+    attempts = []
+    names = list(tasks["task"])
+    for row in table[["task", "model_name", "accuracy", "arch.n_parameters", *params]].to_dict("records"):
+        training = {name: _plain(row[name]) for name in params if pd.notna(row[name])}
+        key = json.dumps(training, sort_keys=True)
+        trainings.setdefault(key, training)
+        score = None if pd.isna(row["accuracy"]) else round(float(row["accuracy"]), 4)
+        place = list(trainings).index(key)
+        attempts.append([names.index(row["task"]), place, score, int(row["arch.n_parameters"]), row["model_name"]])
+    return {
+        "tasks": [_describe_task(task) for _, task in tasks.iterrows()],
+        "trainings": list(trainings.values()),
+        "attempts": attempts,
+    }
+
+
+def _is_of_training(name: str) -> bool:
+    root = name.partition(".")[0]
+    told = root in (*TRAINING_KEYS, "n_epoch", "arch") and not name.startswith("model.layers.")
+    return told and name not in ("arch.n_parameters", "model.name")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _describe_task(task: pd.Series[Any]) -> dict[str, Any]:
+    features = {name: round(float(task[name]), 6) for name in META_FEATURES if pd.notna(task[name])}
+    named = {"task": task["task"], "task_digest": task["task_digest"], "label_names": list(task["label_names"])}
+    return named | {"features": features}
 
 
 def select(table: pd.DataFrame, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> pd.DataFrame:

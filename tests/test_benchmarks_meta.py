@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from attempt_table import make_table, read_documents
 from make_defaults import choose_defaults
-from meta_data import TRAINING, Scene, Trials
+from meta_data import TRAINING, Scene, Trials, ship
 from meta_learning import Scenes, evaluate
 from meta_methods import DefaultList, Mlmeta, choose_at_random, choose_by_portfolio
 from meta_pruning import Curves, Rounds, play
 
 from mlmeta.analysis.task_similarity import task_table
+from mlmeta.tuning.training_features import describe_trainings
 
 TASK = "digits-0"
 
@@ -42,6 +43,18 @@ def test_nothing_of_the_held_out_task_is_seen(scenes: Scenes) -> None:
         assert f"mlmeta's {TASK}" not in set(scene.shipped.attempts["task"])
         assert "accuracy" not in scene.trials.candidates
     assert not scene.past["task"].str.startswith("digits").any()
+
+
+def test_attempts_are_read_as_they_were_described() -> None:
+    table = make_table(5)
+    table.loc[3, "accuracy"] = np.nan
+    tasks = task_table(table)
+    shipped = ship(table, tasks)
+    np.testing.assert_allclose(
+        describe_trainings(shipped.attempts, shipped.tasks), describe_trainings(table, tasks), atol=1e-4
+    )
+    assert shipped.attempts["status"].tolist()[3] == "Failed"
+    np.testing.assert_array_equal(shipped.attempts["accuracy"], table["accuracy"])
 
 
 def test_what_ships_shares_no_commands_with_the_others(scenes: Scenes) -> None:

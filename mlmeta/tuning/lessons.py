@@ -3,9 +3,9 @@
 The test pictures are read once, for the report, so that of the attempts of a tuning most are never tested, and those
 that were pruned did not even finish. They too are lessons, only less certain ones.
 
-Before its user has tried anything mlmeta knows the real attempts that come with it.
-`shipped_attempts.json` has the trainings as their params, the tasks as their meta-features, and of each attempt its
-training, task, score and size. benchmarks/make_defaults.py makes it.
+Before its user has tried anything mlmeta knows the real attempts that come with it. `shipped_attempts.json`, made by
+benchmarks/make_defaults.py, has the trainings as their params, the tasks as their meta-features, and of each attempt
+its training, task, score and size.
 """
 
 from __future__ import annotations
@@ -20,21 +20,18 @@ import numpy as np
 import pandas as pd
 
 from mlmeta.analysis.task_similarity import TASK_COLUMNS
-from mlmeta.commands.search_space import TRAINING_KEYS
-from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.history.table import Floats, check_column, read_numbers, read_scores
 from mlmeta.status import Status
 
 STD_COLUMN = "lesson_std"
-_TAUGHT = (Status.COMPLETE, Status.TRAINED, Status.PRUNED, Status.INTERRUPTED, Status.DIVERGED, Status.FAILED)
 FINISHED = (Status.COMPLETE, Status.TRAINED, Status.TESTING)
 _STOPPED = (Status.PRUNED, Status.INTERRUPTED)
+_TAUGHT = (Status.COMPLETE, Status.TRAINED, *_STOPPED, Status.DIVERGED, Status.FAILED)
 # Of the score in which a training that was stopped would have ended, where no past curve tells.
 _UNKNOWN_STD = 0.15
 _FEWEST = 10.0
 # The user's own tasks may have the same names.
 _PREFIX = "mlmeta's "
-_LAYERS = "model.layers."
 _DIGEST = "tags.mlmeta.task_digest"
 
 
@@ -57,11 +54,10 @@ def add_lessons(table: pd.DataFrame, metric: str) -> pd.DataFrame:
             teach beside those that come with mlmeta.
     """
     scores, stds = np.full(len(table), np.nan), np.zeros(len(table))
-    instead = metric == "accuracy" and len({"val_accuracy", "kept_val_accuracy"} & set(table.columns)) > 0
     if metric in table.columns or metric != "accuracy":
         check_column(table, metric, what="metric")
         scores = read_scores(table, metric)
-    if instead:
+    if metric == "accuracy" and {"val_accuracy", "kept_val_accuracy"} & set(table.columns):
         scores, stds = _fill(table, scores)
     taught = table.assign(**{metric: scores, STD_COLUMN: stds})
     taught.attrs = dict(table.attrs)
@@ -96,14 +92,11 @@ def _fill(table: pd.DataFrame, scores: Floats) -> tuple[Floats, Floats]:
     finished_std = np.sqrt(shares * (1 - shares) / np.where(pictures > 0, pictures, _FEWEST))
     untested, finished = np.isnan(scores), table["status"].isin(FINISHED).to_numpy(dtype=bool)
     stopped = table["status"].isin(_STOPPED).to_numpy(dtype=bool)
-    known = np.isfinite(expected)
+    cases = [~untested, finished, stopped & np.isfinite(expected), stopped]
+    expected_std = np.where(np.isnan(expected_std), _UNKNOWN_STD, expected_std)
     return (
-        np.select([~untested, finished, stopped & known, stopped], [scores, kept, expected, kept], np.nan),
-        np.select(
-            [~untested, finished, stopped & known, stopped],
-            [0.0, finished_std, np.where(np.isnan(expected_std), _UNKNOWN_STD, expected_std), _UNKNOWN_STD],
-            0.0,
-        ),
+        np.select(cases, [scores, kept, expected, kept], np.nan),
+        np.select(cases, [0.0, finished_std, expected_std, _UNKNOWN_STD], 0.0),
     )
 
 
@@ -147,54 +140,13 @@ def read_shipped() -> Shipped:
 
 
 def parse_shipped(document: Mapping[str, Any]) -> Shipped:
-    """Return the attempts of a document that `describe_attempts` has made."""
+    """Return the attempts of a document such as `shipped_attempts.json`."""
     tasks = pd.DataFrame([_make_task(task) for task in document["tasks"]], columns=list(TASK_COLUMNS))
     rows = [_make_attempt(document, attempt) for attempt in document["attempts"]]
     attempts = pd.DataFrame(rows)
     params = {name for training in document["trainings"] for name in training} | {"arch.n_parameters"}
     attempts.attrs["kinds"] = dict.fromkeys(sorted(params), "param") | {"accuracy": "metric"}
     return Shipped(attempts, tasks)
-
-
-def describe_attempts(table: pd.DataFrame, tasks: pd.DataFrame) -> dict[str, Any]:
-    """Return a JSON document of attempts.
-
-    Args:
-        table: As `mlmeta.history.loading.load_attempts` gives them; all with a task.
-        tasks: As `mlmeta.analysis.task_similarity.task_table` gives them.
-    """
-    params = [name for name in table.columns if _is_of_training(str(name))]
-    trainings: dict[str, dict[str, Any]] = {}
-    attempts = []
-    names = list(tasks["task"])
-    for row in table[["task", "model_name", "accuracy", "arch.n_parameters", *params]].to_dict("records"):
-        training = {name: _plain(row[name]) for name in params if pd.notna(row[name])}
-        key = json.dumps(training, sort_keys=True)
-        trainings.setdefault(key, training)
-        score = None if pd.isna(row["accuracy"]) else round(float(row["accuracy"]), 4)
-        place = list(trainings).index(key)
-        attempts.append([names.index(row["task"]), place, score, int(row["arch.n_parameters"]), row["model_name"]])
-    return {
-        "tasks": [_describe_task(task) for _, task in tasks.iterrows()],
-        "trainings": list(trainings.values()),
-        "attempts": attempts,
-    }
-
-
-def _is_of_training(name: str) -> bool:
-    root = name.partition(".")[0]
-    told = root in (*TRAINING_KEYS, "n_epoch", "arch") and not name.startswith(_LAYERS)
-    return told and name not in ("arch.n_parameters", "model.name")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _describe_task(task: pd.Series[Any]) -> dict[str, Any]:
-    features = {name: round(float(task[name]), 6) for name in META_FEATURES if pd.notna(task[name])}
-    named = {"task": task["task"], "task_digest": task["task_digest"], "label_names": list(task["label_names"])}
-    return named | {"features": features}
 
 
 def _make_task(task: Mapping[str, Any]) -> dict[str, Any]:
