@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlmeta.commands.documents import TrainCommands
     from mlmeta.tuning.recommend import Recommendation
 
-
 # These have a column of their own.
 _SHOWN = ("optimizer.name", "optimizer.lr", "scheduler.name", "scheduler")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -83,10 +82,9 @@ def recommend(
     if form in (None, "table") and output is None:
         click.echo("\n".join(f"{rank}. {one.reason}" for rank, one in enumerate(found, start=1)))
     if folder is not None:
-        for file in _write_commands(found, folder, config.parent):
-            click.echo(f"wrote {file}")
+        _write_files({folder / _file_name(one): _format_commands(one.commands, config.parent, folder) for one in found})
     if to_run:
-        files = {_file_name(one): _format_commands(one, config.parent, None) for one in found}
+        files = {_file_name(one): _format_commands(one.commands, config.parent) for one in found}
         _record_recommendations(table, files, reasons=[one.reason for one in found])
 
 
@@ -143,60 +141,51 @@ def _describe_differences(commands: TrainCommands, given: TrainCommands) -> str:
     """Return what else is other than in the commands as they were given, model and what has a column left out."""
     keys = {"optimizer", "scheduler", "criterion", "n_epoch"}
     new, old = (flatten_params(one.model_dump(mode="json", include=keys)) for one in (commands, given))
-    same_optimizer = new.get("optimizer.name") == old.get("optimizer.name")
-    changed = [
-        f"{name} {value}" for name, value in new.items()
-        if old.get(name) != value and name not in _SHOWN and (same_optimizer or not name.startswith("optimizer."))
-    ]  # fmt: skip
-    return ", ".join(changed)
+    if new.get("optimizer.name") != old.get("optimizer.name"):
+        new = {name: value for name, value in new.items() if not name.startswith("optimizer.")}
+    return ", ".join(f"{name} {new[name]}" for name in new if old.get(name) != new[name] and name not in _SHOWN)
 
 
 def _round(value: float) -> float:
     return float(f"{value:.3g}") if math.isfinite(value) else math.nan
 
 
-def _write_commands(found: Sequence[Recommendation], folder: Path, base_dir: Path) -> list[Path]:
-    """Write each recommendation as ``<model_name>.json``; its relative paths are made to start from the folder.
-
-    Raises:
-        BadInputError: If a file is there already, or cannot be written.
-    """
-    files = [folder / _file_name(one) for one in found]
-    for file in files:
-        if file.exists():
-            raise BadInputError(f"{file}: is there already; give another folder, or move it away")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, one in zip(files, found, strict=True):
-            file.write_text(_format_commands(one, base_dir, folder), encoding="utf-8")
-    except OSError as error:
-        raise BadInputError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    return files
-
-
 def _file_name(recommendation: Recommendation) -> str:
     return f"{recommendation.commands.model_name}.json"
 
 
-def _format_commands(recommendation: Recommendation, base_dir: Path, folder: Path | None) -> str:
+def _format_commands(commands: TrainCommands, base_dir: Path, folder: Path | None = None) -> str:
     """Return commands as the text of a file in a folder; without one, their paths are made absolute."""
     # The data of commands that do not name any is the folder beside them.
-    document = {
-        "data": recommendation.commands.data.model_dump(mode="json"),
-        **recommendation.commands.document(),
-    }
+    document = {"data": commands.data.model_dump(mode="json"), **commands.document()}
     for part, key in (("data", "path"), ("model", "weights")):
-        if isinstance(document[part].get(key), str):
-            document[part][key] = _rebase(document[part][key], base_dir, folder)
+        path = document[part].get(key)
+        if isinstance(path, str) and not Path(path).is_absolute():
+            whole = base_dir.resolve() / path
+            document[part][key] = Path(os.path.relpath(whole, folder.resolve()) if folder else whole).as_posix()
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _rebase(path: str, base_dir: Path, folder: Path | None) -> str:
-    if Path(path).is_absolute():
-        return path
-    if folder is None:
-        return str(base_dir.absolute() / path)
-    return Path(os.path.relpath(base_dir.resolve() / path, folder.resolve())).as_posix()
+def _write_files(texts: Mapping[Path, str]) -> None:
+    """Write commands files and say so.
+
+    Raises:
+        BadInputError: If one is there already, or cannot be written.
+    """
+    for file in texts:
+        _refuse_existing(file)
+    for file, text in texts.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
+        click.echo(f"wrote {file}")
+
+
+def _refuse_existing(file: Path) -> None:
+    if file.exists():
+        raise BadInputError(f"{file}: is there already; give another name, or move it away")
 
 
 @click.command()
@@ -218,8 +207,8 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
     wanted = {key: value for key, value in given.items() if value is not None}
     if time_limit is not None:
         wanted |= {"seconds": parse_duration(time_limit), "attempts": wanted.get("attempts")}
-    if file is not None and file.exists():
-        raise BadInputError(f"{file}: is there already; give another name, or move it away")
+    if file is not None:
+        _refuse_existing(file)
     commands = None
     if config is not None:
         from mlmeta.commands.parsing import load_train_commands
@@ -237,7 +226,10 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
     if tuned.incumbent is None:
         sys.exit(1)
     if file is not None:
-        _write(tuned.incumbent.run_id, file)
+        from mlmeta.tracking.attempts import find_attempt
+
+        best = find_attempt(run_id=tuned.incumbent.run_id)
+        _write_files({file: _format_commands(best.commands, best.commands_dir)})
 
 
 COMMANDS: list[click.Command] = [recommend, tune]
@@ -253,19 +245,3 @@ def parse_duration(text: str) -> float:
     if not match or float(match[1]) == 0:
         raise BadInputError(f"time-limit: must be a time above 0 such as 90s, 30m, 1.5h or 1d; got {text!r}")
     return float(match[1]) * _UNITS[match[2] or ""]
-
-
-def _write(run_id: str, file: Path) -> None:
-    """Write the commands of an attempt, with their paths made absolute."""
-    from mlmeta.tracking.attempts import find_attempt
-
-    attempt = find_attempt(run_id=run_id)
-    document = {"data": attempt.commands.data.model_dump(mode="json"), **attempt.commands.document()}
-    for part, key in (("data", "path"), ("model", "weights")):
-        if isinstance(document[part].get(key), str):
-            document[part][key] = str(attempt.commands_dir / document[part][key])
-    try:
-        file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
-    click.echo(f"wrote {file}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mlmeta.analysis.task_similarity import NEW_TASK, describe_new_task, rank_similar_tasks, task_table
 from mlmeta.commands.documents import TrainCommands, digest_document
@@ -88,9 +89,7 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
     if len(known) > MOST_TASKS:
         near = set(rank_similar_tasks(tasks, NEW_TASK)["task"].head(MOST_TASKS))
         past, tasks = past[past["task"].isin(near)], tasks[tasks["task"].isin({*near, NEW_TASK})]
-        tasks = tasks.reset_index(drop=True)
-    for table in (past, own):
-        table.attrs = dict(history.attrs)
+        tasks, past.attrs = tasks.reset_index(drop=True), dict(history.attrs)
     shipped = read_shipped().without(history, prepared.pictures.task_digest)
     return NewTask(commands, counts, prepared.input_shape, tasks, own, past, shipped)
 
@@ -138,7 +137,7 @@ def _check_fit(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, 
     key = digest_document({"model": commands.model})
     if key not in networks:
         networks[key] = _describe_network(commands, task)
-    _check_optimizer(commands)
+    build_optimizer(commands.optimizer, [torch.nn.Parameter(torch.zeros(1))])
     return commands
 
 
@@ -150,12 +149,6 @@ def _describe_network(commands: TrainCommands, task: NewTask) -> dict[str, Any]:
         return describe_model(commands, build_model(commands.model, n_labels=n_labels, input_shape=task.input_shape))
     rows = summarize_model(commands.model, n_labels=n_labels, input_shape=task.input_shape)
     return describe_architecture(walk_layers(layers), n_parameters=sum(row.n_parameters for row in rows))
-
-
-def _check_optimizer(commands: TrainCommands) -> None:
-    import torch
-
-    build_optimizer(commands.optimizer, [torch.nn.Parameter(torch.zeros(1))])
 
 
 def _type_params(commands: TrainCommands) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -20,31 +19,53 @@ if TYPE_CHECKING:
 
     from mlmeta.tuning.recommend import Recommendation
 
-
 _COLUMNS = ("attempt", "round", "expected", "how", "epoch", "val_accuracy", "heading for", "state")
-# Of the table: its title, head, rules and a line to spare; what "how" is not made narrower than; between columns.
+# Of the table: its title, head, rules and a line to spare.
 _LINES_AROUND = 7
-_LEAST_HOW = 12
-_GAP = 3
 
 
 @dataclass
-class _Row:
-    """One attempt as it is shown."""
+class AttemptProgress:
+    """Shows one attempt of a tuning; see `mlmeta.training.progress.TrainingProgress`."""
 
+    name: str
     round: int
     expected: str
     how: str
     n_epoch: int
-    epoch: int = 0
+    say: Callable[[str], None]
+    n_done: int = 0
     val_accuracy: float = math.nan
     heading_for: str = ""
     state: str = ""
 
+    def __enter__(self) -> Self:
+        """Nothing is to begin: the row is there."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Show how it ended where it was broken off."""
+        if isinstance(error, KeyboardInterrupt):
+            self.state = "interrupted"
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Show an epoch."""
+        self.n_done = epoch
+        self.val_accuracy = max(self.val_accuracy, metrics.get("val_accuracy", math.nan), key=lambda x: (x == x, x))
+        if "expected_accuracy" in metrics:
+            self.heading_for = f"{metrics['expected_accuracy']:.1%}"
+        self.say(f"{self.name}: epoch {epoch}/{self.n_epoch}  {describe_epoch(metrics)}")
+
+    def end(self, state: str) -> None:
+        """Show what came of it."""
+        self.state = state
+        self.say(f"{self.name}: {state}")
+
     def cells(self) -> list[str]:
+        """Return what stands in the columns of the table."""
         accuracy = "" if math.isnan(self.val_accuracy) else f"{self.val_accuracy:.1%}"
-        epoch = f"{self.epoch}/{self.n_epoch}"
-        return [str(self.round), self.expected, self.how, epoch, accuracy, self.heading_for, self.state]
+        epoch = f"{self.n_done}/{self.n_epoch}"
+        return [self.name, str(self.round), self.expected, self.how, epoch, accuracy, self.heading_for, self.state]
 
 
 @dataclass
@@ -56,7 +77,7 @@ class TuningProgress:
     """
 
     commands: TrainCommands
-    _rows: dict[str, _Row] = field(default_factory=dict, init=False)
+    _attempts: dict[str, AttemptProgress] = field(default_factory=dict, init=False)
     _live: Any = field(default=None, init=False)
 
     def __enter__(self) -> Self:
@@ -70,9 +91,7 @@ class TuningProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Leave the terminal with the table as it is at last."""
         if self._live:
             self._live.stop()
@@ -80,24 +99,25 @@ class TuningProgress:
     def attempt(self, commands: TrainCommands, round_number: int, proposal: Recommendation | None) -> AttemptProgress:
         """Show that an attempt is begun, or gone on with; what comes back is told of its epochs."""
         name = commands.model_name
-        is_new = name not in self._rows
-        if is_new:
-            expected = ""
+        if name in self._attempts:
+            line = f"{name}: goes on"
+        else:
+            expected, how = "", describe_commands(commands, self.commands)
+            line = f"{name} (round {round_number}): {how}"
             if proposal is not None and math.isfinite(proposal.score_mean):
                 expected = f"{proposal.score_mean:.1%} ± {proposal.score_std:.1%}"
-            how = describe_commands(commands, self.commands)
-            self._rows[name] = _Row(round_number, expected, how, commands.n_epoch)
-        row = self._rows[name]
-        row.state = "training"
-        expected = f"; expected {row.expected}" if row.expected else ""
-        self.say(f"{name} (round {row.round}): {row.how}{expected}" if is_new else f"{name}: goes on")
-        return AttemptProgress(self, name, row)
+                line += f"; expected {expected}"
+            self._attempts[name] = AttemptProgress(name, round_number, expected, how, commands.n_epoch, self.say)
+        self._attempts[name].state = "training"
+        self.say(line)
+        return self._attempts[name]
 
     def mark(self, name: str, state: str) -> None:
         """Show the state of an attempt."""
-        if name in self._rows:
-            self._rows[name].state = state
-        self.say(f"{name}: {state}")
+        if name in self._attempts:
+            self._attempts[name].end(state)
+        else:
+            self.say(f"{name}: {state}")
 
     def say(self, line: str) -> None:
         """Write a line into a log; a terminal has the table."""
@@ -107,66 +127,23 @@ class TuningProgress:
     def _draw(self, size: ConsoleDimensions) -> Any:
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
-        best = max((row.val_accuracy for row in self._rows.values() if row.val_accuracy >= 0), default=math.nan)
+        attempts = list(self._attempts.values())
+        best = max((one.val_accuracy for one in attempts if one.val_accuracy >= 0), default=math.nan)
         # Of more attempts than the terminal has lines the last ones, and the best.
-        n_shown = max(1, size.height - _LINES_AROUND)
-        places = range(len(self._rows) - n_shown, len(self._rows))
-        rows = [item for i, item in enumerate(self._rows.items()) if i in places or item[1].val_accuracy == best]
-        cells = [[name, *row.cells()] for name, row in rows]
-        n_hidden = len(self._rows) - len(rows)
+        first = len(attempts) - max(1, size.height - _LINES_AROUND)
+        shown = [one for place, one in enumerate(attempts) if place >= first or one.val_accuracy == best]
+        n_hidden = len(attempts) - len(shown)
         title = f"tuning of {self.commands.model_name}" + (f", {n_hidden} attempts not shown" if n_hidden else "")
         table = Table(title=title, title_justify="left", box=box.SIMPLE)
         for name in _COLUMNS:
-            table.add_column(name, no_wrap=True, overflow="ellipsis")
-        for (_, row), texts in zip(rows, _shorten_how(cells, size.width), strict=True):
-            table.add_row(*texts, style="bold" if row.val_accuracy == best else "")
+            # A column that can be wrapped gives way to the others; no text is, as each cuts itself off.
+            table.add_column(name, no_wrap=name != "how")
+        for one in shown:
+            cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in one.cells()]
+            table.add_row(*cells, style="bold" if one.val_accuracy == best else "")
         return table
-
-
-def _shorten_how(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Return rows with as much of the column ``how`` as the other columns leave room for."""
-    how = _COLUMNS.index("how")
-    widths = [max(map(len, [name, *column])) for name, *column in zip(_COLUMNS, *rows, strict=True)]
-    room = max(_LEAST_HOW, width - sum(widths) + widths[how] - _GAP * len(_COLUMNS) - 1)
-    return [[_cut(text, room) if i == how else text for i, text in enumerate(row)] for row in rows]
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-class AttemptProgress:
-    """Tells a `TuningProgress` of one attempt; see `mlmeta.training.progress.TrainingProgress`."""
-
-    def __init__(self, tuning: TuningProgress, name: str, row: _Row) -> None:
-        self._tuning = tuning
-        self._name = name
-        self._row = row
-
-    def __enter__(self) -> Self:
-        """Nothing is to begin: the row is there."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Show how it ended where it was broken off."""
-        if isinstance(error, KeyboardInterrupt):
-            self._row.state = "interrupted"
-
-    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Show an epoch."""
-        row = self._row
-        row.epoch = epoch
-        row.val_accuracy = max(row.val_accuracy, metrics.get("val_accuracy", math.nan), key=lambda x: (x == x, x))
-        if "expected_accuracy" in metrics:
-            row.heading_for = f"{metrics['expected_accuracy']:.1%}"
-        self._tuning.say(f"{self._name}: epoch {epoch}/{row.n_epoch}  {describe_epoch(metrics)}")
-
-    def end(self, state: str) -> None:
-        """Show what came of it."""
-        self._tuning.mark(self._name, state)
 
 
 def describe_commands(commands: TrainCommands, given: TrainCommands) -> str:

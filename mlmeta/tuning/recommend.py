@@ -10,6 +10,7 @@ Optimization, 2014).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import read_training
 from mlmeta.commands.search_space import read_space
 from mlmeta.errors import BadInputError
-from mlmeta.history.table import FAILED, Floats, list_params, read_numbers
+from mlmeta.history.table import FAILED, list_params, read_numbers
 from mlmeta.tuning.lessons import FINISHED, STD_COLUMN
 from mlmeta.tuning.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
 from mlmeta.tuning.proposals import (
@@ -39,7 +40,7 @@ from mlmeta.tuning.proposals import (
     vary,
     write_commands,
 )
-from mlmeta.tuning.surrogate import Surrogate
+from mlmeta.tuning.surrogate import Prediction, Surrogate
 from mlmeta.tuning.training_features import describe_trainings
 
 _LOG = logging.getLogger(__name__)
@@ -120,31 +121,22 @@ def recommend_commands(
         return []
     task = look_at_task(commands, base_dir or Path(), history, metric)
     _warn_of_no_scores(task, metric)
-    rng = np.random.default_rng(seed)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}", candidate=one) for one in candidates or ()]
     is_cold = not (len(task.past) or len(task.own) or given)
-    wanted = given or list(_propose(task, metric, rng))
+    wanted = given or list(_propose(task, metric, np.random.default_rng(seed)))
     proposals, rows = fit_proposals(task, wanted, at_most=n if is_cold else None)
     if not proposals:
         _refuse_unfit(task, wanted, are_candidates=bool(given))
         return []
     _warn_of_unfit(task, [one for one in given if one not in proposals])
-    new = pd.DataFrame(rows)
-    own = task.own.reset_index(drop=True)
-    apart = _measure_from_own(new, own, task.tasks)
-    if not given and len(own):
-        # More than a repetition of an attempt on the task; all where none is.
-        fresh = [int(row) for row in np.flatnonzero(apart.min(axis=1) > SAME)] or list(range(len(new)))
-        new, proposals, apart = new.iloc[fresh].reset_index(drop=True), [proposals[row] for row in fresh], apart[fresh]
-    nearest = [own.iloc[int(np.argmin(line))] if len(own) else None for line in apart]
+    fresh, nearest = _find_fresh(task, pd.DataFrame(rows), keep_all=bool(given))
+    new, proposals = pd.DataFrame([rows[row] for row in fresh]), [proposals[row] for row in fresh]
     surrogate = _make_surrogate(task, new, metric, seed)
     # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
     chosen = list(range(len(new))) if is_cold else surrogate.choose(n, len(new))
     predicted = surrogate.predict()
     return [
-        _explain(
-            task, proposals[row], row, surrogate, (predicted.mean[row], predicted.std[row]), metric, rank, nearest[row]
-        )
+        _explain(task, proposals[row], row, surrogate, predicted, metric, rank, nearest[row])
         for rank, row in enumerate(chosen, start=1)
     ]
 
@@ -213,29 +205,27 @@ def _make_surrogate(task: NewTask, new: pd.DataFrame, metric: str, seed: int) ->
     table = pd.concat([new, own], ignore_index=True) if len(own) else new
     table.attrs = {"kinds": task.own.attrs.get("kinds") or {}}
     surrogate = Surrogate(task.past, table, task.tasks, NEW_TASK, metric=metric, seed=seed, shipped=task.shipped)
-    _observe(surrogate, own, metric, first=len(new))
-    return surrogate
-
-
-def _measure_from_own(new: pd.DataFrame, own: pd.DataFrame, tasks: pd.DataFrame) -> Floats:
-    """Return how far each proposal is from each attempt on the task, shape (n_new, n_own)."""
-    if not len(own):
-        return np.zeros((len(new), 0))
-    points = describe_trainings(pd.concat([new, own.assign(task=NEW_TASK)], ignore_index=True), tasks)
-    distances: Floats = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2)
-    return distances
-
-
-def _observe(surrogate: Surrogate, own: pd.DataFrame, metric: str, *, first: int) -> None:
-    """Let the surrogate take in the attempts on the task itself; they are its rows from `first` on."""
-    if not len(own):
-        return
-    lessons = zip(own[metric], own[STD_COLUMN], own["status"], strict=True)
-    for place, (score, std, status) in enumerate(lessons, start=first):
+    lessons = zip(own[metric], own[STD_COLUMN], own["status"], strict=True) if len(own) else ()
+    for place, (score, std, status) in enumerate(lessons, start=len(new)):
         failed = status in FAILED
         # One that nobody knows a score of is no failure: it says nothing.
         if failed or np.isfinite(score):
             surrogate.observe(place, None if failed else float(score), std=float(std))
+    return surrogate
+
+
+def _find_fresh(
+    task: NewTask, new: pd.DataFrame, *, keep_all: bool
+) -> tuple[list[int], Sequence[pd.Series[Any] | None]]:
+    """Return the rows that repeat no attempt on the task, all where each does one, and the attempt nearest to each."""
+    rows, own = list(range(len(new))), task.own.reset_index(drop=True)
+    if not len(own):
+        return rows, [None] * len(rows)
+    points = describe_trainings(pd.concat([new, own.assign(task=NEW_TASK)], ignore_index=True), task.tasks)
+    apart = np.linalg.norm(points[: len(new), None] - points[len(new) :], axis=2)
+    if not keep_all:
+        rows = [int(row) for row in np.flatnonzero(apart.min(axis=1) > SAME)] or rows
+    return rows, [own.iloc[int(place)] for place in apart[rows].argmin(axis=1)]
 
 
 def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[Proposal]:
@@ -266,15 +256,9 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
 
 
 def _explain(
-    task: NewTask,
-    proposal: Proposal,
-    row: int,
-    surrogate: Surrogate,
-    score: tuple[float, float],
-    metric: str,
-    rank: int,
+    task: NewTask, proposal: Proposal, row: int, surrogate: Surrogate, predicted: Prediction, metric: str, rank: int,
     near: pd.Series[Any] | None,
-) -> Recommendation:
+) -> Recommendation:  # fmt: skip
     commands = write_commands(task.commands, proposal, number_name(task.commands.model_name, rank))
     distances = task.distances
     found = [] if near is None else [_make_evidence(near, 0.0, metric)]
@@ -288,7 +272,7 @@ def _explain(
         found.append(_make_evidence(one, float(distances.get(one["task"], np.nan)), metric))
     evidence = tuple(found)
     seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10 * _N_TIMED)])
-    mean, std = float(score[0]), float(score[1])
+    mean, std = float(predicted.mean[row]), float(predicted.std[row])
     return Recommendation(commands, mean, std, seconds, evidence, _say_why(task, proposal, evidence, metric))
 
 
@@ -310,21 +294,15 @@ def _say_why(task: NewTask, proposal: Proposal, evidence: Sequence[Evidence], me
         distance = "" if np.isnan(one.distance) else f" (distance {one.distance:.2f})"
         result = "failed" if np.isnan(one.score) else f"reached {metric} {one.score:.3g}"
         near = f"; {one.model_name} on {one.task}{distance} {result}"
-    past = f"{n_past} attempt{_s(n_past)} on {n_tasks} other task{_s(n_tasks)}"
+    past = f"{n_past} attempt{'s'[: n_past != 1]} on {n_tasks} other task{'s'[: n_tasks != 1]}"
     return f"From {proposal.origin}: best by {past}{own}{near}."
-
-
-def _s(n: int) -> str:
-    return "" if n == 1 else "s"
 
 
 def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
     """Return the seconds that similar attempts took to their end, in proportion to pixels and epochs."""
+    similar = similar[similar["status"].isin(FINISHED)].head(_N_TIMED) if len(similar) else similar
     if not len(similar):
-        return float("nan")
-    similar = similar[similar["status"].isin(FINISHED)].head(_N_TIMED)
-    if not len(similar):
-        return float("nan")
+        return math.nan
     seconds = similar["duration_s"].to_numpy(dtype=np.float64, na_value=np.nan)
     here = {f"task.{name}": float(task.counts[name]) for name in ("n_train", "height", "width")}
     here["n_epoch"] = float(task.commands.n_epoch)
@@ -332,4 +310,4 @@ def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
         there = read_numbers(similar, name)
         seconds = seconds * np.where(there > 0, value / np.where(there > 0, there, 1.0), 1.0)
     known = seconds[np.isfinite(seconds) & (seconds > 0)]
-    return float(np.median(known)) if known.size else float("nan")
+    return float(np.median(known)) if known.size else math.nan

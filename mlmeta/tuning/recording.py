@@ -76,7 +76,7 @@ class TuningRecorder:
         seconds_before: What the tuning took before it was stopped.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, *, seconds_before: float = 0.0) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, *, seconds_before: float) -> None:
         self._client = client
         self.run_id = run_id
         self._began = time.monotonic() - seconds_before
@@ -193,12 +193,8 @@ def find_tuning(name_or_run_id: str) -> StoppedTuning:
         settings = None
     if not isinstance(settings, dict):
         raise BadInputError(f"resume: the tuning {run.info.run_id} has no settings that can be read")
-    return StoppedTuning(
-        run.info.run_id,
-        read_commands(client, run),
-        Path(run.data.tags["mlmeta.commands_dir"]),
-        settings,
-    )
+    commands_dir = Path(run.data.tags["mlmeta.commands_dir"])
+    return StoppedTuning(run.info.run_id, read_commands(client, run), commands_dir, settings)
 
 
 def list_attempts(run_id: str) -> list[TunedAttempt]:
@@ -217,16 +213,15 @@ def list_attempts(run_id: str) -> list[TunedAttempt]:
 def _read_attempt(client: MlflowClient, run: Run) -> TunedAttempt:
     metrics, tags = run.data.metrics, run.data.tags
     steps = client.get_metric_history(run.info.run_id, "train_loss") if "train_loss" in metrics else []
-    nothing = float("nan")
     return TunedAttempt(
-        run.info.run_id,
-        run.info.run_name,
-        tags.get("mlmeta.status", ""),
-        int(tags.get(ROUND_TAG, "1")),
-        len({metric.step for metric in steps}),
-        metrics.get("kept_val_accuracy", metrics.get("val_accuracy", nothing)),
-        metrics.get("val_loss", nothing),
-        metrics.get("accuracy", nothing),
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=tags.get("mlmeta.status", ""),
+        round=int(tags.get(ROUND_TAG, "1")),
+        n_epochs=len({metric.step for metric in steps}),
+        val_accuracy=metrics.get("kept_val_accuracy", metrics.get("val_accuracy", math.nan)),
+        val_loss=metrics.get("val_loss", math.nan),
+        accuracy=metrics.get("accuracy", math.nan),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,16 +65,16 @@ def make_sampler(name: str, commands: TrainCommands, *, base_dir: Path) -> Sampl
     return _OptunaSampler(name, commands, base_dir)
 
 
+@dataclass
 class _Recommender:
-    def __init__(self, commands: TrainCommands, base_dir: Path) -> None:
-        self._commands = commands
-        self._base_dir = base_dir
+    commands: TrainCommands
+    base_dir: Path
 
     def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
-        return recommend_commands(self._commands, base_dir=self._base_dir, n=n, seed=seed) if n else []
+        return recommend_commands(self.commands, base_dir=self.base_dir, n=n, seed=seed) if n else []
 
     def judge(self) -> Mapping[str, float]:
-        return judge_attempts(self._commands, base_dir=self._base_dir)
+        return judge_attempts(self.commands, base_dir=self.base_dir)
 
 
 class _OptunaSampler:
@@ -211,9 +212,5 @@ def _find_choice(space: Space, training: Mapping[str, Any], path: str) -> int | 
 
 def _pick(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that stand for choices by their number."""
-    picked = dict(values)
-    for path, value in values.items():
-        one = space[path]
-        if isinstance(one, Choices):
-            picked[path] = one.values[value]
-    return picked
+    named = {path: one.values for path, one in space.items() if isinstance(one, Choices)}
+    return {path: named[path][value] if path in named else value for path, value in values.items()}

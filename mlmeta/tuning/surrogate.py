@@ -93,17 +93,9 @@ class Surrogate:
     """
 
     def __init__(
-        self,
-        past: pd.DataFrame,
-        new: pd.DataFrame,
-        tasks: pd.DataFrame,
-        task: str,
-        *,
-        metric: str = "accuracy",
-        settings: KernelSettings | None = None,
-        seed: int = 0,
-        shipped: Shipped | None = None,
-    ) -> None:
+        self, past: pd.DataFrame, new: pd.DataFrame, tasks: pd.DataFrame, task: str, *,
+        metric: str = "accuracy", settings: KernelSettings | None = None, seed: int = 0, shipped: Shipped | None = None,
+    ) -> None:  # fmt: skip
         self._settings = settings or KernelSettings()
         self._sign = -1.0 if lower_is_better(metric) else 1.0
         self.past, z = _draw(past, score_quantiles(past, metric) if len(past) else np.zeros(0), MOST_ATTEMPTS, seed)
@@ -131,15 +123,9 @@ class Surrogate:
         self._observed: list[tuple[int, float, float]] = []
 
     def _fit(
-        self,
-        past: pd.DataFrame,
-        new: pd.DataFrame,
-        tasks: pd.DataFrame,
-        codes: Ints,
-        code: int,
-        z: Floats,
-        closeness: Floats,
-    ) -> None:
+        self, past: pd.DataFrame, new: pd.DataFrame, tasks: pd.DataFrame,
+        codes: Ints, code: int, z: Floats, closeness: Floats,
+    ) -> None:  # fmt: skip
         """Compute mean and covariance of z of the new attempts, shapes (m,) and (m, m)."""
         settings, n = self._settings, len(past)
         own = new.assign(task=str(tasks["task"].iloc[code]))
@@ -181,20 +167,20 @@ class Surrogate:
             gain = self.covariance[:, row] / (self.covariance[row, row] + noise)
         self.covariance = self.covariance - np.outer(gain, self.covariance[row])
 
-    def choose(self, n: int, n_candidates: int, *, exploration: float = 1.0, tried: Collection[int] = ()) -> list[int]:
+    def choose(self, n: int, n_candidates: int, *, tried: Collection[int] = ()) -> list[int]:
         """Return the first candidates to try together, each chosen as if those before had reached what is expected.
 
         Args:
             n: At most so many.
             n_candidates: Only the first so many of the new attempts are candidates.
-            exploration: How many standard deviations count for a candidate, from the second choice on.
             tried: Candidates that are not to be chosen again.
         """
         covariance = self.covariance[:n_candidates, :n_candidates]
         chosen: list[int] = []
         while len(chosen) < min(n, n_candidates - len(tried)):
             spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-            value = self._ranked[:n_candidates] + (exploration if chosen else 0.0) * spread
+            # From the second one on, what is less sure is worth more.
+            value = self._ranked[:n_candidates] + (spread if chosen else 0.0)
             value[[*chosen, *tried]] = -np.inf
             row = int(np.argmax(value))
             chosen.append(row)
@@ -276,8 +262,7 @@ def _make_covariance(points: Floats, codes: Ints, closeness: Floats, settings: K
     matern = (1 + distances + distances**2 / 3) * np.exp(-distances)
     same = codes[:, None] == codes
     tasks = settings.shared + settings.similar * closeness[np.ix_(codes, codes)] + settings.own * same
-    covariance: Floats = matern * tasks + settings.commands * (distances < 1e-6)
-    return covariance
+    return np.asarray(matern * tasks + settings.commands * (distances < 1e-6), dtype=np.float64)
 
 
 def _measure_closeness(tasks: pd.DataFrame, length: float) -> Floats:
@@ -333,7 +318,4 @@ def _correct(scores: Floats, chances: Floats) -> Floats:
 
 
 def _restore(values: Floats, chance: float) -> Floats:
-    if np.isnan(chance):
-        return values
-    restored: Floats = np.clip(values * (1 - chance) + chance, 0.0, 1.0)
-    return restored
+    return values if np.isnan(chance) else np.clip(values * (1 - chance) + chance, 0.0, 1.0)

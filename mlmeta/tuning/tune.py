@@ -28,6 +28,7 @@ from mlmeta.tracking.recovery import find_stopped_attempt, mark_interrupted, pru
 from mlmeta.train import run_attempt
 from mlmeta.training.checkpoints import Checkpoint
 from mlmeta.training.preparation import check_batch
+from mlmeta.tuning.lessons import FINISHED
 from mlmeta.tuning.progress import TuningProgress
 from mlmeta.tuning.proposals import digest_training, number_name, take_training
 from mlmeta.tuning.recommend import Recommendation
@@ -42,7 +43,6 @@ from mlmeta.tuning.recording import (
 )
 from mlmeta.tuning.samplers import SAMPLERS, Sampler, make_sampler
 
-FINISHED = (Status.TRAINED, Status.COMPLETE)
 _AT_WORK = (Status.INCOMPLETE, Status.TRAINING, Status.TESTING)
 
 
@@ -222,16 +222,17 @@ class TuningSettings:
         """
         if self.attempts is None and self.seconds is None:
             raise BadInputError("tune needs a number of attempts, or a time limit, or both")
-        for name, value in (("attempts", self.attempts), ("seconds", self.seconds)):
-            if value is not None and not value > 0:
-                raise BadInputError(f"tune: {name} must be above 0; got {value}")
-        for name, value in (("round_size", self.round_size), ("first_epochs", self.first_epochs)):
-            if value < 1:
-                raise BadInputError(f"tune: {name} must be 1 or above; got {value}")
-        if not 0 < self.keep <= 1:
-            raise BadInputError(f"tune: keep must be a share above 0 and at most 1; got {self.keep}")
-        if self.sampler not in SAMPLERS:
-            raise BadInputError(f"tune: sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler!r}")
+        allowed = {
+            "attempts": (self.attempts is None or self.attempts > 0, "above 0"),
+            "seconds": (self.seconds is None or self.seconds > 0, "above 0"),
+            "round_size": (self.round_size >= 1, "1 or above"),
+            "first_epochs": (self.first_epochs >= 1, "1 or above"),
+            "keep": (0 < self.keep <= 1, "a share above 0 and at most 1"),
+            "sampler": (self.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}"),
+        }
+        for name, (is_good, words) in allowed.items():
+            if not is_good:
+                raise BadInputError(f"tune: {name} must be {words}; got {getattr(self, name)!r}")
 
 
 def choose_incumbent(attempts: Sequence[TunedAttempt]) -> TunedAttempt | None:
@@ -277,9 +278,8 @@ class Tuning:
         """Return how many attempts are to be begun in the present round."""
         attempts = self.attempts()
         current = self._current_round(attempts)
-        n_before = len([attempt for attempt in attempts if attempt.round < current])
-        n_begun = len(attempts) - n_before
-        return max(0, self.settings.round_left(n_before + len(self.refused)) - n_begun)
+        n_before = sum(attempt.round < current for attempt in attempts)
+        return max(0, self.settings.round_left(n_before + len(self.refused)) - (len(attempts) - n_before))
 
     def go_on(self) -> bool:
         """Return whether there is anything to do: attempts to begin, or to finish."""
@@ -292,20 +292,12 @@ class Tuning:
     def _current_round(self, attempts: Sequence[TunedAttempt]) -> int:
         """Return the number of the round at work: the last, or the one after it if that has been cut and finished."""
         last = max((attempt.round for attempt in attempts), default=1)
-        return last + 1 if self._is_done([attempt for attempt in attempts if attempt.round == last]) else last
-
-    @staticmethod
-    def _is_done(members: Sequence[TunedAttempt]) -> bool:
-        """Return whether a round was cut, and nothing of it is to be gone on with."""
-        statuses = {attempt.status for attempt in members}
-        return bool(members) and Status.INTERRUPTED not in statuses and not statuses & set(_AT_WORK)
+        statuses = {attempt.status for attempt in attempts if attempt.round == last}
+        return last + 1 if statuses and not statuses & {Status.INTERRUPTED, *_AT_WORK} else last
 
     def _is_over(self, *, final: bool = False) -> bool:
         """Return whether the time is used up; unless `final`, all but what the best of the round still needs."""
-        if self.settings.seconds is None:
-            return False
-        needed = 0.0 if final else self.epoch_s * self.n_epoch
-        return self._left() <= needed
+        return self._left() <= (0.0 if final else self.epoch_s * self.n_epoch)
 
     def _left(self) -> float:
         # With what it had taken before it was stopped.
@@ -346,10 +338,8 @@ class Tuning:
             self.refused.add(digest_training(take_training(commands)))
 
     def _go_on_with(self, attempt: TunedAttempt, until: int) -> None:
-        stopped = find_stopped_attempt(attempt.run_id)
-        self._train(
-            stopped.commands, stopped.commands_dir, until, round_number=attempt.round, resume_run_id=attempt.run_id
-        )
+        one, number = find_stopped_attempt(attempt.run_id), attempt.round
+        self._train(one.commands, one.commands_dir, until, round_number=number, resume_run_id=attempt.run_id)
 
     def _train(
         self, commands: TrainCommands, base_dir: Path, until: int, *,

@@ -21,7 +21,6 @@ from mlmeta.commands.search_space import TRAINING_KEYS
 from mlmeta.errors import BadInputError
 from mlmeta.training.loop import train_attempt
 from mlmeta.training.preparation import prepare_training
-from mlmeta.tuning.cli import _anchor_weights, _rebase
 from mlmeta.tuning.proposals import derive_space, find_winners, number_name, read_defaults, take_training, vary
 from mlmeta.tuning.recommend import Recommendation, recommend_commands
 
@@ -433,12 +432,23 @@ def test_what_differs_is_told(store: str, toy_document: dict[str, Any], tmp_path
     assert row["differs"] == "optimizer.weight_decay 0.125, n_epoch 9"
 
 
-def test_written_paths_hold_through_a_linked_folder(tmp_path: Path) -> None:
-    (tmp_path / "deep" / "down").mkdir(parents=True)
-    (tmp_path / "pictures").mkdir()
+def test_written_paths_hold_through_a_linked_folder(store: str, toy_document: dict[str, Any], tmp_path: Path) -> None:
+    del store
+    for folder in ("deep/down", "others"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "down")
-    path = _rebase("pictures", tmp_path, tmp_path / "link")
-    assert (tmp_path / "link" / path).resolve() == tmp_path / "pictures"
-    assert _anchor_weights(
-        parse_train_commands({"model_name": "a", "model": {"name": "resnet18", "weights": "w.pt"}}), tmp_path
-    ).model["weights"] == str(tmp_path / "w.pt")
+    pictures = Path(toy_document["data"]["path"])
+    given = toy_document | {
+        "data": {"source": "folder", "path": os.path.relpath(pictures, tmp_path)},
+        "image_ops": [{"resize": {"size": [32, 32]}}],
+    }
+    other = given | {"model": {"name": "squeezenet1_1", "weights": "w.pt"}}
+    for name, document in (("given.json", given), ("others/other.json", other)):
+        (tmp_path / name).write_text(json.dumps(document))
+    candidate = str(tmp_path / "others" / "other.json")
+    done = run("recommend", str(tmp_path / "given.json"), "--candidate", candidate, "--write", str(tmp_path / "link"))
+    assert done.exit_code == 0, done.output
+    (file,) = (tmp_path / "link").iterdir()
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert (file.parent / written["data"]["path"]).resolve() == pictures.resolve()
+    assert (file.parent / written["model"]["weights"]).resolve() == tmp_path / "others" / "w.pt"

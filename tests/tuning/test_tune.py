@@ -92,23 +92,22 @@ def test_what_stands_in_mlflow(toy_document: dict[str, Any], store: str) -> None
     assert (document["status"], document["n_epoch"]) == ("Pruned", 1)
 
 
-def test_a_tuning_that_was_stopped_goes_on_where_it_was(
-    toy_document: dict[str, Any], store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlmeta.train
+class BrokenOff(TuningProgress):
+    """Breaks off where the third epoch would be shown, as Ctrl-C does."""
 
-    run_epoch, n_calls = mlmeta.train.run_epoch, 0
+    n_epochs = 0
 
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls == 4:
+    def say(self, line: str) -> None:
+        self.n_epochs += ": epoch " in line
+        if self.n_epochs == 3:
             raise KeyboardInterrupt
-        return run_epoch(*arguments)
 
-    monkeypatch.setattr(mlmeta.train, "run_epoch", interrupted)
+
+def test_a_tuning_that_was_stopped_goes_on_where_it_was(toy_document: dict[str, Any], store: str) -> None:
+    commands = parse_train_commands(toy_document | {"n_epoch": 3})
+    settings = TuningSettings(attempts=4, round_size=2, keep=0.5)
     with pytest.raises(KeyboardInterrupt) as caught:
-        tune(toy_document, attempts=4, round_size=2, keep=0.5)
+        tune_task(commands, base_dir=Path(), settings=settings, progress=BrokenOff(commands))
     parent = MlflowClient().search_runs(["0"], "tags.`mlmeta.kind` = 'tuning'")[0]
     assert parent.data.tags["mlmeta.status"] == "Interrupted"
     assert "It cost 2 attempts, 3 epochs" in parent.data.tags["mlflow.note.content"]
