@@ -16,24 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
-import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlmeta.server.responses import RefusedError, answer_error
 from mlmeta.server.settings import ServerSettings
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers: TypeAlias = list[tuple[bytes, bytes]]
-
-API_PATH = "/ajax-api/mlmeta"
-PAGE_PATH = "/mlmeta"
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # plotly sets styles on the elements that it makes.
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -46,20 +39,6 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 _SMALL_BYTES = 65_536
 
 
-class RefusedRequestError(Exception):
-    """A request is refused; the answer is its status and ``{"detail": …}``."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        """Keep the HTTP status and the sentence for the client."""
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-
-
-class _GoneError(Exception):
-    """The client went away before its request was whole."""
-
-
 class RequestGuard:
     """ASGI middleware for mlmeta's routes alone.
 
@@ -69,12 +48,11 @@ class RequestGuard:
         prefix: MLflow's static prefix, such as ``/ml``; empty for none.
     """
 
-    def __init__(self, app: App, settings: ServerSettings, *, prefix: str = "") -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, *, prefix: str = "") -> None:
         self.app = app
         self.settings = settings
         prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
-        self._api = prefix + API_PATH
-        self._page = prefix + PAGE_PATH
+        self._ours = (f"{prefix}/ajax-api/mlmeta", f"{prefix}/mlmeta")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer why not."""
@@ -87,9 +65,11 @@ class RequestGuard:
             check_host(scope)
             check_origin(scope)
             body = await self._read_body(scope, receive)
-        except RefusedRequestError as refused:
-            return await _answer(refused, send)
-        except _GoneError:
+        except RefusedError as refused:
+            # What is left of the body is not read.
+            refused.headers["connection"] = "close"
+            return await answer_error(refused)(scope, receive, _with_headers(send))
+        except ClientDisconnect:
             return None
         return await self.app(scope, _replay(body, receive), _with_headers(send))
 
@@ -97,7 +77,7 @@ class RequestGuard:
         # Routes are matched below the root path that uvicorn or a mount was given.
         path = scope["path"]
         paths = (path, path.removeprefix(scope.get("root_path", "").rstrip("/")))
-        return any(path == ours or path.startswith(f"{ours}/") for ours in (self._api, self._page) for path in paths)
+        return any(path == ours or path.startswith(f"{ours}/") for ours in self._ours for path in paths)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         """Return the whole body, never more than is allowed."""
@@ -109,7 +89,7 @@ class RequestGuard:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _GoneError
+                raise ClientDisconnect
             piece = message.get("body", b"")
             if piece and not is_json:
                 raise _not_json()
@@ -129,11 +109,11 @@ def _find(scope: Scope, name: bytes) -> str | None:
     """Return a header's value, or None.
 
     Raises:
-        RefusedRequestError: If it stands more than once, so that each reader could take another.
+        RefusedError: If it stands more than once, so that each reader could take another.
     """
     values = [value for key, value in scope["headers"] if key.lower() == name]
     if len(values) > 1:
-        raise RefusedRequestError(400, f"the header {name.decode()} stands {len(values)} times")
+        raise RefusedError(400, f"the header {name.decode()} stands {len(values)} times")
     return values[0].decode("latin-1").strip() if values else None
 
 
@@ -141,13 +121,13 @@ def check_host(scope: Scope) -> None:
     """Check that a request asks for a host that MLflow's own rule allows.
 
     Raises:
-        RefusedRequestError: If it does not: a foreign name that leads to this machine (DNS rebinding).
+        RefusedError: If it does not: a foreign name that leads to this machine (DNS rebinding).
     """
     from mlflow.server.fastapi_security import get_allowed_hosts
     from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_header
 
     if not is_allowed_host_header(get_allowed_hosts(), _find(scope, b"host") or ""):
-        raise RefusedRequestError(403, INVALID_HOST_MSG)
+        raise RefusedError(403, INVALID_HOST_MSG)
 
 
 def check_origin(scope: Scope) -> None:
@@ -157,9 +137,9 @@ def check_origin(scope: Scope) -> None:
     knows itself.
 
     Raises:
-        RefusedRequestError: If it comes from elsewhere.
+        RefusedError: If it comes from elsewhere.
     """
-    if scope["method"] in READING:
+    if scope["method"] in _READING:
         return
     origin = _find(scope, b"origin")
     if origin is None:
@@ -167,9 +147,9 @@ def check_origin(scope: Scope) -> None:
     if origin is not None and _is_allowed_by_name(origin):
         return
     if origin is not None and not _is_same(origin, scope):
-        raise RefusedRequestError(403, "a request from a page of another origin is refused")
+        raise RefusedError(403, "a request from a page of another origin is refused")
     if (_find(scope, b"sec-fetch-site") or "none") not in ("same-origin", "none"):
-        raise RefusedRequestError(403, "a request from another site is refused")
+        raise RefusedError(403, "a request from another site is refused")
 
 
 def _origin_of(referer: str | None) -> str | None:
@@ -220,45 +200,45 @@ def check_type(scope: Scope) -> bool:
     """Return whether the body, if there is one, is said to be JSON.
 
     Raises:
-        RefusedRequestError: If a writing request says that it is something else, even of an empty body: what a form of
+        RefusedError: If a writing request says that it is something else, even of an empty body: what a form of
             any page can send is none of ours.
     """
     given = _find(scope, b"content-type")
     is_json = (given or "").partition(";")[0].strip().lower() == "application/json"
-    if given is not None and not is_json and scope["method"] not in READING:
+    if given is not None and not is_json and scope["method"] not in _READING:
         raise _not_json()
     return is_json
 
 
-def _not_json() -> RefusedRequestError:
-    return RefusedRequestError(415, "the body must be JSON, with the content type application/json")
+def _not_json() -> RefusedError:
+    return RefusedError(415, "the body must be JSON, with the content type application/json")
 
 
 def check_length(scope: Scope, limit: int) -> None:
     """Check what a request says about the size of its body.
 
     Raises:
-        RefusedRequestError: If that is no number, or more than `limit` bytes.
+        RefusedError: If that is no number, or more than `limit` bytes.
     """
     text = _find(scope, b"content-length")
     if text is None:
         return
     if not text.isascii() or not text.isdigit():
-        raise RefusedRequestError(400, "the header content-length is not a number")
+        raise RefusedError(400, "the header content-length is not a number")
     # Python reads no longer number; so long a body is too large in any case.
     if len(text) > 15 or int(text) > limit:
         raise _too_large(limit)
 
 
-def _too_large(limit: int) -> RefusedRequestError:
-    return RefusedRequestError(413, f"the body is too large: at most {limit:,} bytes are read")
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(413, f"the body is too large: at most {limit:,} bytes are read")
 
 
 def check_json(body: bytes, limit: int) -> None:
     """Check how deep lists and objects lie in each other, in one pass over the bytes and without recursion.
 
     Raises:
-        RefusedRequestError: If deeper than `limit`; or if the body is not UTF-8, as JSON on a network is (RFC 8259): in
+        RefusedError: If deeper than `limit`; or if the body is not UTF-8, as JSON on a network is (RFC 8259): in
             UTF-16, which Python's reader would guess, half a letter can look like a quote and hide brackets.
     """
     try:
@@ -266,7 +246,7 @@ def check_json(body: bytes, limit: int) -> None:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise RefusedRequestError(400, "the body must be JSON in UTF-8")
+        raise RefusedError(400, "the body must be JSON in UTF-8")
     if body.count(b"[") + body.count(b"{") <= limit:
         return
     depth = 0
@@ -274,55 +254,31 @@ def check_json(body: bytes, limit: int) -> None:
         first = body[token.start()]
         depth += (first in b"[{") - (first in b"]}")
         if depth > limit:
-            raise RefusedRequestError(
-                400, f"lists and objects lie in each other too deep: at most {limit} levels are read"
-            )
+            raise RefusedError(400, f"lists and objects lie in each other too deep: at most {limit} levels are read")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives a body that was read already, then what comes after it."""
-    messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        for message in messages:
-            return message
-        return await receive()
+        return messages.pop() if messages else await receive()
 
     return replay
 
 
-def security_headers(content_type: bytes) -> Headers:
-    """Return the headers that every answer of ours gets; JSON is not to be kept by anyone on the way."""
-    kept = [(b"cache-control", b"no-store")] if content_type.startswith(b"application/json") else []
-    return [
-        (b"content-security-policy", PAGE_POLICY.encode()),
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"same-origin"),
-        *kept,
-    ]
-
-
 def _with_headers(send: Send) -> Send:
+    """Return a `send` that gives every answer our headers; JSON is not to be kept by anyone on the way."""
+
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            given = list(message.get("headers", ()))
-            content_type = next((value for key, value in given if key.lower() == b"content-type"), b"")
-            ours = security_headers(content_type)
-            names = {key for key, _ in ours}
-            message = {**message, "headers": [*(pair for pair in given if pair[0].lower() not in names), *ours]}
+            headers = MutableHeaders(raw=[(key.lower(), value) for key, value in message.get("headers", ())])
+            headers["content-security-policy"] = PAGE_POLICY
+            headers["x-content-type-options"] = "nosniff"
+            headers["referrer-policy"] = "same-origin"
+            if headers.get("content-type", "").startswith("application/json"):
+                headers["cache-control"] = "no-store"
+            message = {**message, "headers": headers.raw}
         await send(message)
 
     return send_with_headers
-
-
-async def _answer(refused: RefusedRequestError, send: Send) -> None:
-    body = json.dumps({"detail": refused.detail}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        # What is left of the body is not read.
-        (b"connection", b"close"),
-    ]
-    start = {"type": "http.response.start", "status": refused.status, "headers": headers}
-    await _with_headers(send)(start)
-    await send({"type": "http.response.body", "body": body})

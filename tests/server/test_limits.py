@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlmeta.server.limits import App, Message, Receive, RefusedRequestError, RequestGuard, Scope, Send, check_json
+from mlmeta.server.limits import RequestGuard, check_json
+from mlmeta.server.responses import RefusedError
 from mlmeta.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(max_body_bytes=1000, max_depth=10)
@@ -84,7 +86,7 @@ def make_scope(method: str, path: str, headers: Any, *, root_path: str = "") -> 
 
 
 def call(
-    app: App, method: str, path: str, *, headers: Any = (), body: bytes | Iterable[bytes] = b"", **more: Any
+    app: ASGIApp, method: str, path: str, *, headers: Any = (), body: bytes | Iterable[bytes] = b"", **more: Any
 ) -> Answer:
     """Call an app as a server does; a body may come in pieces."""
     pieces = iter([body] if isinstance(body, bytes) else body)
@@ -104,7 +106,7 @@ def call(
     return Answer(sent, n_read)
 
 
-def guard(app: App | None = None, settings: ServerSettings = SETTINGS, **more: Any) -> RequestGuard:
+def guard(app: ASGIApp | None = None, settings: ServerSettings = SETTINGS, **more: Any) -> RequestGuard:
     return RequestGuard(app or Echo(), settings, **more)
 
 
@@ -421,7 +423,7 @@ def test_a_hundred_thousand_levels_are_refused(opening: bytes) -> None:
 )
 def test_only_brackets_outside_of_strings_count(body: bytes, is_deep: bool) -> None:
     if is_deep or b"\xff" in body:
-        with pytest.raises(RefusedRequestError):
+        with pytest.raises(RefusedError):
             check_json(body, 10)
     else:
         check_json(body, 10)
