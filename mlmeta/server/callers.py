@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import Request
-from starlette.types import ASGIApp, Message, Scope
+from fastapi import Depends, Request
+from starlette.types import Message, Scope
 
 from mlmeta.errors import NotFoundError
 from mlmeta.server.responses import RefusedError
@@ -30,7 +30,7 @@ _PASSED_ON = (b"authorization", b"cookie", b"host", b"x-mlflow-workspace", b"x-f
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request.
+    """Who sent a request; every method raises `NotFoundError` and `RefusedError` with MLflow's status and words.
 
     Attributes:
         server: Whom they asked.
@@ -39,7 +39,7 @@ class Caller:
 
     server: Server
     scope: Scope
-    experiments: Mapping[str, str] | None
+    experiments: Mapping[str, str] | None = None
 
     @property
     def login(self) -> str:
@@ -53,92 +53,92 @@ class Caller:
         except (ValueError, binascii.Error):
             return ""
 
+    @property
+    def experiment_names(self) -> list[str] | None:
+        """The names of the experiments that they may read, sorted; None for all."""
+        return None if self.experiments is None else sorted(self.experiments.values())
+
     async def change(self, what: str, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Have MLflow change or search something in their name.
-
-        Args:
-            what: Such as ``runs/create``.
-            document: What MLflow's REST API takes.
-
-        Raises:
-            NotFoundError: If there is no such run or experiment.
-            RefusedError: If MLflow refuses it; with MLflow's status and words.
-        """
-        body = json.dumps(document).encode()
-        return _check(await _ask(self.server, self.scope, "POST", f"{_API}/{what}", body=body)).read()
+        """Have MLflow change or search something in their name, such as ``runs/create``."""
+        return (await self._ask("POST", f"{_API}/{what}", json.dumps(document).encode())).read()
 
     async def get(self, what: str, **parameters: str) -> dict[str, Any]:
-        """Have MLflow read something in their name, such as ``runs/get``; raises as `change`."""
-        query = urlencode(parameters)
-        return _check(await _ask(self.server, self.scope, "GET", f"{_API}/{what}", query=query)).read()
+        """Have MLflow read something in their name, such as ``runs/get``."""
+        return (await self._ask("GET", f"{_API}/{what}", query=parameters)).read()
 
     async def get_artifact(self, run_id: str, path: str) -> bytes:
-        """Return an artifact that they may read; raises as `change`."""
-        query = urlencode({"run_uuid": run_id, "path": path})
-        return _check(await _ask(self.server, self.scope, "GET", "/get-artifact", query=query)).body
+        """Return an artifact that they may read."""
+        return bytes((await self._ask("GET", "/get-artifact", query={"run_uuid": run_id, "path": path})).body)
 
     async def put_artifact(self, path: str, content: bytes) -> None:
-        """Store an artifact in their name; `path` is as in an ``mlflow-artifacts:`` address; raises as `change`."""
-        place = f"/api/2.0/mlflow-artifacts/artifacts/{path}"
-        _check(await _ask(self.server, self.scope, "PUT", place, body=content))
+        """Store an artifact in their name; `path` is as in an ``mlflow-artifacts:`` address."""
+        await self._ask("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}", content)
+
+    async def list_experiments(self) -> Mapping[str, str]:
+        """Return the names by id of all experiments that they may read."""
+        if self.experiments is not None:
+            return self.experiments
+        found: dict[str, str] = {}
+        token: str | None = None
+        while token != "":
+            page = await self.change("experiments/search", {"max_results": _PAGE, "page_token": token or ""})
+            found |= {one["experiment_id"]: one["name"] for one in page.get("experiments", [])}
+            token = page.get("next_page_token", "")
+        return found
+
+    async def _ask(
+        self, method: str, path: str, body: bytes = b"", *, query: Mapping[str, str] | None = None
+    ) -> _Answer:
+        """Return what MLflow's app answers, which may be the one that answers the caller.
+
+        Args:
+            method: Such as POST.
+            path: Without the static prefix.
+            body: A JSON document, or a file for an artifact.
+            query: Its parameters.
+        """
+        path = f"{self.server.prefix}{path}"
+        headers = [(key, value) for key, value in self.scope["headers"] if key.lower() in _PASSED_ON]
+        scope: Scope = {
+            **{key: self.scope.get(key) for key in ("asgi", "http_version", "scheme", "client", "server", "state")},
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": urlencode(query or {}).encode(),
+            "headers": [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
+            "extensions": {},
+        }
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        answer = _Answer()
+        await self.server.mlflow(scope, receive, answer.take)
+        if answer.status == 404:
+            raise NotFoundError(answer.message)
+        if answer.status >= 300:
+            asked = {key: value for key, value in answer.headers.items() if key == "www-authenticate"}
+            raise RefusedError(answer.status, answer.message, asked)
+        return answer
 
 
-async def identify(request: Request) -> Caller:
-    """Return who sent a request; every route of ours depends on it.
+@dataclass
+class _Answer:
+    """What MLflow answers, as it comes; the names of headers in lower case."""
 
-    Where a login is needed MLflow is asked which experiments they may read, so it is MLflow that checks the login.
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
 
-    Raises:
-        RefusedError: If they have no login that MLflow takes.
-    """
-    server: Server = request.app.state.mlmeta
-    if not server.needs_login:
-        return Caller(server, request.scope, None)
-    return Caller(server, request.scope, await list_experiments(server, request.scope))
-
-
-async def list_experiments(server: Server, scope: Scope) -> dict[str, str]:
-    """Return the names by id of all experiments that the sender of a request may read.
-
-    Raises:
-        RefusedError: If MLflow asks for another login.
-    """
-    found: dict[str, str] = {}
-    token = ""
-    while True:
-        body = json.dumps({"max_results": _PAGE, "page_token": token}).encode()
-        page = _check(await _ask(server, scope, "POST", f"{_API}/experiments/search", body=body)).read()
-        experiments: Sequence[Mapping[str, str]] = page.get("experiments", [])
-        found |= {one["experiment_id"]: one["name"] for one in experiments}
-        token = page.get("next_page_token", "")
-        if not token:
-            return found
-
-
-async def _ask(server: Server, scope: Scope, method: str, path: str, *, body: bytes = b"", query: str = "") -> Answer:
-    return await ask_mlflow(server.mlflow, scope, method, f"{server.prefix}{path}", body=body, query=query)
-
-
-def _check(answer: Answer) -> Answer:
-    if answer.status == 404:
-        raise NotFoundError(answer.message)
-    if answer.status >= 300:
-        passed_on = {key: value for key, value in answer.headers.items() if key == "www-authenticate"}
-        raise RefusedError(answer.status, answer.message, passed_on)
-    return answer
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What MLflow answered.
-
-    Attributes:
-        headers: Names in lower case.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    async def take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in message["headers"]}
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
 
     def read(self) -> dict[str, Any]:
         """Return the JSON object of the body; empty where it is none."""
@@ -151,55 +151,20 @@ class Answer:
     @property
     def message(self) -> str:
         """What MLflow says of a fault."""
-        said = self.read().get("message")
-        return str(said) if said else self.body[:300].decode("utf-8", "replace")
+        return str(self.read().get("message") or self.body[:300].decode("utf-8", "replace"))
 
 
-@dataclass
-class _Reply:
-    status: int = 500
-    headers: dict[str, str] = field(default_factory=dict)
-    parts: list[bytes] = field(default_factory=list)
+async def identify(request: Request) -> Caller:
+    """Return who sent a request; every route of ours depends on it.
 
-    async def take(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in message["headers"]}
-        elif message["type"] == "http.response.body":
-            self.parts.append(message.get("body", b""))
+    Where a login is needed MLflow is asked which experiments they may read, so it is MLflow that checks the login.
 
-
-async def ask_mlflow(
-    app: ASGIApp, caller: Scope, method: str, path: str, *, body: bytes = b"", query: str = ""
-) -> Answer:
-    """Ask MLflow's app as if the caller had asked it.
-
-    Args:
-        app: MLflow's app; it may be the one that answers the caller.
-        caller: The scope of the request that is being answered.
-        method: Such as POST.
-        path: With the static prefix.
-        body: A JSON document, or a file for an artifact.
-        query: Without the question mark.
+    Raises:
+        RefusedError: If they have no login that MLflow takes.
     """
-    headers = [(key, value) for key, value in caller["headers"] if key.lower() in _PASSED_ON]
-    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    scope: Scope = {
-        **{key: caller.get(key) for key in ("asgi", "http_version", "scheme", "client", "server", "state")},
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": query.encode(),
-        "headers": headers,
-        "extensions": {},
-    }
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    server: Server = request.app.state.mlmeta
+    caller = Caller(server, request.scope)
+    return replace(caller, experiments=await caller.list_experiments()) if server.needs_login else caller
 
-    async def receive() -> Message:
-        return messages.pop() if messages else {"type": "http.disconnect"}
 
-    reply = _Reply()
-    await app(scope, receive, reply.take)
-    return Answer(reply.status, reply.headers, b"".join(reply.parts))
+Asking = Annotated[Caller, Depends(identify)]

@@ -15,14 +15,14 @@ from starlette.responses import JSONResponse
 from mlmeta.commands.documents import Attempt, TrainCommands
 from mlmeta.commands.parsing import parse_attempt
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.server import questions
+from mlmeta.server.callers import Asking
 from mlmeta.server.job_answers import describe_job
+from mlmeta.server.questions import ask_history
 from mlmeta.server.queue import JobState
 from mlmeta.server.queued_runs import (
-    QUEUED_TAG,
+    change_run,
     create_run,
     delete_run,
-    describe_commands,
     describe_test,
     find_runs,
     get_run,
@@ -30,48 +30,46 @@ from mlmeta.server.queued_runs import (
     set_tags,
     write_test,
 )
-from mlmeta.server.responses import RefusedError
-from mlmeta.server.routes import Asking
+from mlmeta.server.responses import FAULTS, RefusedError, describe_body
 from mlmeta.server.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
+from mlmeta.tracking.recovery import QUEUED_TAG
 
-router = APIRouter(prefix="/ajax-api/mlmeta", tags=["the older tool's verbs"])
+router = APIRouter(prefix="/ajax-api/mlmeta", tags=["the older tool's verbs"], responses=FAULTS)
 Name = Annotated[str, Query(max_length=250, description="Of the attempt.")]
 Experiment = Annotated[str | None, Query(max_length=250, description="Name or id; by default MLflow's own.")]
 
 
-@router.post("/train", status_code=202)
+@router.post("/train", status_code=202, openapi_extra=describe_body("train"))
 async def train(request: Request, caller: Asking, test: bool = False, experiment: Experiment = None) -> JSONResponse:
     """Train an attempt in the background; the body holds train commands. ``?test=true`` tests it right after."""
-    document = await read_body(request, caller.server.settings)
+    document = await read_body(request, caller)
     job = await queue_training(caller, document, with_test=test, experiment=experiment)
     return JSONResponse(await describe_job(caller, job), status_code=202)
 
 
-@router.post("/test", status_code=202)
+@router.post("/test", status_code=202, openapi_extra=describe_body("test"))
 async def test(request: Request, caller: Asking) -> JSONResponse:
     """Test an attempt in the background; the body holds test commands, of which the name or run id is enough."""
-    job = await queue_test(caller, await read_body(request, caller.server.settings))
+    job = await queue_test(caller, await read_body(request, caller))
     return JSONResponse(await describe_job(caller, job), status_code=202)
 
 
-@router.post("/create_attempt", status_code=201)
+@router.post("/create_attempt", status_code=201, openapi_extra=describe_body("attempt"))
 async def create_attempt(request: Request, caller: Asking, experiment: Experiment = None) -> JSONResponse:
     """Describe an attempt without training it; the body is an Attempt document. A name that exists is refused (409)."""
     attempt, commands, base_dir = await _read_attempt(request, caller)
     experiment_id = await find_experiment(caller, experiment)
     await _refuse_known(caller, attempt.name, experiment_id)
     run = await create_run(
-        caller, attempt.name, "attempt", experiment_id=experiment_id, queued=False,
-        tags={"mlmeta.commands_dir": str(base_dir)},
-    )  # fmt: skip
-    await describe_commands(caller, run, commands)
+        caller, attempt.name, commands, base_dir, experiment_id=experiment_id, tags={QUEUED_TAG: "0"}
+    )
     await describe_test(caller, run, attempt.testing_commands)
     return JSONResponse(await make_document(caller, await get_run(caller, run.run_id)), status_code=201)
 
 
 async def _read_attempt(request: Request, caller: Asking) -> tuple[Attempt, TrainCommands, Path]:
     """Return the Attempt document that a request brings, its train commands, and what their paths are relative to."""
-    document = await read_body(request, caller.server.settings)
+    document = await read_body(request, caller)
     attempt = await caller.server.work(parse_attempt, document, source="the request")
     commands, base_dir = await check_train_commands(caller, document)
     if attempt.name != commands.model_name:
@@ -91,13 +89,14 @@ async def _refuse_known(caller: Asking, name: str, experiment_id: str) -> None:
     raise RefusedError(409, f"there is an attempt named {name!r} already ({known[0].run_id}, {known[0].status})")
 
 
-@router.api_route("/find_attempt", methods=["GET", "POST"])
+@router.post("/find_attempt")
+@router.get("/find_attempt")
 async def find_attempt(caller: Asking, name: Name) -> dict[str, Any]:
     """Return the Attempt document of the newest attempt of a name."""
     return await make_document(caller, (await find_runs(caller, name))[0])
 
 
-@router.post("/update_attempt")
+@router.post("/update_attempt", openapi_extra=describe_body("attempt"))
 async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
     """Change the commands of an attempt that is not trained yet; the body is an Attempt document.
 
@@ -112,13 +111,13 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
             f"the attempt {attempt.name!r} ({run.run_id}) is {state}; only one that nobody has begun to train can be "
             "changed",
         )
-    await describe_commands(caller, run, commands)
-    await set_tags(caller, run.run_id, {"mlmeta.commands_dir": str(base_dir)})
+    await change_run(caller, run, commands, base_dir, {})
     await describe_test(caller, run, attempt.testing_commands)
     return await make_document(caller, await get_run(caller, run.run_id))
 
 
-@router.api_route("/delete_attempt", methods=["POST", "DELETE"])
+@router.delete("/delete_attempt")
+@router.post("/delete_attempt")
 async def delete_attempt(caller: Asking, name: Name) -> dict[str, Any]:
     """Delete all attempts of a name; one that is being trained has to be cancelled before."""
     queue, work = caller.server.queue, caller.server.work
@@ -137,12 +136,8 @@ async def delete_attempt(caller: Asking, name: Name) -> dict[str, Any]:
     return {"deleted": [run.run_id for run in runs]}
 
 
-@router.api_route("/latest_attempt_index", methods=["GET", "POST"])
+@router.post("/latest_attempt_index")
+@router.get("/latest_attempt_index")
 async def latest_attempt_index(caller: Asking) -> dict[str, int]:
     """Return how many attempts there are: the number of the newest one, from 1; 0 where there is none."""
-    names = None if caller.experiments is None else list(caller.experiments.values())
-
-    def count() -> int:
-        return len(questions.choose_readable(caller.server.attempts.read(fresh=True), names))
-
-    return {"latest_attempt_index": await caller.server.work(count)}
+    return {"latest_attempt_index": await ask_history(caller, len, fresh=True)}

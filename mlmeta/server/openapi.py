@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from html import escape
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
+from jinja2 import Environment
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 
@@ -14,29 +14,29 @@ import mlmeta
 from mlmeta.commands.documents import Attempt, TestCommands, TrainCommands
 from mlmeta.commands.json_schema import complete_schema
 from mlmeta.server import legacy_routes, routes
-from mlmeta.server.callers import Caller, identify
+from mlmeta.server.callers import Asking
+from mlmeta.server.responses import FAULTS
 
-PATH = "/ajax-api/mlmeta"
-router = APIRouter(prefix=PATH, tags=["about the API"])
-Asking = Annotated[Caller, Depends(identify)]
+router = APIRouter(prefix="/ajax-api/mlmeta", tags=["about the API"], responses=FAULTS)
 _KINDS: Mapping[str, type[BaseModel]] = {"train": TrainCommands, "test": TestCommands, "attempt": Attempt}
-_BODIES = {
-    "train": "train",
-    "test": "test",
-    "create_attempt": "attempt",
-    "update_attempt": "attempt",
-    "attempts": "train",
-}
-_FAULTS = {
-    "400": "the filter is not understood", "401": "a login is needed", "403": "MLflow does not allow it",
-    "404": "there is no such attempt", "409": "the name or the state does not allow it", "413": "the body is too large",
-    "415": "the body is not JSON", "422": "the commands are faulty: `faults` has all of them",
-    "429": "the queue is full",
-}  # fmt: skip
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
-    "code{font-size:.95em}h2{font-size:1.1rem;margin:2rem 0 .2rem;overflow-wrap:anywhere}ul{margin:.2rem 0}"
-)
+_PAGE = Environment(autoescape=True).from_string("""<!doctype html><html lang=en><meta charset=utf-8>
+<meta name=viewport content="width=device-width"><title>mlmeta: API</title>
+<style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
+code{font-size:.95em}h2{font-size:1.1rem;margin:2rem 0 .2rem;overflow-wrap:anywhere}ul{margin:.2rem 0}
+</style>
+<body><main><h1>{{ info.title }} {{ info.version }}: its API</h1>
+<p>{{ info.description }} <a href=openapi.json>OpenAPI</a></p>
+{% for path, operations in paths.items() %}{% for method, operation in operations.items() %}
+<h2><code>{{ method.upper() }} {{ path }}</code></h2>
+<p>{{ operation.description }}</p>
+{% set docs = operation.requestBody and operation.requestBody.content["application/json"].schema.externalDocs %}
+{% if docs %}<p>Body: a JSON document; <a href="{{ docs.url }}">{{ docs.description }}</a>.</p>{% endif %}
+{% if operation.parameters %}<ul>{% for one in operation.parameters %}
+<li><code>{{ one.name }}</code>{{ " (required)" if one.required }} {{ one.description }}</li>
+{% endfor %}</ul>{% endif %}
+{% endfor %}{% endfor %}</main></body></html>
+""")
 
 
 @router.get("/schema/{kind}")
@@ -52,9 +52,9 @@ async def show_openapi(caller: Asking) -> dict[str, Any]:
 
 
 @router.get("/docs", response_class=HTMLResponse)
-async def show_docs(caller: Asking) -> HTMLResponse:
+async def show_docs(caller: Asking) -> str:
     """Return this API as a page for people."""
-    return HTMLResponse(write_page(describe_api(caller.server.prefix)))
+    return _PAGE.render(describe_api(caller.server.prefix))
 
 
 def describe_api(prefix: str) -> dict[str, Any]:
@@ -67,53 +67,4 @@ def describe_api(prefix: str) -> dict[str, Any]:
     )
     for each in (routes.router, legacy_routes.router, router):
         app.include_router(each, prefix=prefix)
-    document = app.openapi()
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            _add_faults(operation)
-            if method == "post":
-                _add_body(operation, path.removeprefix(f"{prefix}{PATH}/"), f"{prefix}{PATH}")
-    return document
-
-
-def _add_faults(operation: dict[str, Any]) -> None:
-    told = {"type": "object", "properties": {"detail": {"type": "string"}, "faults": {"type": "array"}}}
-    content = {"application/json": {"schema": told}}
-    operation["responses"] |= {status: {"description": text, "content": content} for status, text in _FAULTS.items()}
-
-
-def _add_body(operation: dict[str, Any], name: str, base: str) -> None:
-    schema: dict[str, Any] = {"type": "object"}
-    if name in _BODIES:
-        schema["externalDocs"] = {"url": f"{base}/schema/{_BODIES[name]}", "description": "its JSON Schema"}
-    elif name != "recommend":
-        return
-    operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-
-
-def write_page(document: Mapping[str, Any]) -> str:
-    """Return an OpenAPI document as one HTML page."""
-    parts = [f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}: its API</h1>"]
-    parts.append(f"<p>{escape(document['info']['description'])} <a href=openapi.json>OpenAPI</a></p>")
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts += _write_operation(path, method, operation)
-    head = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
-    return f"{head}<title>mlmeta: API</title><style>{_STYLE}</style><body><main>{''.join(parts)}</main></body></html>"
-
-
-def _write_operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2><code>{escape(method.upper())} {escape(path)}</code></h2>"
-    yield f"<p>{escape(operation.get('description', ''))}</p>"
-    parameters = operation.get("parameters", [])
-    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    if "externalDocs" in schema:
-        url = escape(schema["externalDocs"]["url"])
-        yield f'<p>Body: a JSON document; <a href="{url}">its JSON Schema</a>.</p>'
-    if parameters:
-        items = (
-            f"<li><code>{escape(one['name'])}</code>{' (required)' if one.get('required') else ''} "
-            f"{escape(one.get('description', ''))}</li>"
-            for one in parameters
-        )
-        yield f"<ul>{''.join(items)}</ul>"
+    return app.openapi()

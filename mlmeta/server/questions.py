@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,31 @@ from mlmeta.analysis.search import find_task
 from mlmeta.analysis.task_similarity import place_tasks, rank_similar_tasks, task_distances, task_table
 from mlmeta.errors import NotFoundError
 from mlmeta.history.table import FACTS, read_scores
+from mlmeta.server.callers import Caller
 
 _HIDDEN = ("curve",)
+_T = TypeVar("_T")
+
+
+async def ask_history(caller: Caller, question: Callable[[pd.DataFrame], _T], *, fresh: bool = False) -> _T:
+    """Return the answer to a question about the attempts that a caller may read; fresh: as they are right now."""
+
+    def answer() -> _T:
+        return question(choose_readable(caller.server.attempts.read(fresh=fresh), caller.experiment_names))
+
+    return await caller.server.work(answer)
+
+
+async def ask_kept(
+    caller: Caller, question: Callable[[pd.DataFrame], _T], kind: str, metric: str, task: str | None = None
+) -> _T:
+    """Return the answer to a question that takes long, kept until the scores of the metric are others."""
+    readable = caller.experiments and tuple(caller.experiment_names or ())
+
+    def answer(history: pd.DataFrame) -> _T:
+        return caller.server.answers.keep((kind, readable, metric, task), history, metric, partial(question, history))
+
+    return await ask_history(caller, answer)
 
 
 def choose_readable(table: pd.DataFrame, experiments: Sequence[str] | None) -> pd.DataFrame:

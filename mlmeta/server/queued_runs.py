@@ -16,18 +16,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mlmeta.commands.documents import TestCommands, TrainCommands
 from mlmeta.commands.params import MAX_TAG
 from mlmeta.errors import BadInputError, NotFoundError
-from mlmeta.server.callers import Caller, list_experiments
+from mlmeta.server.callers import Caller
 from mlmeta.server.responses import RefusedError
 from mlmeta.status import Status
-from mlmeta.tracking.attempts import COMMANDS_TAG
-from mlmeta.tracking.runs import first_tags
+from mlmeta.tracking.attempts import COMMANDS_TAG, build_document
+from mlmeta.tracking.recovery import QUEUED_TAG
+from mlmeta.tracking.runs import queued_tags
 
-QUEUED_TAG, TEST_TAG = "mlmeta.queued", "mlmeta.test_commands"
+TEST_TAG = "mlmeta.test_commands"
 _MOST_FOUND = 1000
 
 
@@ -86,9 +88,7 @@ async def find_runs(caller: Caller, name: str, *, experiment_id: str | None = No
     Raises:
         NotFoundError: If there is none.
     """
-    experiments = caller.experiments
-    if experiments is None:
-        experiments = await list_experiments(caller.server, caller.scope)
+    experiments = await caller.list_experiments()
     if experiment_id is not None:
         experiments = {key: value for key, value in experiments.items() if key == experiment_id}
     # No name of an attempt has a quote.
@@ -105,29 +105,44 @@ async def find_runs(caller: Caller, name: str, *, experiment_id: str | None = No
 
 
 async def create_run(
-    caller: Caller, name: str, kind: str, *, experiment_id: str, tags: Mapping[str, str], queued: bool
-) -> RunRecord:
+    caller: Caller, name: str, commands: TrainCommands | TestCommands, base_dir: Path, *, experiment_id: str,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> RunRecord:  # fmt: skip
     """Make a run that waits, in the caller's name.
 
     Args:
         caller: Whose it is.
         name: Of the run.
-        kind: ``attempt`` or ``test``.
+        commands: What it waits for.
+        base_dir: What relative paths in them are relative to.
         experiment_id: Where.
-        tags: More of them.
-        queued: Whether it is to be put into the queue at once.
+        tags: More of them; without `mlmeta.queued` among them it is to be put into the queue at once.
 
     Raises:
         RefusedError: If they may not make runs there.
         NotFoundError: If there is no such experiment.
     """
-    now = int(time.time() * 1000)
-    all_tags = first_tags(kind) | {"mlmeta.status": Status.INCOMPLETE, QUEUED_TAG: str(int(queued))} | dict(tags)
-    all_tags |= {"mlflow.user": caller.login} if caller.login else {}
-    document = {"experiment_id": experiment_id, "run_name": name, "start_time": now, "tags": _pair(all_tags)}
+    all_tags = queued_tags(commands, base_dir=base_dir) | ({"mlflow.user": caller.login} if caller.login else {})
+    document = {
+        "experiment_id": experiment_id, "run_name": name, "start_time": int(time.time() * 1000),
+        "tags": _pair(all_tags | dict(tags)),
+    }  # fmt: skip
     run = _read_run((await caller.change("runs/create", document))["run"])
     await caller.change("runs/update", {"run_id": run.run_id, "status": "SCHEDULED"})
+    if isinstance(commands, TrainCommands) and COMMANDS_TAG not in all_tags:
+        await _log_commands(caller, run, commands)
     return run
+
+
+async def change_run(
+    caller: Caller, run: RunRecord, commands: TrainCommands, base_dir: Path, tags: Mapping[str, str]
+) -> None:
+    """Give a run that waits other commands, and more tags; refused as MLflow refuses it."""
+    all_tags = queued_tags(commands, base_dir=base_dir) | {QUEUED_TAG: run.tags[QUEUED_TAG]} | dict(tags)
+    await set_tags(caller, run.run_id, all_tags)
+    if COMMANDS_TAG not in all_tags:
+        await _log_commands(caller, run, commands)
+        await delete_tag(caller, run, COMMANDS_TAG)
 
 
 def _pair(tags: Mapping[str, str]) -> list[dict[str, str]]:
@@ -139,26 +154,18 @@ async def set_tags(caller: Caller, run_id: str, tags: Mapping[str, str]) -> None
     await caller.change("runs/log-batch", {"run_id": run_id, "tags": _pair(tags)})
 
 
-async def describe_commands(caller: Caller, run: RunRecord, commands: TrainCommands) -> None:
-    """Give a run that waits its commands: in a tag, or as an artifact where they are too long for one."""
-    text = json.dumps(commands.document(), ensure_ascii=False)
-    tags = {"mlmeta.commands_digest": commands.digest()}
-    if len(text) <= MAX_TAG:
-        await set_tags(caller, run.run_id, tags | {COMMANDS_TAG: text})
-        return
-    await set_tags(caller, run.run_id, tags)
-    if COMMANDS_TAG in run.tags:
-        await caller.change("runs/delete-tag", {"run_id": run.run_id, "key": COMMANDS_TAG})
-    await _log_text(caller, run, "train_commands.json", text)
+async def delete_tag(caller: Caller, run: RunRecord, key: str) -> None:
+    """Take a tag off a run, if it has it; refused as MLflow refuses it."""
+    if key in run.tags:
+        await caller.change("runs/delete-tag", {"run_id": run.run_id, "key": key})
 
 
 async def describe_test(caller: Caller, run: RunRecord, commands: TestCommands | None) -> None:
     """Keep test commands, or none, beside the train commands of a run that waits; see `write_test`."""
     if commands is None:
-        if TEST_TAG in run.tags:
-            await caller.change("runs/delete-tag", {"run_id": run.run_id, "key": TEST_TAG})
-        return
-    await set_tags(caller, run.run_id, {TEST_TAG: write_test(commands)})
+        await delete_tag(caller, run, TEST_TAG)
+    else:
+        await set_tags(caller, run.run_id, {TEST_TAG: write_test(commands)})
 
 
 def write_test(commands: TestCommands) -> str:
@@ -173,7 +180,9 @@ def write_test(commands: TestCommands) -> str:
     return text
 
 
-async def _log_text(caller: Caller, run: RunRecord, name: str, text: str) -> None:
+async def _log_commands(caller: Caller, run: RunRecord, commands: TrainCommands) -> None:
+    """Keep train commands that are too long for a tag as the run's artifact."""
+    name, text = "train_commands.json", json.dumps(commands.document(), ensure_ascii=False)
     scheme, _, path = run.artifact_uri.partition(":")
     if scheme == "mlflow-artifacts":
         await caller.put_artifact(f"{path.lstrip('/')}/{name}", text.encode())
@@ -196,14 +205,13 @@ async def delete_run(caller: Caller, run_id: str) -> None:
     await caller.change("runs/delete", {"run_id": run_id})
 
 
-async def end_waiting_run(caller: Caller, run_id: str) -> None:
+async def end_waiting_run(caller: Caller, run: RunRecord) -> None:
     """Close a run that waited and will not be trained."""
-    await set_tags(
-        caller, run_id, {"mlmeta.status": Status.INTERRUPTED, "mlmeta.stop_reason": "cancelled in the queue"}
-    )
-    await caller.change("runs/delete-tag", {"run_id": run_id, "key": QUEUED_TAG})
+    reason = {"mlmeta.status": Status.INTERRUPTED, "mlmeta.stop_reason": "cancelled in the queue"}
+    await set_tags(caller, run.run_id, reason)
+    await delete_tag(caller, run, QUEUED_TAG)
     now = int(time.time() * 1000)
-    await caller.change("runs/update", {"run_id": run_id, "status": "KILLED", "end_time": now})
+    await caller.change("runs/update", {"run_id": run.run_id, "status": "KILLED", "end_time": now})
 
 
 async def make_document(caller: Caller, run: RunRecord) -> dict[str, Any]:
@@ -215,19 +223,10 @@ async def make_document(caller: Caller, run: RunRecord) -> dict[str, Any]:
     if "mlmeta.import_digest" in run.tags:
         document: dict[str, Any] = json.loads(await caller.get_artifact(run.run_id, "attempt.json"))
         return document
-    losses = await _read_losses(caller, run)
-    test = await _read_test_commands(caller, run)
-    return {
-        "id": run.run_id,
-        "name": run.name,
-        "training_commands": await read_commands(caller, run),
-        "training_losses": losses,
-        "n_epoch": len(losses),
-        "testing_commands": test,
-        "accuracy": run.metrics.get("accuracy"),
-        "status": run.status or Status.INCOMPLETE,
-        "limit": int((test or {}).get("limit", run.params.get("test.limit", 0))),
-    }
+    return build_document(
+        run.run_id, run.name, train=await read_commands(caller, run), test=await _read_test_commands(caller, run),
+        losses=await _read_losses(caller, run), tags=run.tags, params=run.params, metrics=run.metrics,
+    )  # fmt: skip
 
 
 async def read_commands(caller: Caller, run: RunRecord) -> dict[str, Any]:
@@ -242,20 +241,17 @@ async def read_commands(caller: Caller, run: RunRecord) -> dict[str, Any]:
 
 
 async def _read_test_commands(caller: Caller, run: RunRecord) -> Any:
-    if TEST_TAG in run.tags and "accuracy" not in run.metrics:
-        return json.loads(run.tags[TEST_TAG])
     if "accuracy" not in run.metrics:
-        return None
+        return json.loads(run.tags[TEST_TAG]) if TEST_TAG in run.tags else None
     # MLflow answers 500 where a server's store has no such artifact.
     with contextlib.suppress(NotFoundError, RefusedError, ValueError):
         return json.loads(await caller.get_artifact(run.run_id, "test_commands.json"))
     return None
 
 
-async def _read_losses(caller: Caller, run: RunRecord) -> list[float | None]:
+async def _read_losses(caller: Caller, run: RunRecord) -> list[float]:
     if "train_loss" not in run.metrics:
         return []
     history = await caller.get("metrics/get-history", run_id=run.run_id, metric_key="train_loss")
     points = sorted(history.get("metrics", []), key=lambda one: int(one.get("step", 0)))
-    values = [float(one.get("value", math.nan)) for one in points]
-    return [value if math.isfinite(value) else None for value in values]
+    return [float(one.get("value", math.nan)) for one in points]

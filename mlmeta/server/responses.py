@@ -23,6 +23,17 @@ _STATUS: tuple[tuple[type[MlmetaError], int], ...] = (
     (AttemptFailedError, 500),
     (MlmetaError, 503),
 )
+_MEANINGS = {
+    400: "the filter is not understood", 401: "a login is needed", 403: "MLflow does not allow it",
+    404: "there is no such attempt", 409: "the name or the state does not allow it", 413: "the body is too large",
+    415: "the body is not JSON", 422: "the commands are faulty: `faults` has all of them", 429: "the queue is full",
+}  # fmt: skip
+_TOLD = {"type": "object", "properties": {"detail": {"type": "string"}, "faults": {"type": "array"}}}
+# What OpenAPI says of the faults of every route.
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": _TOLD}}}
+    for status, text in _MEANINGS.items()
+}
 # pandas writes floats with so many digits after the point: enough for a learning rate of 1e-9.
 _DIGITS = 12
 
@@ -47,6 +58,13 @@ def answer_error(error: MlmetaError) -> Response:
         return JSONResponse(document, status_code=error.status, headers=error.headers)
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     return JSONResponse(document, status_code=status)
+
+
+def describe_body(schema: str = "") -> dict[str, Any]:
+    """Return what OpenAPI says of a route whose body is a JSON object, of one of the schemas that the API has."""
+    docs = {"externalDocs": {"url": f"schema/{schema}", "description": "its JSON Schema"}} if schema else {}
+    content = {"application/json": {"schema": {"type": "object", **docs}}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def write_rows(table: pd.DataFrame) -> str:

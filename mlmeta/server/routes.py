@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import pandas as pd
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from mlmeta import meta_query
 from mlmeta.errors import NotFoundError
 from mlmeta.server import questions
-from mlmeta.server.callers import Caller, identify
+from mlmeta.server.callers import Asking
 from mlmeta.server.job_answers import describe_job, describe_jobs, link_to_run
+from mlmeta.server.questions import ask_history, ask_kept
 from mlmeta.server.queue import OPEN, Job, JobState
 from mlmeta.server.queued_runs import end_waiting_run, get_run, make_document, set_tags
 from mlmeta.server.recommending import recommend
-from mlmeta.server.responses import RefusedError, answer_rows
+from mlmeta.server.responses import FAULTS, RefusedError, answer_rows, describe_body
 from mlmeta.server.submitting import queue_training, read_body
 
-router = APIRouter(prefix="/ajax-api/mlmeta", tags=["mlmeta"])
-_T = TypeVar("_T")
-Asking = Annotated[Caller, Depends(identify)]
+router = APIRouter(prefix="/ajax-api/mlmeta", tags=["mlmeta"], responses=FAULTS)
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
 Offset = Annotated[int, Query(ge=0, le=10**15, description="Leave out so many first.")]
 Metric = Annotated[str, Query(max_length=250, description="A metric; its name says whether lower is better.")]
 Filter = Annotated[str, Query(max_length=10_000, description="As `mlmeta query` takes it.")]
 TaskName = Annotated[str | None, Query(max_length=250, description="Name or digest of a task; none for all.")]
-
-
-async def _ask(caller: Caller, question: Callable[[pd.DataFrame], _T], *, fresh: bool = False) -> _T:
-    """Return the answer to a question about the attempts that a caller may read; fresh: as they are right now."""
-
-    def answer() -> _T:
-        names = None if caller.experiments is None else list(caller.experiments.values())
-        return question(questions.choose_readable(caller.server.attempts.read(fresh=fresh), names))
-
-    return await caller.server.work(answer)
 
 
 @router.get("/attempts")
@@ -57,17 +45,17 @@ async def list_attempts(
             table, filter=filter, order_by=order_by, columns=names, limit=limit, offset=offset
         )
 
-    page, total = await _ask(caller, question)
+    page, total = await ask_history(caller, question)
     following = offset + limit if offset + limit < total else None
     return answer_rows("attempts", page, total=total, offset=offset, next_offset=following)
 
 
-@router.post("/attempts", status_code=202)
+@router.post("/attempts", status_code=202, openapi_extra=describe_body("train"))
 async def add_attempt(
     request: Request, caller: Asking, experiment: Annotated[str | None, Query(max_length=250)] = None
 ) -> JSONResponse:
     """Train and test an attempt in the background; the body holds train commands."""
-    document = await read_body(request, caller.server.settings)
+    document = await read_body(request, caller)
     job = await queue_training(caller, document, with_test=True, experiment=experiment)
     return JSONResponse(await describe_job(caller, job), status_code=202)
 
@@ -93,7 +81,7 @@ async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
 @router.post("/attempts/{run_id}/cancel")
 async def cancel_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
     """End an attempt that waits or is trained; what it has learnt is kept, and it can be resumed."""
-    await get_run(caller, run_id)
+    run = await get_run(caller, run_id)
     job: Job | None = await caller.server.work(caller.server.queue.find, run_id)
     if job is None:
         raise NotFoundError(f"the run {run_id} has no job in this server's queue")
@@ -103,7 +91,7 @@ async def cancel_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
     await set_tags(caller, run_id, {"mlmeta.cancelled_by": caller.login or "the page"})
     cancelled = await caller.server.work(caller.server.queue.request_cancel, run_id)
     if cancelled.state == JobState.CANCELLED:
-        await end_waiting_run(caller, run_id)
+        await end_waiting_run(caller, run)
     return await describe_job(caller, cancelled)
 
 
@@ -118,7 +106,9 @@ async def list_curves(
     # An attempt of ours that waits or is trained may be newer than the kept table, and somebody watches it grow.
     jobs = await caller.server.work(lambda: [queue.find(one) for one in run_id])
     is_open = any(job is not None and job.state in OPEN for job in jobs)
-    curves = await _ask(caller, lambda table: questions.list_curves(table, run_id, metric, store_uri), fresh=is_open)
+    curves = await ask_history(
+        caller, lambda table: questions.list_curves(table, run_id, metric, store_uri), fresh=is_open
+    )
     return {"metric": metric, "curves": curves}
 
 
@@ -127,7 +117,7 @@ async def show_leaderboard(
     caller: Asking, task: TaskName = None, metric: Metric = "accuracy", limit: Limit = 20
 ) -> Response:
     """Return the best attempts on a task."""
-    table = await _ask(
+    table = await ask_history(
         caller, lambda history: meta_query.leaderboard(task, metric=metric, limit=limit, history=history)
     )
     return answer_rows("attempts", table, task=task, metric=metric)
@@ -136,16 +126,12 @@ async def show_leaderboard(
 @router.get("/importance")
 async def show_importance(caller: Asking, metric: Metric = "accuracy", task: TaskName = None) -> Response:
     """Return how much each hyperparameter matters."""
-    server = caller.server
-    names = None if caller.experiments is None else tuple(sorted(caller.experiments.values()))
 
-    def measure(history: pd.DataFrame) -> pd.DataFrame:
-        key = ("importance", names, metric, task)
-        return server.answers.keep(
-            key, history, metric, lambda: meta_query.hyperparameter_importance(metric, task=task, history=history)
-        )
+    def question(history: pd.DataFrame) -> pd.DataFrame:
+        return meta_query.hyperparameter_importance(metric, task=task, history=history)
 
-    return answer_rows("importance", await _ask(caller, measure), metric=metric, task=task)
+    answer = await ask_kept(caller, question, "importance", metric, task)
+    return answer_rows("importance", answer, metric=metric, task=task)
 
 
 @router.get("/similar")
@@ -155,26 +141,19 @@ async def list_similar(caller: Asking, task: Annotated[str, Query(max_length=250
     def question(history: pd.DataFrame) -> pd.DataFrame:
         return questions.find_similar(history, task, limit)
 
-    return answer_rows("tasks", await _ask(caller, question), task=task)
+    return answer_rows("tasks", await ask_history(caller, question), task=task)
 
 
 @router.get("/tasks")
 async def map_tasks(caller: Asking, metric: Metric = "accuracy") -> dict[str, Any]:
     """Return all tasks with their places on a map and their distances."""
-    server = caller.server
-    names = None if caller.experiments is None else tuple(sorted(caller.experiments.values()))
-
-    def question(history: pd.DataFrame) -> dict[str, Any]:
-        key = ("tasks", names, metric)
-        return server.answers.keep(key, history, metric, lambda: questions.map_tasks(history, metric))
-
-    return await _ask(caller, question)
+    return await ask_kept(caller, lambda history: questions.map_tasks(history, metric), "tasks", metric)
 
 
-@router.post("/recommend")
+@router.post("/recommend", openapi_extra=describe_body())
 async def recommend_next(request: Request, caller: Asking) -> dict[str, Any]:
     """Say what to try next on the task of some commands: ``{"commands": {…}, "n": 5}``; takes some seconds."""
-    document = await read_body(request, caller.server.settings)
+    document = await read_body(request, caller)
     n = document.get("n", 5)
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 20:
         raise RefusedError(422, f"n must be a whole number from 1 to 20; got {n!r}")

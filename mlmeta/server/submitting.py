@@ -16,24 +16,22 @@ from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullEr
 from mlmeta.server.callers import Caller
 from mlmeta.server.queue import Job, JobKind, JobState
 from mlmeta.server.queued_runs import (
-    QUEUED_TAG,
     RunRecord,
+    change_run,
     create_run,
     delete_run,
-    describe_commands,
     find_runs,
     get_run,
     read_commands,
-    set_tags,
 )
 from mlmeta.server.responses import RefusedError
-from mlmeta.server.settings import ServerSettings
+from mlmeta.tracking.recovery import QUEUED_TAG
 
 _SOURCE = "the request"
 RUN_ID = re.compile("[0-9a-f]{32}")
 
 
-async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
+async def read_body(request: Request, caller: Caller) -> dict[str, Any]:
     """Return the JSON object that a request brings.
 
     Raises:
@@ -41,9 +39,9 @@ async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any
         RefusedError: If it is larger than commands may be.
     """
     content = await request.body()
-    if len(content) > settings.max_commands_bytes:
-        limit = f"{settings.max_commands_bytes:,}"
-        raise RefusedError(413, f"{_SOURCE}: has {len(content):,} bytes; commands may have {limit}")
+    limit = caller.server.settings.max_commands_bytes
+    if len(content) > limit:
+        raise RefusedError(413, f"{_SOURCE}: has {len(content):,} bytes; commands may have {limit:,}")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -105,13 +103,11 @@ async def queue_training(
     experiment_id = await find_experiment(caller, experiment)
     run = await _find_described(caller, commands.model_name, experiment_id)
     is_new = run is None
-    tags = {"mlmeta.commands_dir": str(base_dir), "mlmeta.page": f"{caller.server.prefix}/mlmeta/"}
+    tags = {"mlmeta.page": f"{caller.server.prefix}/mlmeta/"}
     if run is None:
-        run = await create_run(
-            caller, commands.model_name, "attempt", experiment_id=experiment_id, queued=True, tags=tags
-        )
-    await describe_commands(caller, run, commands)
-    await set_tags(caller, run.run_id, {QUEUED_TAG: "1", **tags})
+        run = await create_run(caller, commands.model_name, commands, base_dir, experiment_id=experiment_id, tags=tags)
+    else:
+        await change_run(caller, run, commands, base_dir, tags | {QUEUED_TAG: "1"})
     return await _add(
         caller, run, is_new, kind=JobKind.TRAIN, document=commands.document(), base_dir=str(base_dir),
         with_test=with_test, name=commands.model_name,
@@ -158,12 +154,13 @@ async def queue_test(caller: Caller, document: Mapping[str, Any]) -> Job:
     commands = await caller.server.work(parse_test_commands, document, source=_SOURCE)
     attempt = await _find_tested(caller, commands)
     train = await caller.server.work(parse_train_commands, await read_commands(caller, attempt))
-    wanted = _overlay(train, commands)
+    # What a test would read: its own pictures or those of the training, and the weights.
+    wanted = train.model_copy(update={"data": commands.data or train.data})
     base_dir = await caller.server.work(confine_commands, wanted, caller.server.settings.data_roots)
     await _check_room(caller)
     by_id = commands.model_copy(update={"run_id": attempt.run_id, "model_name": None})
     run = await create_run(
-        caller, f"test of {attempt.name}", "test", experiment_id=attempt.experiment_id, queued=True,
+        caller, f"test of {attempt.name}", by_id, base_dir, experiment_id=attempt.experiment_id,
         tags={"mlmeta.attempt": attempt.run_id, "mlflow.parentRunId": attempt.run_id},
     )  # fmt: skip
     return await _add(
@@ -180,12 +177,6 @@ async def _find_tested(caller: Caller, commands: TestCommands) -> RunRecord:
     if attempt.tags.get(QUEUED_TAG) == "0":
         raise RefusedError(409, f"the attempt {attempt.name} ({attempt.run_id}) is not trained yet, nor in the queue")
     return attempt
-
-
-def _overlay(train: TrainCommands, test: TestCommands) -> TrainCommands:
-    """Return the commands whose pictures and weights a test would read."""
-    data = test.data or train.data
-    return train.model_copy(update={"data": data})
 
 
 async def _check_room(caller: Caller) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,17 +162,48 @@ def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[st
     has_test = any(item.path == "test_commands.json" for item in client.list_artifacts(run_id))
     test = json.loads(read_text(client, run_id, "test_commands.json")) if has_test else None
     history = sorted(client.get_metric_history(run_id, "train_loss"), key=lambda metric: metric.step)
+    losses = [metric.value for metric in history]
+    data = run.data
+    return build_document(
+        run_id, run.info.run_name, train=train, test=test, losses=losses, tags=data.tags, params=data.params,
+        metrics=data.metrics,
+    )  # fmt: skip
+
+
+def build_document(
+    run_id: str,
+    name: str,
+    *,
+    train: Any,
+    test: Any,
+    losses: Sequence[float],
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the Attempt document of what a run holds.
+
+    Args:
+        run_id: Of the run.
+        name: Of the run.
+        train: Its train commands.
+        test: Its test commands; None for none.
+        losses: Its training losses by epoch; one that is not finite becomes null.
+        tags: Of the run.
+        params: Of the run.
+        metrics: Of the run, their last values.
+    """
     return {
         "id": run_id,
-        "name": run.info.run_name,
+        "name": name,
         "training_commands": train,
-        "training_losses": [metric.value if math.isfinite(metric.value) else None for metric in history],
-        "n_epoch": len(history),
+        "training_losses": [loss if math.isfinite(loss) else None for loss in losses],
+        "n_epoch": len(losses),
         "testing_commands": test,
-        "accuracy": run.data.metrics.get("accuracy"),
-        "status": run.data.tags.get("mlmeta.status", Status.INCOMPLETE),
+        "accuracy": metrics.get("accuracy"),
+        "status": tags.get("mlmeta.status", Status.INCOMPLETE),
         # The params are of the test that the train commands asked for; one by itself may have another limit.
-        "limit": int((test or {}).get("limit", run.data.params.get("test.limit", 0))),
+        "limit": int((test or {}).get("limit", params.get("test.limit", 0))),
     }
 
 

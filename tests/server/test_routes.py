@@ -294,9 +294,15 @@ def test_the_api_describes_itself(server: Server) -> None:
     assert status == 200
     paths = {path.removeprefix(f"{API}/") for path in document["paths"]}
     assert paths >= {"train", "test", "attempts", "attempts/{run_id}/cancel", "curves", "jobs", "recommend"}
-    assert all(one["description"] for path in document["paths"].values() for one in path.values())
+    operations = [one for path in document["paths"].values() for one in path.values()]
+    assert all(one["description"] and "422" in one["responses"] for one in operations)
+    assert len({one["operationId"] for one in operations}) == len(operations)
+    body = document["paths"][f"{API}/create_attempt"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    # As a link on the page, which lies beside the document.
+    assert server.ask(f"{API}/{body['externalDocs']['url']}")[1]["properties"]["training_commands"]
     for name in ("train", "test", "attempt"):
         assert server.ask(f"{API}/schema/{name}")[1]["properties"]
     status, page = server.ask(f"{API}/docs")
     assert status == 200
     assert "POST /ajax-api/mlmeta/train" in page
+    assert '<a href="schema/train">its JSON Schema</a>' in page
