@@ -128,52 +128,37 @@ def _scale_losses(figure: go.Figure, curves: pd.Series) -> None:
     figure.update_layout(yaxis=axis)
 
 
-def plot_parallel_coordinates(table: pd.DataFrame, params: Sequence[str], *, metric: str = "accuracy") -> go.Figure:
-    """Return each attempt as a line over axes for params and its score; drag on an axis to choose a range.
+def place_lines(table: pd.DataFrame, params: Sequence[str], *, metric: str = "accuracy") -> dict[str, Any]:
+    """Return each attempt as a line over axes for params and its score, as the page's script draws it.
 
     Numbers that span decades have a logarithmic axis, names are evenly spaced, and missing values stand below
-    the least one. Colour is the rank within the task.
+    the least one.
 
     Args:
         table: Attempts.
         params: Columns, from left to right.
         metric: The last axis.
 
+    Returns:
+        ``rows``: of the attempts, at most 3,000, the worst first. ``ranks``: theirs within the task, 0..1. ``axes``:
+        of each its label, the value of each attempt, the range of values, and which values have which text.
+
     Raises:
         BadInputError: No attempt has a finite score, or there is no param.
     """
-    from plotly.graph_objects import Parcoords
-
     scored = table[read_column(table, metric).notna()]
     if scored.empty or not params:
         raise BadInputError(f"no attempt has params to compare and a score in {shorten(metric)}")
     kept = thin_attempts(scored, metric, limit=MAX_LINES)
     ranks = rank_scores(table, metric).loc[kept.index].sort_values()
     kept = kept.loc[ranks.index]
-    figure = new_figure(height=440, margin={"l": 64, "r": 48, "t": 78, "b": 24})
-    figure.add_trace(
-        Parcoords(
-            line={
-                "color": round_values(ranks.fillna(0.5), digits=3),
-                "colorscale": SCORE_SCALE,
-                "cmin": 0,
-                "cmax": 1,
-                "showscale": True,
-                "colorbar": {"title": {"text": "rank"}, "thickness": 12},
-            },
-            dimensions=[
-                *(_make_dimension(kept, name) for name in params),
-                _make_dimension(kept, metric, logarithmic=not is_share(kept[metric])),
-            ],
-            labelangle=-12,
-            labelside="top",
-        )
-    )
-    return figure
+    axes = [*(_make_axis(kept, name) for name in params if name != metric)]
+    axes.append(_make_axis(kept, metric, logarithmic=not is_share(kept[metric])))
+    return {"rows": kept.index.tolist(), "ranks": round_values(ranks.fillna(0.5), digits=3), "axes": axes}
 
 
-def _make_dimension(table: pd.DataFrame, column: str, *, logarithmic: bool = True) -> dict[str, Any]:
-    label = escape_markup(column, limit=22)
+def _make_axis(table: pd.DataFrame, column: str, *, logarithmic: bool = True) -> dict[str, Any]:
+    label = cut_text(column, limit=22)
     numbers = read_column(table, column)
     if is_numeric(table[column]):
         return {"label": label} | _number_axis(numbers, logarithmic=logarithmic and spans_decades(numbers))
@@ -185,14 +170,11 @@ def _number_axis(numbers: pd.Series, *, logarithmic: bool) -> dict[str, Any]:
     low, high = float(places.min()), float(places.max())
     below = low - 0.12 * ((high - low) or 1.0)
     has_missing = bool(places.isna().any())
-    ticks = [(place, text) for place, text in _choose_ticks(low, high, logarithmic)]
-    if has_missing:
-        ticks.insert(0, (below, _MISSING))
+    ticks = [(below, _MISSING)] if has_missing else []
     return {
         "values": round_values(places.fillna(below), digits=5),
         "range": [below if has_missing else low, high if high > low else low + 1.0],
-        "tickvals": [place for place, _ in ticks],
-        "ticktext": [text for _, text in ticks],
+        "ticks": [*ticks, *_choose_ticks(low, high, logarithmic)],
     }
 
 
@@ -209,14 +191,8 @@ def _name_axis(values: pd.Series) -> dict[str, Any]:
     names = values.map(format_cell).replace("", _MISSING)
     shown = list(names.value_counts().index[:_MAX_NAMES])
     places: npt.NDArray[np.float64] = names.map({name: i for i, name in enumerate(shown)}).to_numpy(dtype=np.float64)
-    # The ticks of this plot, unlike other text of plotly, are no markup.
     texts = [cut_text(name, limit=16) for name in shown]
     if np.isnan(places).any():
         places = np.nan_to_num(places, nan=float(len(shown)))
         texts.append("other")
-    return {
-        "values": places.tolist(),
-        "range": [0, max(1, len(texts) - 1)],
-        "tickvals": list(range(len(texts))),
-        "ticktext": texts,
-    }
+    return {"values": places.tolist(), "range": [0, max(1, len(texts) - 1)], "ticks": list(enumerate(texts))}

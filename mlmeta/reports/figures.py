@@ -44,6 +44,7 @@ MAX_POINTS = 3000
 
 _MAX_BINS = 24
 _MAX_GROUPS = 6
+_N_NEAREST = 3
 _OTHER = "other"
 
 
@@ -288,21 +289,32 @@ def plot_pareto(table: pd.DataFrame, *, metric: str = "accuracy", cost: str = "d
     return figure
 
 
-def plot_task_map(tasks: pd.DataFrame, distances: pd.DataFrame, texts: list[str]) -> tuple[go.Figure, float]:
+def plot_task_map(
+    tasks: pd.DataFrame, distances: pd.DataFrame, texts: list[str], *, chosen: str | None = None
+) -> tuple[go.Figure, float]:
     """Return the map of tasks, and how much of the distances it loses (stress-1, 0..1).
 
     Args:
         tasks: As `mlmeta.analysis.task_similarity.task_table` gives it, n rows.
         distances: As `mlmeta.analysis.task_similarity.task_distances` gives it, (n, n) in the same order.
         texts: What is shown when a task is pointed at, without markup of strangers.
+        chosen: The task whose nearest ones lines lead to.
     """
     from plotly.graph_objects import Scatter
 
     places, stress = place_tasks(distances.to_numpy(dtype=np.float64))
     sizes = 8 + 8 * np.sqrt(tasks["n_attempts"] / max(1, tasks["n_attempts"].max()))
     figure = new_figure(height=460, margin={"l": 16, "r": 16, "t": 16, "b": 16})
+    is_chosen = (tasks["task"] == chosen).to_numpy(dtype=bool)
+    for start in is_chosen.nonzero()[0]:
+        far = distances.iloc[start].where(~is_chosen).to_numpy(dtype=np.float64)
+        for end in [place for place in far.argsort()[:_N_NEAREST] if np.isfinite(far[place])]:
+            x, y = places[[start, end]].T
+            line = {"color": PALETTE[1], "width": 1.5, "dash": "dot"}
+            figure.add_trace(Scatter(x=round_values(x), y=round_values(y), mode="lines", line=line, hoverinfo="skip"))
     figure.add_trace(
         Scatter(
+            ids=list(tasks["task"]),
             x=round_values(places[:, 0]),
             y=round_values(places[:, 1]),
             mode="markers+text",
@@ -310,7 +322,11 @@ def plot_task_map(tasks: pd.DataFrame, distances: pd.DataFrame, texts: list[str]
             textposition=_spread_labels(places),
             hovertext=texts,
             hovertemplate="%{hovertext}<extra></extra>",
-            marker={"size": round_values(sizes, digits=3), "color": PALETTE[0], "opacity": 0.8},
+            marker={
+                "size": round_values(sizes, digits=3),
+                "color": [PALETTE[1] if own else PALETTE[0] for own in is_chosen],
+                "opacity": 0.8,
+            },
             cliponaxis=False,
         )
     )

@@ -1,10 +1,7 @@
-"""The HTML of a report: text, data and figures put into one page that loads nothing and runs only its own scripts.
+"""HTML from templates, in which all that is written is escaped; and the tables of a report.
 
-Whatever comes from the data passes `escape_text` or `embed_json`. Scripts run only if the page's content security
-policy holds their SHA-256, and the policy allows no request at all. The plots that WebGL draws compile their own
-code, so that ``unsafe-eval`` is needed; only the scripts of the page can use it.
-
-The tables of a report, the best of each task and a leaderboard for each, are made here too.
+A report is one file that asks nobody for anything: its policy refuses every request, and allows the scripts by their
+digests alone.
 """
 
 from __future__ import annotations
@@ -12,10 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import html
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +22,12 @@ from mlmeta.reports.tables import format_cell
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 
-_FOLDER = Path(__file__).parent
-_PLACEHOLDER = re.compile("@@([a-z]+)@@")
+FOLDER = Path(__file__).parent
+SCRIPTS = ("parallel.js", "report.js")
 MAX_ROWS = 2000
 MIN_ROWS_PER_TASK = 20
 
@@ -39,89 +35,67 @@ _LONGEST = 48
 _LONGEST_HINT = 500
 
 
-def escape_text(value: object) -> str:
-    """Return text for an element or a quoted attribute."""
-    return html.escape(str(value), quote=True)
+def open_templates(folder: Path, *, asynchronous: bool = False) -> Environment:
+    """Return the templates of a folder; what they write is escaped, and a value that is missing is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, enable_async=asynchronous,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
 
 
-def embed_json(value: Any) -> str:
-    """Return JSON that may stand in a script element: no ``<``, ``>`` or ``&``, and null for what is not finite."""
+@functools.cache
+def _templates() -> Environment:
     from plotly.utils import PlotlyJSONEncoder
 
-    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    templates = open_templates(FOLDER / "templates")
+    # Jinja's own `tojson` writes <, > and & so that the text may stand in a script; what is not finite becomes null.
+    templates.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
+    templates.filters |= {"cell": _read_cell, "count": _count, "cut": _cut, "spec": _read_spec}
+    return templates
 
 
-def embed_figure(figure: go.Figure, *, label: str, caption: str = "", group: str = "") -> str:
-    """Return a figure element; the page's script draws it when it is scrolled to.
+def fill_template(name: str, values: Mapping[str, object]) -> Markup:
+    """Return a template of this package, filled."""
+    from markupsafe import Markup
 
-    The texts of attempts are left out, for the page holds them once: see ``texts`` in `fill_page`.
-
-    Args:
-        figure: Points with ``customdata`` belong to the attempt of that row.
-        label: Says what is seen, for those who do not see it.
-        caption: HTML below it.
-        group: Figures of one group follow the same controls.
-    """
-    spec = figure.to_plotly_json()
-    layout = {name: value for name, value in spec["layout"].items() if name != "template"}
-    data = [_without_texts(trace) for trace in spec["data"]]
-    below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return (
-        f'<figure><div data-figure data-group="{escape_text(group)}" role="img" aria-label="{escape_text(label)}"'
-        f' style="min-height:{int(layout["height"])}px"></div>{below}'
-        f'<script type="application/json">{embed_json({"data": data, "layout": layout})}</script></figure>'
-    )
+    return Markup(_templates().get_template(f"{name}.html").render(values))  # noqa: S704 - the template escapes
 
 
-def _without_texts(trace: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in trace.items() if name != "text" or "customdata" not in trace}
+def fill_body(section: str, **values: object) -> Markup:
+    """Return the body of a section, by the macro of that name."""
+    macro: Callable[..., Markup] = getattr(_bodies(), section)
+    return macro(**values)
 
 
-def fill_page(
-    *, title: str, summary: str, sections: Iterable[tuple[str, str, str]], texts: Iterable[str], rows: Any
-) -> str:
-    """Return the whole page.
-
-    Args:
-        title: Text.
-        summary: HTML below the title.
-        sections: Anchor, title (text) and body (HTML) of each.
-        texts: For each attempt, in the order of its row, what is shown when it is pointed at (HTML).
-        rows: The attempts as data, for programs that read the page.
-    """
-    sections = list(sections)
-    scripts = [_read_plotly(), _read("report.js")]
-    parts = {
-        "title": escape_text(title),
-        "policy": _make_policy(scripts),
-        "style": _read("report.css"),
-        "summary": summary,
-        "contents": "\n".join(f'<li><a href="#{a}">{escape_text(name)}</a></li>' for a, name, _ in sections),
-        "sections": "\n".join(_section(*section) for section in sections),
-        "attempts": embed_json({"texts": list(texts), "rows": rows}),
-        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
-    }
-    # One pass: what is put in is never searched for placeholders itself.
-    return _PLACEHOLDER.sub(lambda match: parts[match[1]], _read("report.html"))
+@functools.cache
+def _bodies() -> object:
+    return _templates().get_template("bodies.html").module
 
 
-def _section(anchor: str, title: str, body: str) -> str:
-    heading = f'<h2 id="{anchor}-title">{escape_text(title)}</h2>'
-    return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}\n{body}</section>'
+def fill_page(values: Mapping[str, object]) -> str:
+    """Return a whole page: style, scripts and their policy, around the values of the template."""
+    from markupsafe import Markup
+
+    scripts = [_read_plotly(), *(_read(name) for name in SCRIPTS)]
+    style = f"{_read('report.css')}\n{_read('sections.css')}"
+    # Files of ours, not to be escaped: their policy holds by their very bytes.
+    own = {"style": Markup(style), "scripts": [Markup(script) for script in scripts]}  # noqa: S704
+    return str(fill_template("report", {**values, **own, "policy": _make_policy(scripts)}))
+
+
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _make_policy(scripts: Iterable[str]) -> str:
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
-        f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -132,93 +106,70 @@ def _read_plotly() -> str:
     return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def make_overview(table: pd.DataFrame, params: Sequence[str], *, metric: str) -> str:
-    """Return one table: each task with its number of attempts, its median and its best attempt with some params."""
-    shown = list(params)[:4]
-    heads = [("task", False), ("attempts", True), (f"best {metric}", True), (f"median {metric}", True)]
-    heads += [("best attempt", False), *((name, is_numeric(table[name])) for name in shown), ("seconds", True)]
-    scores, lines = read_column(table, metric), []
-    ordered = order_by_score(table, metric)
-    for task, part in ordered.groupby("task", sort=True):
-        best, own = part.index[0], scores.loc[part.index]
-        cells = [_cell(task), _cell(len(part)), _cell(scores[best]), _cell(own.median())]
-        cells.append(_name_cell(str(table.at[best, "model_name"])))
-        cells += [_cell(table.at[best, name]) for name in [*shown, "duration_s"]]
-        lines.append(f'<tr data-row="{best}">{"".join(cells)}</tr>')
-    return _table(heads, lines)
+def _read_spec(figure: go.Figure) -> dict[str, Any]:
+    """Return what the page's script draws; the texts of attempts are left out, for the page holds them once."""
+    spec = figure.to_plotly_json()
+    layout = {name: value for name, value in spec["layout"].items() if name != "template"}
+    data = [{k: v for k, v in trace.items() if k != "text" or "customdata" not in trace} for trace in spec["data"]]
+    return {"data": data, "layout": layout}
 
 
-def make_leaderboards(table: pd.DataFrame, params: Sequence[str], *, metric: str) -> tuple[str, int]:
-    """Return a leaderboard of each task with its attempts, best first, and the number of attempts in them.
-
-    At most 2,000 attempts are shown in all, but at least the best 20 of each task.
-    """
-    ordered = order_by_score(table, metric)
-    counts = ordered["task"].value_counts()
-    limit = len(table) if len(table) <= MAX_ROWS else max(MIN_ROWS_PER_TASK, MAX_ROWS // len(counts))
-    parts: list[str] = []
-    n_shown = 0
-    for task, part in ordered.groupby("task", sort=True):
-        shown = part.head(limit)
-        n_shown += len(shown)
-        parts.append(_leaderboard(str(task), shown, params, metric, n_all=len(part), is_open=not parts))
-    return "\n".join(parts), n_shown
-
-
-def _leaderboard(
-    task: str, table: pd.DataFrame, params: Sequence[str], metric: str, *, n_all: int, is_open: bool
-) -> str:
-    names = [name for name in params if name != metric]
-    heads = [("rank", True), ("attempt", False), (metric, True), ("status", False)]
-    heads += [*((name, is_numeric(table[name])) for name in names), ("seconds", True), ("started (UTC)", False)]
-    scores = read_column(table, metric)
-    ranks = scores.rank(method="min", ascending=lower_is_better(metric))
-    columns = [table[name] for name in ("model_name", "status", *names, "duration_s", "started")]
-    lines = []
-    for row, rank, score, (name, status, *values) in zip(
-        table.index, ranks, scores, zip(*columns, strict=True), strict=True
-    ):
-        cells = [_cell(rank), _name_cell(name), _cell(score), _cell(status), *(_cell(value) for value in values)]
-        lines.append(f'<tr data-row="{row}">{"".join(cells)}</tr>')
-    count = f"{n_all:,} attempts" if n_all > 1 else "1 attempt"
-    note = count if len(table) == n_all else f"the best {len(table):,} of {count}"
-    is_open_text = " open" if is_open else ""
-    head = f"<summary>{escape_text(_cut(task))} <small>{note}</small></summary>"
-    return f'<details data-task="{escape_text(_cut(task))}"{is_open_text}>{head}{_table(heads, lines)}</details>'
-
-
-def _table(heads: Sequence[tuple[str, bool]], lines: Sequence[str]) -> str:
-    cells = "".join(
-        f'<th scope="col"{_number_class(is_number)}><button type="button">{escape_text(_cut(name))}</button></th>'
-        for name, is_number in heads
-    )
-    body = "\n".join(lines)
-    return (
-        f'<div class="table" tabindex="0" role="region" aria-label="table"><table><thead><tr>{cells}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _cell(value: Any) -> str:
-    """Return a cell; a number keeps its full value for sorting, a long text its beginning as a hint."""
+def _read_cell(value: Any) -> tuple[str, str, str]:
+    """Return a cell's text; of a number all its digits, to sort by; of a text that was cut its beginning."""
     text = format_cell(value)
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
-    if is_number and text:
-        exact = repr(float(value)).replace("inf", "Infinity")
-        return f'<td class="number" data-value="{exact}">{escape_text(text)}</td>'
-    hint = f' title="{escape_text(text[:_LONGEST_HINT])}"' if len(text) > _LONGEST else ""
-    return f"<td{hint}>{escape_text(_cut(text))}</td>"
-
-
-def _name_cell(name: str) -> str:
-    hint = f' title="{escape_text(name[:_LONGEST_HINT])}"' if len(name) > _LONGEST else ""
-    text = escape_text(_cut(name)) or "(no name)"
-    return f'<td{hint}><button type="button" aria-pressed="false">{text}</button></td>'
+    exact = repr(float(value)).replace("inf", "Infinity") if is_number and text else ""
+    return _cut(text), exact, text[:_LONGEST_HINT] if len(text) > _LONGEST else ""
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _number_class(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def make_overview(table: pd.DataFrame, params: Sequence[str], *, metric: str) -> dict[str, Any]:
+    """Return one table: each task with its number of attempts, its median and its best attempt with some params."""
+    shown = list(params)[:4]
+    heads = [("task", "text"), ("attempts", "number"), (f"best {metric}", "number"), (f"median {metric}", "number")]
+    heads += [("best attempt", "name"), *_name_columns(table, shown), ("seconds", "number")]
+    scores, rows = read_column(table, metric), []
+    for task, part in order_by_score(table, metric).groupby("task", sort=True):
+        best = part.index[0]
+        facts = [table.at[best, name] for name in ("model_name", *shown, "duration_s")]
+        rows.append((best, [task, len(part), scores[best], scores[part.index].median(), *facts]))
+    return {"heads": heads, "rows": rows}
+
+
+def make_leaderboards(table: pd.DataFrame, params: Sequence[str], *, metric: str) -> dict[str, Any]:
+    """Return a leaderboard of each task with its attempts, best first, and the number of attempts in them.
+
+    At most 2,000 attempts are shown in all, but at least the best 20 of each task.
+    """
+    names = [name for name in params if name != metric]
+    heads = [("rank", "number"), ("attempt", "name"), (metric, "number"), ("status", "text")]
+    heads += [*_name_columns(table, names), ("seconds", "number"), ("started (UTC)", "text")]
+    limit = len(table) if len(table) <= MAX_ROWS else max(MIN_ROWS_PER_TASK, MAX_ROWS // table["task"].nunique())
+    boards = []
+    for task, part in order_by_score(table, metric).groupby("task", sort=True):
+        shown = part.head(limit)
+        scores = read_column(shown, metric)
+        ranks = scores.rank(method="min", ascending=lower_is_better(metric))
+        cells = [ranks, shown["model_name"], scores, shown["status"], *(shown[name] for name in names)]
+        cells += [shown["duration_s"], shown["started"]]
+        note = (
+            _count(len(part), "attempt")
+            if len(shown) == len(part)
+            else f"the best {len(shown):,} of {len(part):,} attempts"
+        )
+        boards.append(
+            {"task": str(task), "note": note, "rows": list(zip(shown.index, zip(*cells, strict=True), strict=True))}
+        )
+    n_shown = sum(len(board["rows"]) for board in boards)
+    return {"heads": heads, "boards": boards, "n_shown": n_shown, "n": len(table)}
+
+
+def _name_columns(table: pd.DataFrame, names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name, "number" if is_numeric(table[name]) else "text") for name in names]

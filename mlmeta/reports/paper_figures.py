@@ -129,12 +129,7 @@ def _draw_curves(attempts: Attempts) -> Figure:
 
 
 def _draw_importance(attempts: Attempts) -> Figure:
-    measured = attempts.importance
-    if isinstance(measured, str):
-        raise BadInputError(measured)
-    if measured.empty:
-        raise BadInputError("no param differs among the attempts")
-    rows = measured.head(_MAX_BARS).iloc[::-1]
+    rows = attempts.measured.head(_MAX_BARS).iloc[::-1]
     figure, axes = _new_axes(height=0.75 + 0.24 * len(rows))
     places = np.arange(len(rows), dtype=np.float64)
     bars = (
@@ -188,13 +183,8 @@ def _draw_panel(axes: Axes, points: pd.DataFrame, groups: Sequence[str]) -> None
 
 
 def _draw_map(attempts: Attempts) -> Figure:
-    from mlmeta.analysis.task_similarity import task_distances, task_table
-
-    metric = attempts.metric
-    tasks = task_table(attempts.studied, metric)
-    if len(tasks) < 2:
-        raise BadInputError("a map needs two tasks with meta-features or labels")
-    places, stress = place_tasks(task_distances(tasks).to_numpy(dtype=np.float64))
+    tasks, distances = attempts.place_tasks()
+    places, stress = place_tasks(distances.to_numpy(dtype=np.float64))
     figure, axes = _new_axes(height=2.8)
     axes.scatter(places[:, 0], places[:, 1], s=14, color=PALETTE[0])
     axes.set(xlabel=f"task distance (stress-1 {stress:.2f})", ylabel="task distance")

@@ -9,6 +9,7 @@
     modeBarButtonsToRemove: ["lasso2d", "select2d"],
   };
   const figures = new Map();
+  const marks = [];
   let selected = null;
 
   for (const place of document.querySelectorAll("[data-figure]")) {
@@ -36,9 +37,6 @@
 
   function themeTrace(trace, figure) {
     const themed = structuredClone(trace);
-    if (themed.type === "parcoords") {
-      for (const name of ["labelfont", "tickfont", "rangefont"]) themed[name] = { color: colour("--text"), size: 12 };
-    }
     if (themed.customdata) themed.text = themed.customdata.map((row) => (row === null ? "" : attempts.texts[row]));
     const meta = themed.meta || {};
     if (meta.colours) themed.line.color = meta.colours[figure.colours];
@@ -74,8 +72,10 @@
     });
     if (first) {
       figure.place.on("plotly_click", (event) => {
-        const row = event.points.length ? event.points[0].customdata : null;
+        const { customdata: row, id } = event.points[0] || {};
         if (Number.isInteger(row)) select(row === selected ? null : row);
+        // A page around these figures may do more with what has a name.
+        else if (id !== undefined) document.dispatchEvent(new CustomEvent("choose", { detail: id }));
       });
     }
   }
@@ -104,6 +104,12 @@
     document.getElementById("selected").hidden = row === null;
     // These texts were escaped when the page was written.
     document.getElementById("selected-text").innerHTML = row === null ? "" : attempts.texts[row];
+    const { pages } = document.body.dataset;
+    if (pages && row !== null) {
+      const link = Object.assign(document.createElement("a"), { href: `${pages}/attempts/${attempts.rows.run_id[row]}`, textContent: "Open" });
+      document.getElementById("selected-text").append(" ", link);
+    }
+    marks.forEach((mark) => mark(row));
     drawAgain((figure) => holds(figure, before) || holds(figure, row));
   }
 
@@ -168,10 +174,21 @@
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       watcher.unobserve(entry.target);
-      draw(figures.get(entry.target));
+      if (figures.has(entry.target)) draw(figures.get(entry.target));
+      else drawAxes(entry.target);
+      entry.target.classList.add("drawn");
     }
   }, { rootMargin: "600px" });
-  figures.forEach((figure, place) => watcher.observe(place));
+
+  function drawAxes(place) {
+    const [told, source] = [place.parentElement.nextElementSibling, place.closest("section").querySelector("script[data-lines]")];
+    const choose = (row) => select(row === selected ? null : row);
+    const mark = drawLines(place, told, JSON.parse(source.textContent), { choose, nameOf: (row) => attempts.rows.model_name[row] });
+    mark(selected);
+    marks.push(mark);
+  }
+
+  document.querySelectorAll("[data-figure], div[data-lines]").forEach((place) => watcher.observe(place));
   addEventListener("beforeprint", () => figures.forEach((figure) => figure.drawn || draw(figure)));
   isDark.addEventListener("change", () => drawAgain(() => true));
 })();

@@ -1,9 +1,10 @@
 """The page under /mlmeta/: what MLflow's UI cannot show, in pages that each have an address of their own.
 
 The server writes the frame: navigation, controls, the names of tasks and metrics, what to do where there is no attempt
-yet. Scripts fill in the rest from the API. Nothing is loaded from elsewhere, and no script stands in a page.
+yet. Scripts fill in the rest from the API; hyperparameters and tasks show sections of `mlmeta.reports.report`, which
+come when they are drawn. Nothing is loaded from elsewhere, and no script stands in a page.
 
-Templates, styles and scripts have addresses that change when they do.
+Styles and scripts have addresses that change when they do.
 """
 
 from __future__ import annotations
@@ -11,23 +12,28 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 from fastapi import APIRouter, Depends, Header, Query
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from mlmeta.errors import NotFoundError
+import mlmeta.reports.html
+from mlmeta.errors import MlmetaError, NotFoundError
 from mlmeta.history.table import is_numeric, lower_is_better
-from mlmeta.reports.html import escape_text
+from mlmeta.reports.html import open_templates
+from mlmeta.reports.report import write_sections
 from mlmeta.server import questions
 from mlmeta.server.callers import Caller, identify
 from mlmeta.server.job_answers import link_to_run
 from mlmeta.server.queued_runs import get_run
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 router = APIRouter(tags=["the page"], include_in_schema=False)
 Asking = Annotated[Caller, Depends(identify)]
@@ -35,34 +41,24 @@ Text = Annotated[str, Query(max_length=10_000)]
 _A_YEAR_S = 31_536_000
 _FIRST_METRICS = ("accuracy", "val_accuracy", "macro_f1", "test_loss", "val_loss", "train_loss", "duration_s")
 _FOLDER = Path(__file__).parent / "page"
-_PLACEHOLDER = re.compile("@@([a-z_]+)@@")
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 _PLOTLY = "plotly.js"
+# Templates whose script has another name.
+_SCRIPTS = {"empty": "new", "missing": "frame", "params": "sections", "tasks": "sections"}
+_PARAM_SECTIONS = ("importance", "parallel", "effects", "pairs")
+_MOST_TASKS = 100
 
 
-@dataclass(frozen=True)
-class Section:
-    """An entry of the navigation.
-
-    Attributes:
-        path: Below ``/mlmeta/``; empty for the first.
-        needs_attempts: Whether it says how to make the first attempt where there is none.
-    """
-
-    path: str
-    title: str
-    needs_attempts: bool = True
-
-
-SECTIONS = (
-    Section("", "Leaderboard"),
-    Section("curves", "Curves"),
-    Section("params", "Hyperparameters"),
-    Section("tasks", "Tasks"),
-    Section("next", "What next"),
-    Section("queue", "Queue", needs_attempts=False),
-    Section("new", "New attempt", needs_attempts=False),
-)
+# Titles by their paths below /mlmeta/.
+SECTIONS = {
+    "": "Leaderboard",
+    "curves": "Curves",
+    "params": "Hyperparameters",
+    "tasks": "Tasks",
+    "next": "What next",
+    "queue": "Queue",
+    "new": "New attempt",
+}
 
 
 @dataclass(frozen=True)
@@ -89,12 +85,13 @@ def describe_history(table: pd.DataFrame) -> Overview:
     return Overview(len(table), sorted(str(task) for task in table["task"].dropna().unique()), metrics)
 
 
-async def _look(caller: Caller) -> Overview:
-    def look() -> Overview:
-        names = None if caller.experiments is None else list(caller.experiments.values())
-        return describe_history(questions.choose_readable(caller.server.attempts.read(), names))
+def _read(caller: Caller) -> pd.DataFrame:
+    names = None if caller.experiments is None else list(caller.experiments.values())
+    return questions.choose_readable(caller.server.attempts.read(), names)
 
-    return await caller.server.work(look)
+
+async def _look(caller: Caller) -> Overview:
+    return await caller.server.work(lambda: describe_history(_read(caller)))
 
 
 @router.get("/mlmeta")
@@ -106,60 +103,76 @@ async def lead_to_first(caller: Asking) -> Response:
 @router.get("/mlmeta/")
 async def show_leaderboard(caller: Asking, task: Text = "", metric: Text = "", filter: Text = "") -> Response:
     """Show the leaderboard, of one task or of all."""
-    overview = await _look(caller)
-    values = {"tasks": _list_tasks(overview, task, every=True), "metrics": _list_metrics(overview, metric)}
-    return _show(caller, SECTIONS[0], "leaderboard", values | {"filter": filter}, overview)
+    return await _show(caller, "", {"task": task, "metric": metric, "filter": filter}, await _look(caller))
 
 
 @router.get("/mlmeta/curves")
 async def show_curves(caller: Asking) -> Response:
     """Show a metric by epoch of chosen attempts, as they grow."""
-    return _show(caller, SECTIONS[1], "curves", {}, await _look(caller))
+    return await _show(caller, "curves", {}, await _look(caller))
 
 
 @router.get("/mlmeta/params")
 async def show_params(caller: Asking, task: Text = "", metric: Text = "") -> Response:
-    """Show which hyperparameters matter, and all attempts over them."""
+    """Show which hyperparameters matter, what they do, and all attempts over them."""
     overview = await _look(caller)
-    values = {"tasks": _list_tasks(overview, task, every=True), "metrics": _list_metrics(overview, metric)}
-    return _show(caller, SECTIONS[2], "params", values, overview)
+    task, metric = task if task in overview.tasks else "", _choose(metric, overview.metrics)
+
+    def draw(table: pd.DataFrame) -> Markup:
+        return write_sections(table, _PARAM_SECTIONS, metric=metric, task=task or None)
+
+    async def later() -> dict[str, object]:
+        return {"sections": await _keep(caller, ("params", task), metric, draw)}
+
+    return await _show(caller, "params", {"task": task, "metric": metric, "later": later}, overview)
 
 
 @router.get("/mlmeta/tasks")
 async def show_tasks(caller: Asking, task: Text = "") -> Response:
     """Show what the tasks have in common."""
     overview = await _look(caller)
-    return _show(caller, SECTIONS[3], "tasks", {"tasks": _list_tasks(overview, task)}, overview)
+    task = _choose(task, overview.tasks)
+
+    def draw(table: pd.DataFrame) -> Markup:
+        return write_sections(table, ["map"], metric="accuracy", chosen=task)
+
+    async def later() -> dict[str, object]:
+        drawn = await _keep(caller, ("tasks", task), "accuracy", draw)
+        try:
+            near = await caller.server.work(lambda: questions.find_similar(_read(caller), task, _MOST_TASKS))
+        except MlmetaError as error:
+            return {"sections": drawn, "near": [], "reason": str(error)}
+        return {"sections": drawn, "near": near.to_dict("records"), "reason": ""}
+
+    return await _show(caller, "tasks", {"task": task, "later": later}, overview)
 
 
 @router.get("/mlmeta/next")
 async def show_next(caller: Asking, task: Text = "") -> Response:
     """Show what to try next."""
-    overview = await _look(caller)
-    return _show(caller, SECTIONS[4], "next", {"tasks": _list_tasks(overview, task)}, overview)
+    return await _show(caller, "next", {"task": task}, await _look(caller))
 
 
 @router.get("/mlmeta/queue")
 async def show_queue(caller: Asking) -> Response:
     """Show the attempts that wait, are at work, or have ended."""
-    return _show(caller, SECTIONS[5], "queue", {})
+    return await _show(caller, "queue", {})
 
 
 @router.get("/mlmeta/new")
 async def show_new(caller: Asking) -> Response:
     """Show the form that takes commands."""
-    return _show(caller, SECTIONS[6], "new", {"form": _write_form()})
+    return await _show(caller, "new", {})
 
 
 @router.get("/mlmeta/attempts/{run_id}")
 async def show_attempt(caller: Asking, run_id: str) -> Response:
     """Show one attempt: commands, metrics, curve, log."""
-    section = Section("attempts", "Attempt", needs_attempts=False)
     try:
         run = await get_run(caller, run_id)
     except NotFoundError as error:
-        return _show(caller, section, "missing", {"message": str(error)}, status=404)
-    return _show(caller, section, "attempt", {"name": run.name, "run_id": run.run_id}, title=run.name)
+        return await _show(caller, "missing", {"message": str(error)}, title="Attempt", status=404)
+    return await _show(caller, "attempt", {"name": run.name, "run_id": run.run_id}, title=run.name)
 
 
 @router.get("/mlmeta/mlflow/{run_id}")
@@ -184,67 +197,64 @@ async def send_asset(
     return Response(asset.packed, media_type=asset.content_type, headers=headers | {"Content-Encoding": "gzip"})
 
 
-def _show(
+def _choose(wanted: str, known: Sequence[str]) -> str:
+    """Return what an address names, else the first that there is."""
+    return wanted if wanted in known else next(iter(known), "")
+
+
+async def _keep(
+    caller: Caller, key: tuple[str, ...], metric: str, draw: Callable[[pd.DataFrame], Markup]
+) -> Markup | str:
+    """Return what is drawn of the attempts that a caller may read, kept until their scores are others."""
+    names = None if caller.experiments is None else tuple(sorted(caller.experiments.values()))
+
+    def find() -> Markup:
+        table = _read(caller)
+        return caller.server.answers.keep((*key, metric, names), table, metric, lambda: draw(table))
+
+    return await caller.server.work(find)
+
+
+async def _show(
     caller: Caller,
-    section: Section,
-    template: str,
+    path: str,
     values: Mapping[str, object],
     overview: Overview | None = None,
     *,
     title: str = "",
     status: int = 200,
 ) -> Response:
-    """Return a page: a template in the frame; where there is nothing to show, how to make the first attempt."""
+    """Return the page of that path, a template of that name; where it shows nothing, how to make the first attempt.
+
+    What the template asks `later` for comes when it is there, and the browser shows the page until then.
+    """
+    template = "empty" if overview is not None and not overview.n_attempts else path or "leaderboard"
     pages = f"{caller.server.prefix}/mlmeta"
-    if overview is not None and section.needs_attempts and not overview.n_attempts:
-        template, values = "empty", {"form": _write_form()}
     assets = f"{pages}/assets/{digest_assets()}"
-    frame: dict[str, Any] = {
-        "title": title or section.title,
+    frame = {
+        "title": title or SECTIONS[path],
         "prefix": caller.server.prefix,
         "pages": pages,
         "assets": assets,
         "plotly": f"{pages}/assets/plotly-{plotly_version()}/plotly.js",
-        "script": {"empty": "new", "missing": "frame"}.get(template, template),
-        "navigation": _write_navigation(pages, section),
-        "content": fill_template(template, {"pages": pages, **values}),
+        "script": _SCRIPTS.get(template, template),
+        "navigation": SECTIONS,
+        "path": path,
+        "overview": overview,
+        "example": read_example(),
     }
     headers = {"Cache-Control": "no-store"}
-    return HTMLResponse(fill_template("frame", frame), status_code=status, headers=headers)
+    written = _templates().get_template(f"{template}.html").generate_async({**frame, **values})
+    if "later" in values:
+        return StreamingResponse(written, status, headers, "text/html")
+    return HTMLResponse("".join([piece async for piece in written]), status, headers)
 
 
-def _write_navigation(pages: str, current: Section) -> Html:
-    return Html("\n".join(_write_link(pages, section, current) for section in SECTIONS))
-
-
-def _write_link(pages: str, section: Section, current: Section) -> str:
-    mark = ' aria-current="page"' if section.path == current.path else ""
-    return f'<li><a href="{escape_text(pages)}/{section.path}"{mark}>{section.title}</a></li>'
-
-
-def _list_tasks(overview: Overview, chosen: str, *, every: bool = False) -> Html:
-    names = [*([""] if every else []), *overview.tasks]
-    return Html("".join(_write_option(name, name or "all tasks", chosen) for name in names))
-
-
-def _list_metrics(overview: Overview, chosen: str) -> Html:
-    orders = {name: "ASC" if lower_is_better(name) else "DESC" for name in overview.metrics}
-    return Html("".join(_write_option(name, name, chosen, f' data-order="{orders[name]}"') for name in orders))
-
-
-def _write_option(value: str, text: str, chosen: str, more: str = "") -> str:
-    mark = " selected" if value == chosen else ""
-    return f'<option value="{escape_text(value)}"{mark}{more}>{escape_text(text)}</option>'
-
-
-def _write_form() -> Html:
-    return fill_template("form", {"example": read_example()})
-
-
-class Html(str):
-    """Text that is HTML already, with nothing of strangers in it that was not escaped."""
-
-    __slots__ = ()
+@functools.cache
+def _templates() -> Environment:
+    templates = open_templates(_FOLDER, asynchronous=True)
+    templates.tests["lower_better"] = lower_is_better
+    return templates
 
 
 @dataclass(frozen=True)
@@ -263,36 +273,22 @@ class Asset:
 
 
 @functools.cache
-def read_template(name: str) -> str:
-    """Return the text of a template."""
-    return (_FOLDER / f"{name}.html").read_text(encoding="utf-8")
-
-
-@functools.cache
 def read_example() -> str:
     """Return train commands to begin with, on pictures that mlmeta brings."""
     return (_FOLDER / "example.json").read_text(encoding="utf-8").strip()
 
 
-def fill_template(name: str, values: Mapping[str, object]) -> Html:
-    """Return a template with its placeholders ``@@name@@`` filled; what is no `Html` is escaped.
-
-    Raises:
-        KeyError: If a value is missing.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        value = values[match[1]]
-        return value if isinstance(value, Html) else escape_text(value)
-
-    return Html(_PLACEHOLDER.sub(fill, read_template(name)))
+def _list_assets() -> dict[str, Path]:
+    """Return scripts and styles by their names: those of the pages, and those of the sections in them."""
+    folders = (_FOLDER, mlmeta.reports.html.FOLDER)
+    return {file.name: file for folder in folders for file in folder.iterdir() if file.suffix in _TYPES}
 
 
 @functools.cache
 def digest_assets() -> str:
     """Return what stands in the addresses of scripts and styles: other files, other addresses."""
-    files = sorted(file for file in _FOLDER.iterdir() if file.suffix in _TYPES)
-    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[:12]
+    files = sorted(_list_assets().items())
+    return hashlib.sha256(b"".join(name.encode() + file.read_bytes() for name, file in files)).hexdigest()[:12]
 
 
 def plotly_version() -> str:
@@ -307,7 +303,7 @@ def find_asset(version: str, name: str) -> Asset | None:
     if name == _PLOTLY:
         return _read_plotly() if version == f"plotly-{plotly_version()}" else None
     # Only names that are listed are opened, whatever a request asks for.
-    known = {file.name: file for file in _FOLDER.iterdir() if file.suffix in _TYPES}
+    known = _list_assets()
     return _read_asset(known[name]) if version == digest_assets() and name in known else None
 
 
