@@ -348,4 +348,9 @@ def _spread_labels(places: Floats) -> list[str]:
     if len(places) < 2:
         return ["top center"] * len(places)
     away = places - places[distances.argmin(axis=1)]
-    return [f"{'top' if y >= 0 else 'bottom'} {'right' if x > 0 else 'left'}" for x, y in away]
+    # Of tasks at one place every other name stands on the other side.
+    sides = np.where(np.abs(away).max(axis=1) < 1e-3, np.arange(len(away)) % 2, away[:, 0]) > 0
+    return [
+        f"{'top' if y >= -1e-3 else 'bottom'} {'right' if right else 'left'}"
+        for y, right in zip(away[:, 1], sides, strict=True)
+    ]

@@ -1,5 +1,5 @@
 // Figures by plotly, in the colours of the page. plotly takes some markup in texts: what comes from data is escaped.
-export const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7AE6"];
+const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7AE6"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const SETTINGS = {
   responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", typesetMath: false,
@@ -11,8 +11,7 @@ let loading = null;
 
 export const style = (index) => ({ color: PALETTE[index % 7], dash: DASHES[Math.floor(index / 7) % 4] });
 export const escape = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-export const shorten = (text, length = 30) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
-export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // The library is large: it is loaded once, where there is a figure.
 export function load() {
@@ -42,14 +41,12 @@ function theme(layout) {
 }
 
 // makeTraces is a function, for its colours are others in the dark.
-export async function draw(place, makeTraces, layout, onClick = null) {
+export async function draw(place, makeTraces, layout) {
   drawn.set(place, { makeTraces, layout });
   const plotly = await load();
   const wanted = drawn.get(place);
-  const isFirst = !place.classList.contains("js-plotly-plot");
   await plotly.react(place, wanted.makeTraces(), theme({ height: place.clientHeight, ...wanted.layout }), SETTINGS);
   place.classList.add("drawn");
-  if (isFirst && onClick) place.on("plotly_click", (event) => event.points.length && onClick(event.points[0]));
 }
 
 isDark.addEventListener("change", () => {
