@@ -73,19 +73,23 @@ class Reader(Protocol):
         """Yield (run id, step, value) of a metric's whole history."""
 
 
+# The places of values among the runs, and the values: one by one or as arrays.
+Column = tuple[Any, Any]
+
+
 @dataclass
 class RunRows:
     """Runs on their way from a store: facts by run, everything else by column.
 
     Attributes:
         facts: Every name of `FACT_TYPES` with one value a run.
-        texts: ``param:<key>`` or ``tag:<key>`` → (rows, values), one by one or as arrays.
-        numbers: ``metric:<key>`` → (rows, values).
+        texts: ``param:<key>`` or ``tag:<key>``.
+        numbers: ``metric:<key>``.
     """
 
-    facts: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FACT_TYPES})
-    texts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    numbers: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=lambda: {name: [] for name in FACT_TYPES})
+    texts: dict[str, Column] = field(default_factory=dict)
+    numbers: dict[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The number of runs."""
@@ -106,11 +110,10 @@ class RunRows:
     def to_arrow(self) -> pa.Table:
         """Return the runs as a table."""
         n = len(self)
-        columns = {name: pa.array(self.facts[name], type=kind) for name, kind in FACT_TYPES.items()}
-        curves = self.texts.pop(f"tag:{CURVE_TAG}", ([], []))
-        columns["curve"] = _read_curves(*curves, n_rows=n)
+        columns = {name: _chunk(self.facts[name], kind) for name, kind in FACT_TYPES.items()}
+        columns["curve"] = _read_curves(*self.texts.pop(f"tag:{CURVE_TAG}", ([], [])), n_rows=n)
         for name, (rows, texts) in self.texts.items():
-            columns[name] = _spread(rows, texts, n_rows=n)
+            columns[name] = spread(rows, texts, n_rows=n)
         for name, (rows, numbers) in self.numbers.items():
             present = np.zeros(n, dtype=bool)
             present[rows] = True
@@ -121,19 +124,24 @@ class RunRows:
         return pa.table(columns)
 
 
-def _spread(rows: Sequence[int], texts: Sequence[str | None] | pa.ChunkedArray, *, n_rows: int) -> pa.Array:
+def _chunk(values: Any, kind: pa.DataType) -> pa.ChunkedArray:
+    return values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values, type=kind)])
+
+
+def spread(rows: Any, texts: Any, *, n_rows: int) -> pa.Array:
     """Return texts at their rows, as a dictionary; the other rows are missing."""
-    chunked = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, type=pa.string())])
+    if not len(rows):
+        return pa.nulls(n_rows, pa.dictionary(pa.int32(), pa.string()))
     # All chunks come with one dictionary.
-    encoded = chunked.dictionary_encode().chunks
+    encoded = _chunk(texts, pa.string()).dictionary_encode().chunks
     codes = np.full(n_rows, -1, dtype=np.int32)
     codes[rows] = np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded])
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), encoded[0].dictionary)
 
 
-def _read_curves(rows: Iterable[int], texts: Any, *, n_rows: int) -> pa.Array:
+def _read_curves(rows: Any, texts: Any, *, n_rows: int) -> pa.Array:
     curves: list[list[float] | None] = [None] * n_rows
-    for row, text in zip(rows, texts.to_pylist() if isinstance(texts, pa.ChunkedArray) else texts, strict=True):
+    for row, text in zip(rows, _chunk(texts, pa.string()).to_pylist(), strict=True):
         curves[row] = parse_curve(text or "")
     return pa.array(curves, type=pa.list_(pa.float64()))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,20 +20,21 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from servers import Postgres, Server, find_postgres
 
 from mlmeta.errors import MlmetaError, NotFoundError
-from mlmeta.history import loading, sql_reader
+from mlmeta.history import database, loading, sql_reader
 from mlmeta.history.api_reader import ApiReader
 from mlmeta.history.loading import load_attempts, load_curves, open_reader
 from mlmeta.history.reader import empty_table
 from mlmeta.history.sql_reader import SqlReader, open_sql_reader
 from mlmeta.history.table import make_frame
 
-STORES = ("SQLite", "SQLite by API", "server on SQLite", "PostgreSQL", "server on PostgreSQL")
+STORES = ("SQLite", "SQLite without ADBC", "SQLite by API", "server on SQLite", "PostgreSQL", "server on PostgreSQL")
 NOW_MS = time.time_ns() // 1_000_000
 
 
@@ -46,6 +50,22 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
+def scan_every_file(patch: pytest.MonkeyPatch) -> None:
+    """Have SQLite files read by Arrow's driver however small they are, and nothing else do it where that fails."""
+    pytest.importorskip("adbc_driver_sqlite", reason="needs Arrow's driver for SQLite")
+
+    @contextlib.contextmanager
+    def scan(file: Path) -> Iterator[database.Read]:
+        try:
+            with database.open_scan(file) as read:
+                yield read
+        except (OSError, pa.ArrowException) as error:
+            raise AssertionError("Arrow's driver failed") from error
+
+    patch.setattr(database, "SCAN_BYTES", 0)
+    patch.setattr(sql_reader, "open_scan", scan)
+
+
 @pytest.fixture(scope="module", params=STORES)
 def store_uri(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, store_template: Path
@@ -59,6 +79,8 @@ def store_uri(
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "SQLite by API":
             patch.setattr(loading, "open_sql_reader", lambda *_, **__: None)
+        if request.param == "SQLite":
+            scan_every_file(patch)
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         if not request.param.startswith("server"):
             yield uri
@@ -448,3 +470,147 @@ def test_a_store_whose_file_is_gone_is_an_empty_one(local: MlflowClient, tmp_pat
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.stdout == "0\n", done.stderr
+
+
+# By Arrow's driver, and by rows.
+
+
+@pytest.fixture(params=["scan", "rows"])
+def tables(
+    request: pytest.FixtureRequest, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """A connection to a fresh store's tables, which are read in either way."""
+    del store
+    if request.param == "scan":
+        scan_every_file(monkeypatch)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as connection:
+        yield connection
+
+
+def add_rows(tables: sqlite3.Connection, run_id: str, **tags: str | None) -> None:
+    """Add a run as no client of MLflow would have to."""
+    columns = "run_uuid, name, source_type, user_id, status, start_time, lifecycle_stage, artifact_uri, experiment_id"
+    values = (run_id, f"model {run_id}", "LOCAL", "me", "FINISHED", 1, "active", "", 0)
+    tables.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    for key, value in ({"mlmeta.kind": "attempt", "mlflow.note.content": "x"} | tags).items():
+        tables.execute("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", (key, value, run_id))
+
+
+def change_something(tables: sqlite3.Connection, draw: random.Random, run_id: str, new_id: str) -> None:
+    change = draw.choice(["new", "tag", "status", "end", "name", "stage", "every tag", "kind", "remove", "experiment"])
+    if change == "new":
+        add_rows(tables, new_id, colour="x")
+    elif change == "tag":
+        key, value = draw.choice(["colour", "late"]), draw.choice(["x", "y", "", None, "drop"])
+        tables.execute("DELETE FROM tags WHERE run_uuid = ? AND key = ?", (run_id, key))
+        if value != "drop":
+            tables.execute("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", (key, value, run_id))
+    elif change == "experiment":
+        tables.execute("UPDATE experiments SET name = ? WHERE experiment_id = 0", (f"Default {new_id}",))
+    elif change == "kind":
+        tables.execute("DELETE FROM tags WHERE run_uuid = ? AND key = 'mlmeta.kind'", (run_id,))
+    elif change == "every tag":
+        tables.execute("UPDATE tags SET value = ? WHERE run_uuid = ? AND key != 'mlmeta.kind'", (new_id, run_id))
+    elif change == "remove":
+        for table in ("tags", "runs"):
+            tables.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (run_id,))
+    else:
+        column, value = {
+            "status": ("status", draw.choice(["FAILED", "RUNNING"])),
+            "end": ("end_time", draw.choice([7, None])),
+            "name": ("name", draw.choice(["other", None])),
+            "stage": ("lifecycle_stage", draw.choice(["deleted", "active"])),
+        }[change]
+        tables.execute(f"UPDATE runs SET {column} = ? WHERE run_uuid = ?", (value, run_id))
+
+
+@pytest.mark.parametrize(
+    ("tables", "seed"),
+    [("scan", seed) for seed in range(3)] + [("rows", seed) for seed in range(12)],
+    indirect=["tables"],
+)
+def test_no_change_is_missed(
+    tables: sqlite3.Connection, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(seed)
+    for number in range(12):
+        add_rows(tables, f"{number:02}", colour="x")
+    load_attempts()
+    for step in range(10):
+        for number in range(draw.randrange(1, 4)):
+            runs = [row[0] for row in tables.execute("SELECT run_uuid FROM runs ORDER BY 1")]
+            change_something(tables, draw, draw.choice(runs), f"new-{step}-{number}")
+        table = load_attempts()
+        attempts = "SELECT run_uuid FROM tags WHERE key = 'mlmeta.kind'"
+        there = tables.execute(
+            f"SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active' AND run_uuid IN ({attempts})"
+        )
+        assert set(table["run_id"]) == {row[0] for row in there}
+        with monkeypatch.context() as anew:
+            anew.setenv("MLMETA_CACHE_DIR", str(tmp_path / "anew"))
+            anew.setattr(database, "SCAN_BYTES", 10**12)
+            pd.testing.assert_frame_equal(table, load_attempts(full=True))
+
+
+def test_whatever_stands_in_a_text_comes_through(tables: sqlite3.Connection) -> None:
+    odd = ["", "ü", "a\x1eb", "\x1e", None, "x" * 5000, "line\nbreak", "0.1", "\x1f", "日本", "'", '"', "1", "NaN"]
+    for number, text in enumerate(odd):
+        add_rows(tables, f"{number:02}", odd=text)
+    found = load_attempts().set_index("run_id")["tags.odd"]
+    expected = {f"{number:02}": text for number, text in enumerate(odd)}
+    assert {key: None if pd.isna(text) else text for key, text in found.items()} == expected
+
+
+def test_columns_whose_first_rows_have_no_value_are_read(tables: sqlite3.Connection) -> None:
+    """Arrow's driver takes the type of a column from the first batch, 65,536 rows."""
+    n = 70_000
+    add_rows(tables, "first")
+    some = [(f"{number:05}", None, number) for number in range(n)]
+    tables.execute("BEGIN")
+    tables.executemany(
+        "INSERT INTO runs (run_uuid, name, start_time, status, lifecycle_stage, experiment_id) "
+        "VALUES (?, ?, ?, 'FINISHED', 'active', 0)",
+        some,
+    )
+    ids = [(run_id,) for run_id, *_ in some]
+    tables.executemany("INSERT INTO tags (run_uuid, key, value) VALUES (?, 'empty', NULL)", ids)
+    metric = "INSERT INTO latest_metrics (run_uuid, key, value, timestamp, step, is_nan) VALUES (?, 'loss', ?, 0, 0, ?)"
+    tables.executemany(metric, [(run_id, 0, True) for (run_id,) in ids])
+    add_rows(tables, "last", empty="no more")
+    tables.execute(metric, ("last", 0.5, False))
+    tables.execute("COMMIT")
+    table = load_attempts(all_runs=True).set_index("run_id")
+    assert len(table) == n + 2
+    assert table["model_name"].dropna().to_dict() == {"first": "model first", "last": "model last"}
+    assert table["tags.empty"].dropna().to_dict() == {"last": "no more"}
+    assert table["loss"].dropna().to_dict() == {"last": 0.5}
+
+
+def test_reading_leaves_the_locks_of_this_process_alone(tables: sqlite3.Connection, tmp_path: Path) -> None:
+    """Or another process could take the write-ahead log away, and with it what this one writes later."""
+    tables.execute("PRAGMA journal_mode=WAL")
+    add_rows(tables, "before")
+    load_attempts()
+    other = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM runs').connection.close()"
+    subprocess.run([sys.executable, "-c", other, str(tmp_path / "mlflow.db")], check=True)
+    add_rows(tables, "after")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as another:
+        assert {row[0] for row in another.execute("SELECT run_uuid FROM runs")} == {"before", "after"}
+    assert (tmp_path / "mlflow.db-wal").exists()
+    assert set(load_attempts()["run_id"]) == {"before", "after"}
+
+
+@pytest.mark.parametrize("failure", ["missing", "broken", "none"])
+def test_rows_are_read_where_arrows_driver_is_not_to_be_had(
+    local: MlflowClient, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = add_attempt(local, params={"a": "1"})
+    monkeypatch.setattr(database, "SCAN_BYTES", 0)
+    if failure == "missing":
+        monkeypatch.setattr(database.importlib.util, "find_spec", lambda name: None)
+    elif failure == "broken":
+        (tmp_path / "broken.py").write_text("import no_such_driver")
+        monkeypatch.setattr(database, "_SCAN", tmp_path / "broken.py")
+    else:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no such program"))
+    assert load_attempts()["run_id"].tolist() == [run_id]
