@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -76,8 +77,7 @@ class _RelativeRate:
         return self._with(matrix, self.rate, matrix[:, self.place] + self._usual(matrix))
 
     def _usual(self, matrix: Floats) -> Floats:
-        usual: Floats = self.median + matrix[:, self.names] @ (self.medians - self.median)
-        return usual
+        return self.median + matrix[:, self.names] @ (self.medians - self.median)
 
     def _with(self, matrix: Floats, place: int, rates: Floats) -> Floats:
         filled = matrix.copy()
@@ -133,7 +133,7 @@ class ParamRecipe:
         return np.where(np.isnan(numbers), MISSING, scaled)
 
     def _encode_words(self, column: ParamColumn) -> Floats:
-        codes, words = column.read_words()
+        codes, words = column.words
         n_words = len(self.words)
         place_of = {word: place for place, word in enumerate(self.words)}
         # Numbers of a param that has both have their own feature; -1, for missing, finds the last place.
@@ -327,26 +327,23 @@ class ParamColumn:
     def __init__(self, values: pd.Series[Any] | None, n: int) -> None:
         """Read a column; None is one of n missing values."""
         self._values = pd.Series([None] * n, dtype=object) if values is None else values
-        self._words: tuple[Ints, list[str]] | None = None
         self.is_missing = self._values.isna().to_numpy(dtype=bool)
         self.numbers = self._read_numbers()
 
     def _read_numbers(self) -> Floats:
         if pd.api.types.is_numeric_dtype(self._values):
-            given: Floats = self._values.to_numpy(dtype=np.float64, na_value=np.nan)
-            return given
-        codes, words = self.read_words()
+            return self._values.to_numpy(dtype=np.float64, na_value=np.nan)
+        codes, words = self.words
         numbers = [_read_number(word) for word in words]
         return np.array([*(np.nan if x is None else x for x in numbers), np.nan])[codes]
 
-    def read_words(self) -> tuple[Ints, list[str]]:
-        """Return each attempt's index into the distinct values as texts, -1 where missing, and these texts."""
-        if self._words is None:
-            is_text = isinstance(self._values.dtype, pd.StringDtype)
-            texts = self._values if is_text else self._values.map(_format, na_action="ignore")
-            codes, words = pd.factorize(texts.astype(object))
-            self._words = codes.astype(np.int64), [str(word) for word in words]
-        return self._words
+    @cached_property
+    def words(self) -> tuple[Ints, list[str]]:
+        """Each attempt's index into the distinct values as texts, -1 where missing, and these texts."""
+        is_text = isinstance(self._values.dtype, pd.StringDtype)
+        texts = self._values if is_text else self._values.map(_format, na_action="ignore")
+        codes, words = pd.factorize(texts.astype(object))
+        return codes.astype(np.int64), [str(word) for word in words]
 
 
 def plan_features(param: str, column: ParamColumn) -> ParamRecipe | None:
@@ -379,7 +376,7 @@ def _choose_scale(name: str, numbers: Floats) -> str:
 
 def _choose_words(column: ParamColumn, scale: str) -> tuple[tuple[str, ...], bool]:
     """Return the words that get a feature, the most frequent first, and whether there are others."""
-    codes, words = column.read_words()
+    codes, words = column.words
     counts = np.bincount(codes[codes >= 0], minlength=len(words))
     ranked = sorted(zip(-counts, words, strict=True)) if words else []
     if scale:

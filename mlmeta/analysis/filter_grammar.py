@@ -123,7 +123,7 @@ def _parse(text: str, what: str) -> Any:
 
 @cache
 def _load_parser() -> Lark:
-    return Lark(
+    parser = Lark(
         _GRAMMAR,
         parser="lalr",
         lexer="basic",
@@ -131,6 +131,9 @@ def _load_parser() -> Lark:
         transformer=_TreeMaker(),
         lexer_callbacks={"NAME": _find_word},
     )
+    # It makes its scanner when it first reads, which several threads must not do at once.
+    parser.parse("accuracy = 1", start="filter")
+    return parser
 
 
 def _find_word(name: Token) -> Token:

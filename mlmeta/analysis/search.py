@@ -193,8 +193,7 @@ def _find_kept_curves(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     lengths = table["curve"].map(lambda curve: len(curve) if isinstance(curve, np.ndarray) else -1)
     has_loss = table["train_loss"].notna() if "train_loss" in table.columns else pd.Series(False, index=table.index)
     # While an attempt is trained, its curve stands in its metric only.
-    kept: npt.NDArray[np.bool_] = ((lengths < _WHOLE_CURVE) & ~((lengths < 0) & has_loss)).to_numpy(dtype=bool)
-    return kept
+    return ((lengths < _WHOLE_CURVE) & ~((lengths < 0) & has_loss)).to_numpy(dtype=bool)
 
 
 def _unfold_curves(table: pd.DataFrame) -> pd.DataFrame:

@@ -244,8 +244,7 @@ def _compare(
 
 
 def _average(pictures: Floats, words: Floats) -> Floats:
-    averaged: Floats = np.where(np.isnan(words), pictures, (pictures + words) / 2)
-    return averaged
+    return np.where(np.isnan(words), pictures, (pictures + words) / 2)
 
 
 def _explain(here: Floats, there: Floats, terms: Floats) -> str:
@@ -322,8 +321,7 @@ def _majorize(wanted: Floats, places: Floats) -> Floats:
     ratios = np.divide(wanted, now, out=np.zeros_like(now), where=now > 1e-12)
     step = -ratios
     step[np.diag_indices_from(step)] = ratios.sum(axis=1)
-    better: Floats = step @ places / len(places)
-    return better
+    return step @ places / len(places)
 
 
 def find_similar_tasks(table: pd.DataFrame, task_or_config: str | Path, *, limit: int | None = 10) -> pd.DataFrame:

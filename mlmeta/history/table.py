@@ -27,6 +27,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 FACTS = ("run_id", "model_name", "status", "task", "started", "duration_s")
 FACT_COLUMNS = ("run_id", "model_name", "status", "task", "experiment", "started", "duration_s")
+_OWN_COLUMNS = {*FACT_COLUMNS, "curve"}
 FAILED = (Status.FAILED, Status.DIVERGED)
 _KINDS = ("param", "metric", "tag")
 _DIGEST = "tag:mlmeta.task_digest"
@@ -77,9 +78,8 @@ def _name_columns(sources: list[str]) -> Iterator[tuple[str, str, str]]:
     named = [(source, *source.split(":", 1)) for source in sources if source.split(":", 1)[0] in _KINDS]
     params = {name for _, kind, name in named if kind == "param"}
     metrics = {name for _, kind, name in named if kind == "metric"}
-    taken = {*FACT_COLUMNS, "curve"}
     for source, kind, name in sorted(named, key=lambda row: (_KINDS.index(row[1]), _natural_key(row[2]))):
-        clashes = name in taken or (kind == "metric" and name in params) or (kind == "param" and name in metrics)
+        clashes = name in _OWN_COLUMNS or (kind == "metric" and name in params) or (kind == "param" and name in metrics)
         yield source, f"{kind}s.{name}" if clashes or kind == "tag" else name, kind
 
 
@@ -182,11 +182,10 @@ def find_kinds(table: pd.DataFrame) -> dict[str, str]:
     kinds: dict[str, str] | None = table.attrs.get("kinds")
     if kinds is not None:
         return kinds
-    others = {*FACTS, "experiment", "curve"}
-    names = [name for name in table.columns if name not in others and not name.startswith("tags.")]
     params = set(list_params(table))
-    guessed = {name: "param" if name in params or not is_numeric(table[name]) else "metric" for name in names}
-    return guessed | {name: "tag" for name in table.columns if name.startswith("tags.")}
+    kinds = {name: "param" if name in params or not is_numeric(table[name]) else "metric" for name in table.columns}
+    kinds |= {name: "tag" for name in table.columns if name.startswith("tags.")}
+    return {name: kind for name, kind in kinds.items() if name not in _OWN_COLUMNS}
 
 
 def with_kinds(table: pd.DataFrame, kinds: dict[str, str]) -> pd.DataFrame:
@@ -206,8 +205,7 @@ def list_params(table: pd.DataFrame) -> list[str]:
     kinds = table.attrs.get("kinds")
     if kinds:
         return [name for name in table.columns if kinds.get(name) == "param"]
-    others = {*FACTS, "experiment", "curve"}
-    names = [str(name) for name in table.columns if name not in others]
+    names = [str(name) for name in table.columns if name not in _OWN_COLUMNS]
     return [name for name in names if not name.startswith("tags.") and not _METRIC.fullmatch(name)]
 
 
@@ -243,8 +241,7 @@ def read_scores(table: pd.DataFrame, metric: str) -> Floats:
     check_column(table, metric, what="metric")
     if not pd.api.types.is_numeric_dtype(table[metric]):
         raise BadInputError(f"attempts can be compared by numbers only, and {shorten(metric)} is none")
-    values: Floats = table[metric].to_numpy(dtype=np.float64, na_value=np.nan)
-    return values
+    return table[metric].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 class Kind(StrEnum):
@@ -305,7 +302,7 @@ def find_kind(series: pd.Series[Any]) -> Kind:
         return Kind.NOTHING
     if pd.api.types.is_bool_dtype(series.dtype):
         return Kind.BOOLEANS
-    if pd.api.types.is_numeric_dtype(series.dtype):
+    if is_numeric(series):
         return Kind.NUMBERS
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
         return Kind.TIMES
