@@ -94,9 +94,23 @@ def plot_loss_curve(
         title: Says what is seen.
         chance_loss: The loss of guessing, ln K for cross entropy with K labels.
     """
-    figure = _draw_loss_curve(
-        train_losses, val_losses, val_accuracies, kept=kept_epoch, title=title, chance_loss=chance_loss
-    )
+    n_panels = 2 if len(_finite_points(val_accuracies)) else 1
+    figure = new_plot(6.4, 3.0 + 1.3 * n_panels, title=title)
+    heights = [2, 1][:n_panels]
+    panels = list(figure.subplots(n_panels, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    _draw_losses(panels[0], train_losses, val_losses, chance_loss=chance_loss)
+    if n_panels == 2:
+        _draw_curve(panels[1], _finite_points(val_accuracies) * [1, 100], colour=_VAL, marker="s", label="_")
+        panels[1].set_ylabel("validation\naccuracy (%)")
+    for axes in panels:
+        _mark_epochs(axes, kept=kept_epoch, diverged=_first_not_finite(train_losses, val_losses))
+        style_axes(axes)
+    panels[-1].set_xlim(0.5, max(1, len(train_losses), len(val_losses), len(val_accuracies)) + 0.5)
+    panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True, nbins=10, min_n_ticks=1)
+    handles, labels = panels[0].get_legend_handles_labels()
+    n_columns = 3 if len(labels) == 5 else 4
+    figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=8.5)
     save_plot(figure, path)
 
 
@@ -117,7 +131,22 @@ def plot_confusion_matrix(
     Raises:
         BadInputError: The matrix does not have one row and one column for each name.
     """
-    save_plot(_draw_confusion_matrix(np.asarray(matrix), label_names=label_names, title=title), path)
+    n = len(label_names)
+    if n == 0 or matrix.shape != (n, n):
+        raise BadInputError(
+            f"a confusion matrix has a row and a column for each label; got {matrix.shape} for {n} labels"
+        )
+    side = min(5.5, max(2.2, 0.55 * n))
+    cell_points = 72 * side / n
+    figure = new_plot(side + 3.2, side + 2.2, title=title)
+    axes = figure.subplots()
+    image = axes.imshow(_row_percentages(matrix), cmap=_blues(), vmin=0, vmax=100)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.set_label("share of the true label's pictures (%)", fontsize=9)
+    bar.outline.set_visible(False)
+    _name_labels(axes, label_names, cell_points=cell_points)
+    _write_counts(axes, matrix, cell_points=cell_points)
+    save_plot(figure, path)
 
 
 def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str) -> None:
@@ -128,32 +157,21 @@ def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str) 
         mistakes: All mistakes, in any order.
         title: Says what is seen.
     """
-    save_plot(_draw_mistakes(mistakes, title=title), path)
-
-
-def _draw_loss_curve(
-    train: _Curve, val: _Curve, accuracies: _Curve, *, kept: int | None, title: str, chance_loss: float | None
-) -> Figure:
-    n_panels = 2 if len(_finite_points(accuracies)) else 1
-    figure = new_plot(6.4, 3.0 + 1.3 * n_panels, title=title)
-    heights = [2, 1][:n_panels]
-    panels = list(figure.subplots(n_panels, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
-    _draw_losses(panels[0], train, val, chance_loss=chance_loss)
-    if n_panels == 2:
-        _draw_curve(panels[1], _finite_points(accuracies) * [1, 100], colour=_VAL, marker="s", label="_")
-        panels[1].set_ylabel("validation\naccuracy (%)")
-    for axes in panels:
-        _mark_epochs(axes, kept=kept, diverged=_first_not_finite(train, val))
-        axes.grid(color="#E5E5E5", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlim(0.5, max(1, len(train), len(val), len(accuracies)) + 0.5)
-    panels[-1].set_xlabel("epoch")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True, nbins=10, min_n_ticks=1)
-    handles, labels = panels[0].get_legend_handles_labels()
-    n_columns = 3 if len(labels) == 5 else 4
-    figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=8.5)
-    return figure
+    if not mistakes:
+        figure = new_plot(4.0, 1.5, title=title)
+        figure.text(0.5, 0.4, "No mistakes", ha="center", va="center", fontsize=14, color=GREY)
+        return save_plot(figure, path)
+    worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MAX_MISTAKES]
+    n_columns = min(_N_COLUMNS, max(3, len(worst)))
+    n_rows = math.ceil(len(worst) / n_columns)
+    figure = new_plot(1.75 * n_columns, 0.65 + 2.3 * n_rows, title=title)
+    grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for axes, mistake in zip(grid, worst, strict=False):
+        _draw_mistake(axes, mistake)
+    for axes in grid[len(worst) :]:
+        axes.set_axis_off()
+    figure.supxlabel(_count_text(len(worst), len(mistakes)), x=0.02, ha="left", fontsize=8, color=GREY)
+    save_plot(figure, path)
 
 
 def _finite_points(values: _Curve) -> npt.NDArray[np.float64]:
@@ -204,25 +222,6 @@ def _mark_epochs(axes: Axes, *, kept: int | None, diverged: int | None) -> None:
         axes.axvline(diverged, color=_DIVERGED, linestyle="-.", linewidth=2, zorder=1, label=label)
 
 
-def _draw_confusion_matrix(matrix: npt.NDArray[np.int64], *, label_names: Sequence[str], title: str) -> Figure:
-    n = len(label_names)
-    if n == 0 or matrix.shape != (n, n):
-        raise BadInputError(
-            f"a confusion matrix has a row and a column for each label; got {matrix.shape} for {n} labels"
-        )
-    side = min(5.5, max(2.2, 0.55 * n))
-    cell_points = 72 * side / n
-    figure = new_plot(side + 3.2, side + 2.2, title=title)
-    axes = figure.subplots()
-    image = axes.imshow(_row_percentages(matrix), cmap=_blues(), vmin=0, vmax=100)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9)
-    bar.set_label("share of the true label's pictures (%)", fontsize=9)
-    bar.outline.set_visible(False)
-    _name_labels(axes, label_names, cell_points=cell_points)
-    _write_counts(axes, matrix, cell_points=cell_points)
-    return figure
-
-
 def _row_percentages(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return each row in percent of its sum; NaN for a row that sums to 0."""
     sums = matrix.sum(axis=1, keepdims=True).astype(np.float64)
@@ -268,24 +267,6 @@ def _write_counts(axes: Axes, matrix: npt.NDArray[np.int64], *, cell_points: flo
         axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
 
 
-def _draw_mistakes(mistakes: Sequence[Mistake], *, title: str) -> Figure:
-    if not mistakes:
-        figure = new_plot(4.0, 1.5, title=title)
-        figure.text(0.5, 0.4, "No mistakes", ha="center", va="center", fontsize=14, color=GREY)
-        return figure
-    worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MAX_MISTAKES]
-    n_columns = min(_N_COLUMNS, max(3, len(worst)))
-    n_rows = math.ceil(len(worst) / n_columns)
-    figure = new_plot(1.75 * n_columns, 0.65 + 2.3 * n_rows, title=title)
-    grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for axes, mistake in zip(grid, worst, strict=False):
-        _draw_mistake(axes, mistake)
-    for axes in grid[len(worst) :]:
-        axes.set_axis_off()
-    figure.supxlabel(_count_text(len(worst), len(mistakes)), x=0.02, ha="left", fontsize=8, color=GREY)
-    return figure
-
-
 def _count_text(n_shown: int, n_all: int) -> str:
     if n_shown < n_all:
         return f"the {n_shown} most confident of {n_all} mistakes"
@@ -327,6 +308,13 @@ def new_plot(width_inches: float, height_inches: float, *, title: str) -> Figure
     text = shorten_label(title, width_points=0.95 * 72 * width_inches / _BOLD, size=11)
     figure.suptitle(text, x=0.02, ha="left", fontsize=11, fontweight="bold", **literal())
     return figure
+
+
+def style_axes(axes: Axes) -> None:
+    """Draw a faint grid below what is drawn, and no frame."""
+    axes.grid(color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_plot(figure: Figure, path: str | Path) -> None:

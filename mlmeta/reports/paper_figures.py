@@ -17,7 +17,7 @@ import pandas as pd
 
 from mlmeta.analysis.task_similarity import place_tasks
 from mlmeta.errors import BadInputError, MlmetaError, shorten
-from mlmeta.reports.attempt_plots import PALETTE, literal, new_plot, save_plot, shorten_label
+from mlmeta.reports.attempt_plots import PALETTE, literal, new_plot, save_plot, shorten_label, style_axes
 from mlmeta.reports.curve_figures import MAX_CURVES, has_curve, measure_losses
 from mlmeta.reports.figure_data import (
     find_fronts,
@@ -267,9 +267,7 @@ def _new_axes(*, height: float) -> tuple[Figure, Axes]:
 
 
 def _style_axes(axes: Axes) -> None:
-    axes.grid(color="#E2E2E2", linewidth=0.4)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     axes.spines[["left", "bottom"]].set_linewidth(0.6)
     axes.tick_params(labelsize=_SMALL, width=0.6, length=2)
     axes.xaxis.label.set_fontsize(_SIZE)
@@ -367,9 +365,7 @@ def _scale_axes(axes: Axes, curves: pd.DataFrame, metric: str) -> None:
     values = curves["value"].to_numpy(dtype=np.float64)
     axes.autoscale_view()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color="#E5E5E5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     axes.set_xlabel("epoch")
     axes.set_ylabel(shorten_label(metric, width_points=200, size=9), **literal())
     if not len(values):

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
@@ -56,8 +58,39 @@ def _size_of_png(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def _losses_figure(train, val=(), accuracies=(), *, kept=None, title="losses", chance_loss=None) -> Figure:
-    return attempt_plots._draw_loss_curve(train, val, accuracies, kept=kept, title=title, chance_loss=chance_loss)
+class Drawn:
+    """Gives the figures that are written, before they become pixels."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.figure = Figure()
+        monkeypatch.setattr(attempt_plots, "save_plot", lambda figure, _path: setattr(self, "figure", figure))
+
+    def losses(self, train, val=(), accuracies=(), *, kept=None, chance_loss=None) -> Figure:
+        curves = {"train_losses": train, "val_losses": val, "val_accuracies": accuracies}
+        plot_loss_curve("x.png", **curves, kept_epoch=kept, title="losses", chance_loss=chance_loss)
+        return self.figure
+
+    def matrix(self, matrix, names, *, title="pets") -> Figure:
+        plot_confusion_matrix("x.png", matrix, label_names=names, title=title)
+        return self.figure
+
+    def mistakes(self, mistakes) -> Figure:
+        plot_mistakes("x.png", mistakes, title="pets")
+        return self.figure
+
+    def shown(self, image) -> np.ndarray:
+        """The pixels of a picture that got a wrong label."""
+        return self.mistakes([Mistake(image, "a", "b", 0.5, "x")]).axes[0].images[0].get_array()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    return Drawn(monkeypatch)
+
+
+def _width_points(text: str, size: float) -> float:
+    font = FontProperties(family=attempt_plots.literal()["family"], size=size)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
 
 
 def _line(figure: Figure, label: str, panel: int = 0) -> tuple[list[float], list[float]]:
@@ -99,51 +132,51 @@ def test_loss_curve_is_a_small_png(tmp_path, train, val, accuracies):
     assert path.stat().st_size < 100_000
 
 
-def test_loss_curve_shows_each_epoch_from_1_and_accuracy_in_percent():
-    figure = _losses_figure([2.0, 1.5, 1.2], [2.1, None, 1.4], [0.25, None, 0.5])
+def test_loss_curve_shows_each_epoch_from_1_and_accuracy_in_percent(drawn):
+    figure = drawn.losses([2.0, 1.5, 1.2], [2.1, None, 1.4], [0.25, None, 0.5])
     assert _line(figure, "training") == ([1, 2, 3], [2.0, 1.5, 1.2])
     assert _line(figure, "validation") == ([1, 3], [2.1, 1.4])
     assert _line(figure, "_", panel=1) == ([1, 3], [25, 50])
 
 
-def test_loss_curve_names_its_axes_with_units():
-    figure = _losses_figure([2.0, 1.5], [], [0.1, 0.2])
+def test_loss_curve_names_its_axes_with_units(drawn):
+    figure = drawn.losses([2.0, 1.5], [], [0.1, 0.2])
     upper, lower = figure.axes
     assert (upper.get_ylabel(), lower.get_ylabel()) == ("loss", "validation\naccuracy (%)")
     assert lower.get_xlabel() == "epoch"
     assert figure.get_suptitle() == "losses"
 
 
-def test_loss_curve_marks_the_kept_epoch_in_both_panels():
-    figure = _losses_figure([2.0, 1.5, 1.7], [2.1, 1.6, 1.9], [0.1, 0.4, 0.3], kept=2)
+def test_loss_curve_marks_the_kept_epoch_in_both_panels(drawn):
+    figure = drawn.losses([2.0, 1.5, 1.7], [2.1, 1.6, 1.9], [0.1, 0.4, 0.3], kept=2)
     assert [_line(figure, "kept: epoch 2", panel)[0] for panel in (0, 1)] == [[2, 2], [2, 2]]
 
 
-def test_loss_curve_draws_the_loss_of_guessing_as_a_dotted_line():
-    figure = _losses_figure([2.0, 1.5], chance_loss=math.log(9))
+def test_loss_curve_draws_the_loss_of_guessing_as_a_dotted_line(drawn):
+    figure = drawn.losses([2.0, 1.5], chance_loss=math.log(9))
     (line,) = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("guessing")]
     assert list(line.get_ydata()) == [math.log(9)] * 2
     assert line.get_linestyle() == ":"
     assert _legend(figure) == ["training", "guessing (2.20)"]
 
 
-def test_loss_curve_marks_the_first_epoch_whose_loss_is_not_finite():
-    figure = _losses_figure([2.0, 3.0, 9.0, math.nan, math.nan], [2.0, 3.0, math.inf, None, None])
+def test_loss_curve_marks_the_first_epoch_whose_loss_is_not_finite(drawn):
+    figure = drawn.losses([2.0, 3.0, 9.0, math.nan, math.nan], [2.0, 3.0, math.inf, None, None])
     assert _line(figure, "loss not finite from epoch 3")[0] == [3, 3]
     assert _line(figure, "training")[0] == [1, 2, 3]
     assert _line(figure, "validation")[0] == [1, 2]
 
 
-def test_loss_curve_marks_no_epoch_where_all_is_well():
-    assert _legend(_losses_figure([2.0, 1.0], [2.0, None])) == ["training", "validation"]
+def test_loss_curve_marks_no_epoch_where_all_is_well(drawn):
+    assert _legend(drawn.losses([2.0, 1.0], [2.0, None])) == ["training", "validation"]
 
 
 @pytest.mark.parametrize(
     ("losses", "scale"),
     [([2.0, 1.0], "linear"), ([2.0, 900.0], "log"), ([-1.0, 900.0], "linear"), ([0.0, 900.0], "linear")],
 )
-def test_loss_axis_is_logarithmic_where_positive_losses_span_over_a_hundred(losses, scale):
-    assert _losses_figure(losses).axes[0].get_yscale() == scale
+def test_loss_axis_is_logarithmic_where_positive_losses_span_over_a_hundred(drawn, losses, scale):
+    assert drawn.losses(losses).axes[0].get_yscale() == scale
 
 
 @pytest.mark.parametrize(
@@ -165,10 +198,8 @@ def test_confusion_matrix_is_a_small_png(tmp_path, matrix, names):
     assert path.stat().st_size < 100_000
 
 
-def test_confusion_matrix_colours_shares_of_the_row_and_writes_counts():
-    figure = attempt_plots._draw_confusion_matrix(
-        np.array([[30, 10], [0, 0]]), label_names=["cat", "dog"], title="pets"
-    )
+def test_confusion_matrix_colours_shares_of_the_row_and_writes_counts(drawn):
+    figure = drawn.matrix(np.array([[30, 10], [0, 0]]), ["cat", "dog"], title="pets")
     axes, bar = figure.axes
     shares = axes.images[0].get_array()
     assert shares[0].tolist() == [75.0, 25.0]
@@ -178,17 +209,17 @@ def test_confusion_matrix_colours_shares_of_the_row_and_writes_counts():
     assert axes.images[0].get_clim() == (0, 100)
 
 
-def test_confusion_matrix_has_true_labels_in_rows_and_predicted_ones_in_columns():
-    figure = attempt_plots._draw_confusion_matrix(_matrix(2), label_names=["cat", "dog"], title="pets")
+def test_confusion_matrix_has_true_labels_in_rows_and_predicted_ones_in_columns(drawn):
+    figure = drawn.matrix(_matrix(2), ["cat", "dog"], title="pets")
     axes = figure.axes[0]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true label", "predicted label")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "dog"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "dog"]
 
 
-def test_confusion_matrix_of_a_hundred_labels_names_some_and_writes_no_counts():
+def test_confusion_matrix_of_a_hundred_labels_names_some_and_writes_no_counts(drawn):
     names = [f"label {i}" for i in range(100)]
-    axes = attempt_plots._draw_confusion_matrix(_matrix(100), label_names=names, title="many").axes[0]
+    axes = drawn.matrix(_matrix(100), names, title="many").axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == names[::5]
     assert list(axes.get_yticks()) == list(range(0, 100, 5))
     assert axes.get_ylabel() == "true label (every 5th is named)"
@@ -213,16 +244,15 @@ def test_mistakes_are_a_small_png(tmp_path, n, columns, rows):
     assert path.stat().st_size < 100_000
 
 
-def test_no_mistakes_at_all_is_a_small_picture_that_says_so(tmp_path):
-    plot_mistakes(tmp_path / "mistakes.png", [], title="dogs: worst mistakes")
-    assert _size_of_png(tmp_path / "mistakes.png") == (440, 165)
-    texts = [text.get_text() for text in attempt_plots._draw_mistakes([], title="dogs").texts]
-    assert "No mistakes" in texts
+def test_no_mistakes_at_all_is_a_small_picture_that_says_so(drawn):
+    figure = drawn.mistakes([])
+    assert (figure.get_size_inches() * figure.dpi).tolist() == [440, 165]
+    assert "No mistakes" in [text.get_text() for text in figure.texts]
 
 
-def test_the_surest_mistakes_come_first_with_both_labels_and_confidence():
+def test_the_surest_mistakes_come_first_with_both_labels_and_confidence(drawn):
     mistakes = [Mistake(p, "cat", f"dog {i}", i / 20, f"{i}.jpg") for i, p in enumerate(_photos(20))]
-    figure = attempt_plots._draw_mistakes(mistakes, title="pets")
+    figure = drawn.mistakes(mistakes)
     captions = [axes.get_xlabel() for axes in figure.axes]
     assert captions[0] == "true: cat\npredicted: dog 19\nconfidence: 95 %"
     assert captions[15] == "true: cat\npredicted: dog 4\nconfidence: 20 %"
@@ -241,24 +271,23 @@ def test_the_surest_mistakes_come_first_with_both_labels_and_confidence():
     ],
     ids=["grey", "colour", "transparent", "palette", "one bit"],
 )
-def test_mistakes_show_pictures_of_any_mode_on_white(image, corner):
-    axes = attempt_plots._draw_mistakes([Mistake(image, "a", "b", 0.5, "x")], title="modes").axes[0]
-    shown = axes.images[0].get_array()
+def test_mistakes_show_pictures_of_any_mode_on_white(drawn, image, corner):
+    shown = drawn.shown(image)
     assert shown.shape == (4, 4, 3)
     assert shown[0, 0].tolist() == corner
 
 
-def test_a_wide_picture_keeps_its_shape_on_a_white_square():
+def test_a_wide_picture_keeps_its_shape_on_a_white_square(drawn):
     image = np.zeros((10, 40, 3), np.uint8)
-    shown = attempt_plots._square_thumbnail(image)
+    shown = drawn.shown(image)
     assert shown.shape == (40, 40, 3)
     dark_rows = np.flatnonzero((shown == 0).all(axis=(1, 2)))
     assert dark_rows.tolist() == list(range(15, 25))
 
 
-def test_small_pictures_such_as_digits_are_shown_pixel_by_pixel():
+def test_small_pictures_such_as_digits_are_shown_pixel_by_pixel(drawn):
     digit = np.round(load_digits().images[3] * 255 / 16).astype(np.uint8)
-    assert np.array_equal(attempt_plots._square_thumbnail(digit[..., None])[..., 0], digit)
+    assert np.array_equal(drawn.shown(digit[..., None])[..., 0], digit)
 
 
 @pytest.mark.parametrize(
@@ -271,15 +300,16 @@ def test_small_pictures_such_as_digits_are_shown_pixel_by_pixel():
     ],
 )
 def test_names_are_drawn_as_written_and_what_no_font_has_is_a_box(text, expected):
-    assert attempt_plots._drawable(text) == expected
+    assert attempt_plots.shorten_label(text, width_points=1e6, size=9) == expected
 
 
 @pytest.mark.parametrize("name", [*DOGS, "W" * 500, "i" * 500])
 def test_long_names_end_with_an_ellipsis_within_the_given_width(name):
     cut = attempt_plots.shorten_label(name, width_points=80, size=9)
-    assert attempt_plots._width_points(cut, size=9) <= 80
-    assert cut.removesuffix("…").rstrip() == attempt_plots._drawable(name)[: len(cut.removesuffix("…"))]
-    assert cut.endswith("…") == (attempt_plots._width_points(attempt_plots._drawable(name), size=9) > 80)
+    whole = attempt_plots.shorten_label(name, width_points=1e6, size=9)
+    assert _width_points(cut, 9) <= 80
+    assert cut.removesuffix("…").rstrip() == whole[: len(cut.removesuffix("…"))]
+    assert cut.endswith("…") == (_width_points(whole, 9) > 80)
 
 
 def test_long_picture_names_keep_their_end():
@@ -288,9 +318,9 @@ def test_long_picture_names_keep_their_end():
     assert cut.endswith("/rex.jpg")
 
 
-def test_dollars_in_titles_and_labels_are_no_mathematics():
+def test_dollars_in_titles_and_labels_are_no_mathematics(drawn):
     names = ["$a_1$", "b"]
-    figure = attempt_plots._draw_confusion_matrix(_matrix(2), label_names=names, title="$x$ against $y$")
+    figure = drawn.matrix(_matrix(2), names, title="$x$ against $y$")
     labels = figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == names
     assert [label.get_parse_math() for label in labels] == [False, False]
@@ -298,8 +328,8 @@ def test_dollars_in_titles_and_labels_are_no_mathematics():
     assert not figure._suptitle.get_parse_math()
 
 
-def test_nothing_reaches_beyond_the_edge_of_the_picture():
-    figure = attempt_plots._draw_confusion_matrix(_matrix(9), label_names=DOGS, title="dogs " * 60)
+def test_nothing_reaches_beyond_the_edge_of_the_picture(drawn):
+    figure = drawn.matrix(_matrix(9), DOGS, title="dogs " * 60)
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
