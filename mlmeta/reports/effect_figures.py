@@ -191,27 +191,32 @@ def plot_pair(table: pd.DataFrame, first: str, second: str, *, metric: str = "ac
     Raises:
         BadInputError: No attempt has both params and a score.
     """
-    columns, ticks = {}, []
-    for axis, param in (("x", first), ("y", second)):
-        columns[axis], names = _make_levels(table, param)
-        ticks.append([escape_markup(name, limit=22) for name in names])
-    cells = pd.DataFrame(columns | {"rank": rank_scores(table, metric)}).dropna()
+    (x, columns), (y, rows) = _make_levels(table, first), _make_levels(table, second)
+    cells = pd.DataFrame({"x": x, "y": y, "rank": rank_scores(table, metric)}).dropna()
     if cells.empty:
         raise BadInputError(f"no attempt has {shorten(first)}, {shorten(second)} and a score")
-    shape = (len(ticks[1]), len(ticks[0]))
-    counts, sums = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-    places = (cells["y"].to_numpy(dtype=np.int64), cells["x"].to_numpy(dtype=np.int64))
-    np.add.at(counts, places, 1)
-    np.add.at(sums, places, cells["rank"].to_numpy())
-    means = np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
+    parts = cells.groupby(["y", "x"])["rank"]
+    means, counts = (
+        found.unstack().reindex(index=range(len(rows)), columns=range(len(columns))).to_numpy(dtype=np.float64)
+        for found in (parts.mean(), parts.count())
+    )
+    texts = [
+        [
+            f"{columns[i]} and {rows[j]}<br>mean rank {means[j, i]:.2f} of {counts[j, i]:.0f} attempts"
+            if counts[j, i] > 0
+            else ""
+            for i in range(len(columns))
+        ]
+        for j in range(len(rows))
+    ]
     figure = new_figure(height=320, x=escape_markup(first), y=escape_markup(second))
-    add_ranks(figure, ticks[0], ticks[1], means, _describe_pairs(means, counts, ticks))
+    add_ranks(figure, columns, rows, means, texts)
     figure.update_layout(xaxis={"type": "category"})
     return figure
 
 
 def _make_levels(table: pd.DataFrame, param: str) -> tuple[pd.Series, list[str]]:
-    """Return the number of the bin or name of each attempt, NaN where it has none, and the text of each."""
+    """Return the number of the bin or name of each attempt, NaN where it has none, and the text of each for plotly."""
     values, numbers = table[param], read_column(table, param)
     numeric = is_numeric(values)
     if numeric and numbers.nunique() > _MAX_BINS:
@@ -222,7 +227,8 @@ def _make_levels(table: pd.DataFrame, param: str) -> tuple[pd.Series, list[str]]
     shown = list(names[names != ""].value_counts().index[:_MAX_NAMES])
     if numeric:
         shown.sort(key=float)
-    return names.map({name: float(i) for i, name in enumerate(shown)}), shown
+    numbered = names.map({name: float(i) for i, name in enumerate(shown)})
+    return numbered, [escape_markup(name, limit=22) for name in shown]
 
 
 def _even_edges(numbers: pd.Series) -> npt.NDArray[np.float64]:
@@ -232,17 +238,3 @@ def _even_edges(numbers: pd.Series) -> npt.NDArray[np.float64]:
         return edges
     quantiles = np.quantile(numbers.dropna(), np.linspace(0, 1, _MAX_BINS + 1))
     return np.unique(quantiles)
-
-
-def _describe_pairs(
-    means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], ticks: list[list[str]]
-) -> list[list[str]]:
-    return [
-        [
-            f"{ticks[0][x]} and {ticks[1][y]}<br>mean rank {means[y, x]:.2f} of {counts[y, x]} attempts"
-            if counts[y, x]
-            else ""
-            for x in range(counts.shape[1])
-        ]
-        for y in range(counts.shape[0])
-    ]

@@ -129,7 +129,7 @@ def _draw_curves(attempts: Attempts) -> Figure:
 
 
 def _draw_importance(attempts: Attempts) -> Figure:
-    rows = attempts.measured.head(_MAX_BARS).iloc[::-1]
+    rows = attempts.importance.head(_MAX_BARS).iloc[::-1]
     figure, axes = _new_axes(height=0.75 + 0.24 * len(rows))
     places = np.arange(len(rows), dtype=np.float64)
     bars = (

@@ -7,7 +7,7 @@ sent, kept and opened without a network.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -72,33 +72,26 @@ class Attempts:
         return changed
 
     @functools.cached_property
-    def _importance(self) -> pd.DataFrame | MlmetaError:
-        from mlmeta.analysis.importance import measure_importance
-
-        try:
-            self.check_scores()
-            found = measure_importance(self.studied, self.metric, task=self.only_task)
-            return BadInputError("no param differs among the attempts") if found.empty else found
-        except MlmetaError as error:
-            return error
-
-    @property
-    def measured(self) -> pd.DataFrame:
+    def importance(self) -> pd.DataFrame:
         """The importance of params.
 
         Raises:
             MlmetaError: If there is none; says why.
         """
-        if isinstance(self._importance, MlmetaError):
-            raise self._importance
-        return self._importance
+        from mlmeta.analysis.importance import measure_importance
+
+        self.check_scores()
+        found = measure_importance(self.studied, self.metric, task=self.only_task)
+        if found.empty:
+            raise BadInputError("no param differs among the attempts")
+        return found
 
     @functools.cached_property
     def params(self) -> list[str]:
         """The params to show: the most important ones, or the usual ones that differ."""
         usual = choose_params(self.table)
         try:
-            measured = list(self.measured["param"])
+            measured = list(self.importance["param"])
         except MlmetaError:
             measured = []
         return list(dict.fromkeys([*measured[:_N_PARAMS], *usual]))[:_N_PARAMS]
@@ -133,58 +126,18 @@ class Attempts:
             raise BadInputError(f"no attempt has a finite {self.metric} yet")
 
 
-SECTIONS = {
-    "tasks": "Best of each task",
-    "rates": "Which learning rates worked on which tasks?",
-    "leaderboards": "Leaderboards",
-    "curves": "Learning curves",
-    "parallel": "Parallel coordinates",
-    "importance": "What mattered",
-    "effects": "Effect of each param",
-    "pairs": "Two params together",
-    "cost": "Score and seconds",
-    "map": "Map of tasks",
-}
-
-
-def fill_sections(attempts: Attempts, anchors: Sequence[str] = tuple(SECTIONS)) -> dict[str, object]:
+def fill_sections(attempts: Attempts, anchors: Iterable[str]) -> dict[str, object]:
     """Return what the template of sections takes: some of `SECTIONS`, and the attempts in them."""
-    sections = [{"anchor": anchor, "title": SECTIONS[anchor], "body": _fill(attempts, anchor)} for anchor in anchors]
+    sections = []
+    for anchor in anchors:
+        title, tell = SECTIONS[anchor]
+        try:
+            body = tell(attempts)
+        except MlmetaError as error:
+            body = fill_body("lack", reason=str(error))
+        sections.append({"anchor": anchor, "title": title, "body": body})
     texts = describe_attempts(attempts.table, attempts.metric)
     return {"sections": sections, "attempts": {"texts": texts, "rows": _list_rows(attempts)}}
-
-
-def write_sections(
-    table: pd.DataFrame, anchors: Sequence[str], *, metric: str, task: str | None = None, chosen: str | None = None
-) -> Markup:
-    """Return some of `SECTIONS` as part of a page of its own scripts, with plotly.js and those of this package.
-
-    Args:
-        table: Attempts as `mlmeta.history.loading.load_attempts` gives them; of more than 3,000 of each task the best
-            and evenly spaced others are shown.
-        anchors: The sections.
-        metric: What attempts are compared by.
-        task: The only one to show; None for all.
-        chosen: The task that the map is about.
-    """
-    try:
-        prepared = prepare_table(table, metric=metric, tasks=None if task is None else [task])
-    except MlmetaError as error:
-        return fill_body("lack", reason=str(error))
-    shown = thin_attempts(prepared, metric, limit=MAX_IN_PART).reset_index(drop=True)
-    return fill_template("sections", fill_sections(Attempts(shown, metric, chosen=chosen), anchors))
-
-
-def _fill(attempts: Attempts, anchor: str) -> Markup:
-    bodies: dict[str, Callable[[Attempts], Markup]] = {
-        "tasks": _tell_best, "rates": _tell_rates, "leaderboards": _tell_leaderboards, "curves": _tell_curves,
-        "parallel": _tell_parallel, "importance": _tell_importance, "effects": _tell_effects, "pairs": _tell_pairs,
-        "cost": _tell_cost, "map": _tell_map,
-    }  # fmt: skip
-    try:
-        return bodies[anchor](attempts)
-    except MlmetaError as error:
-        return fill_body("lack", reason=str(error))
 
 
 def _tell_best(attempts: Attempts) -> Markup:
@@ -234,7 +187,7 @@ def _tell_parallel(attempts: Attempts) -> Markup:
 def _tell_importance(attempts: Attempts) -> Markup:
     from mlmeta.reports.effect_figures import plot_importance
 
-    measured = attempts.measured
+    measured = attempts.importance
     heads = [(name, "number" if place else "text") for place, name in enumerate(measured.columns)]
     rows = [(None, row) for row in measured.itertuples(index=False)]
     return fill_body(
@@ -312,6 +265,41 @@ def _describe_task(tasks: pd.DataFrame, name: str, attempts: Attempts) -> str:
     return "<br>".join(lines)
 
 
+SECTIONS: dict[str, tuple[str, Callable[[Attempts], Markup]]] = {
+    "tasks": ("Best of each task", _tell_best),
+    "rates": ("Which learning rates worked on which tasks?", _tell_rates),
+    "leaderboards": ("Leaderboards", _tell_leaderboards),
+    "curves": ("Learning curves", _tell_curves),
+    "parallel": ("Parallel coordinates", _tell_parallel),
+    "importance": ("What mattered", _tell_importance),
+    "effects": ("Effect of each param", _tell_effects),
+    "pairs": ("Two params together", _tell_pairs),
+    "cost": ("Score and seconds", _tell_cost),
+    "map": ("Map of tasks", _tell_map),
+}
+
+
+def write_sections(
+    table: pd.DataFrame, anchors: Sequence[str], *, metric: str, task: str | None = None, chosen: str | None = None
+) -> Markup:
+    """Return some of `SECTIONS` as part of a page of its own scripts, with plotly.js and those of this package.
+
+    Args:
+        table: Attempts as `mlmeta.history.loading.load_attempts` gives them; of more than 3,000 of each task the best
+            and evenly spaced others are shown.
+        anchors: The sections.
+        metric: What attempts are compared by.
+        task: The only one to show; None for all.
+        chosen: The task that the map is about.
+    """
+    try:
+        prepared = prepare_table(table, metric=metric, tasks=None if task is None else [task])
+    except MlmetaError as error:
+        return fill_body("lack", reason=str(error))
+    shown = thin_attempts(prepared, metric, limit=MAX_IN_PART).reset_index(drop=True)
+    return fill_template("sections", fill_sections(Attempts(shown, metric, chosen=chosen), anchors))
+
+
 def write_report(
     table: pd.DataFrame,
     file: str | Path,
@@ -344,7 +332,7 @@ def write_report(
     if not table.empty or tasks:
         prepared = prepare_table(table, metric=metric, tasks=tasks)
         attempts = Attempts(thin_attempts(prepared, metric, limit=MAX_ATTEMPTS).reset_index(drop=True), metric)
-        page |= {"head": _summarise(prepared, attempts), **fill_sections(attempts)}
+        page |= {"head": _summarise(prepared, attempts), **fill_sections(attempts, SECTIONS)}
     with replacing(Path(file)) as stream:
         stream.write(fill_page(page).encode("utf-8", errors="replace"))
 
