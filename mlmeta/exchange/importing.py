@@ -169,20 +169,15 @@ class _Importer:
             return
         task = self._tasks.describe_task(attempt, file)
         if task.reason:
-            self.result.tasks_without_pictures.setdefault(_name_task(attempt), task.reason)
+            note, commands = attempt.facts.task, attempt.commands
+            named = (note and note.name) or (commands and commands.model_name) or ""
+            self.result.tasks_without_pictures.setdefault(named, task.reason)
         record = make_record(
             attempt, task=task, network=self._tasks.describe_network(attempt, task),
             file_name=file.name, now_s=time.time(),
         )  # fmt: skip
         base_dir = self._tasks.base_dir(file)
         self._runs.add(record, digest=attempt.digest, base_dir=base_dir, experiment_id=self._experiment_id)
-
-
-def _name_task(attempt: ExchangedAttempt) -> str:
-    note = attempt.facts.task
-    if note is not None and note.name:
-        return note.name
-    return "" if attempt.commands is None else attempt.commands.model_name
 
 
 class TaskReader:
