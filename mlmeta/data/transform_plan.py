@@ -2,7 +2,7 @@
 
 This reads the commands' JSON and makes no transform yet: `plan_transforms` gives the requests in the order
 in which they run, with their arguments read from tables (an enum by the name of its member, a dtype by its
-name), and `place_to_tensor` puts ToTensor where it is missing.
+name), and `place_to_tensor` puts ToTensor where it is missing. torchvision is imported where a value is one of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from mlmeta.data.image_ops import REFUSALS, explain_refusal, read_arguments, read_choice, read_step, refuse
 from mlmeta.errors import nearest_name
@@ -90,8 +89,16 @@ _DTYPES = {
 
 
 def _read_interpolation(value: Any, path: str) -> Any:
+    from torchvision.transforms import InterpolationMode
+
     is_pillow_number = isinstance(value, int) and not isinstance(value, bool)
     return value if is_pillow_number else read_choice(value, InterpolationMode.__members__, path=path)
+
+
+def _read_policy(value: Any, path: str) -> Any:
+    from torchvision.transforms import AutoAugmentPolicy
+
+    return read_choice(value, AutoAugmentPolicy.__members__, path=path)
 
 
 def _read_tensor(value: Any, path: str) -> Tensor:
@@ -112,7 +119,7 @@ def _read_requests(listing: object, path: str) -> list[Request]:
 
 _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "interpolation": _read_interpolation,
-    "policy": lambda value, path: read_choice(value, AutoAugmentPolicy.__members__, path=path),
+    "policy": _read_policy,
     "dtype": lambda value, path: read_choice(value, _DTYPES, path=path),
     "transformation_matrix": _read_tensor,
     "mean_vector": _read_tensor,

@@ -16,6 +16,9 @@ GaussianBlur with one fixed sigma do not draw at random and stay.
 
 ToTensor gives what v1 gave: 8-bit channels divided by 255, mode 1 as 0 and 1, modes I, I;16 and F unscaled.
 It is always float32 here, and 16-bit values above 32,767 stay positive, where v1 let them wrap.
+
+torchvision costs a start half a second, so that it is imported where another transform than ToTensor and Normalize is
+asked for.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from mlmeta.commands.catalog import find_entry
 from mlmeta.data.image_ops import REFUSALS, check_pixels, explain_refusal, read_numbers, refuse
@@ -175,19 +178,52 @@ class _ToFloatTensor:
 
     def __call__(self, value: Picture) -> Tensor:
         if isinstance(value, Tensor):
+            from torchvision.transforms.v2 import functional
+
             scaled: Tensor = functional.to_dtype(value, torch.float32, scale=True)
             return scaled
         return _to_float(_to_pixels(value))
 
 
 def _to_pixels(image: Image.Image) -> Tensor:
-    pixels: Tensor = functional.pil_to_tensor(image)
-    return pixels
+    """Return a picture's numbers as Pillow has them, (channels, height, width)."""
+    pixels = torch.as_tensor(np.array(image))
+    return pixels.view(image.height, image.width, len(image.getbands())).permute(2, 0, 1)
 
 
 def _to_float(pixels: Tensor) -> Tensor:
     tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return tensor.div_(255) if pixels.dtype == torch.uint8 else tensor
+
+
+@dataclass(frozen=True)
+class _Normalize:
+    """torchvision's Normalize, done here to float32 pictures."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, value: Any) -> Tensor:
+        if value.dtype != torch.float32:
+            normalized: Tensor = _load("Normalize")(self.mean, self.std)(value)
+            return normalized
+        rows = (self.mean, self.std)
+        mean, std = (torch.tensor(row, dtype=value.dtype, device=value.device).view(-1, 1, 1) for row in rows)
+        normalized = (value - mean).div_(std)
+        return normalized
+
+
+def _make_normalize(*, mean: Any = None, std: Any = None, **others: Any) -> _Normalize | None:
+    """Return it for two rows of numbers, none to be divided by 0; of anything else torchvision says what is wrong."""
+    for row in (mean, std):
+        if others or not isinstance(row, tuple) or not row or not {*map(type, row)} <= {int, float}:
+            return None
+    return _Normalize(mean, std) if all(std) else None
+
+
+def _load(name: str) -> Callable[..., Any]:
+    made: Callable[..., Any] = find_entry("transform", name).load()
+    return made
 
 
 def build_transform(transform: Mapping[str, Any] | Sequence[Any] | None, *, training: bool = True) -> Transform:
@@ -263,11 +299,13 @@ def _make(request: Request) -> Callable[[Picture], Any]:
     """Return the object of torchvision that a request asks for."""
     if request.name == "ToTensor" and not request.arguments:
         return _ToFloatTensor()
+    if request.name == "Normalize" and (normalize := _make_normalize(**request.arguments)):
+        return normalize
     arguments = dict(request.arguments)
     if request.members:
         arguments["transforms"] = [_build_step(member) for member in request.members]
     try:
-        made: Callable[[Picture], Any] = find_entry("transform", request.name).load()(**arguments)
+        made: Callable[[Picture], Any] = _load(request.name)(**arguments)
     except REFUSALS as error:
         raise explain_refusal(request.path, error, library="torchvision", given=request.given) from error
     return made

@@ -128,6 +128,16 @@ FIXED_CASES = [
         {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.2, 0.1], "inplace": True},
         lambda im: v1.Normalize((0.5, 0.4, 0.3), (0.5, 0.2, 0.1))(to_tensor(im)),
     ),
+    (
+        "Normalize",
+        {"mean": [0.5, 1, 0.3], "std": [0.3, 2, 0.1]},
+        lambda im: v1.Normalize((0.5, 1, 0.3), (0.3, 2, 0.1))(to_tensor(im)),
+    ),
+    (
+        "Compose",
+        {"transforms": [{"ConvertImageDtype": {"dtype": "float64"}}, {"Normalize": {"mean": [0.1], "std": [0.3]}}]},
+        lambda im: v1.Normalize((0.1,), (0.3,))(to_tensor(im).double()),
+    ),
 ]
 
 ALL_NAMES = [
