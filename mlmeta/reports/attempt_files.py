@@ -37,12 +37,9 @@ def write_test_report(
         label_names: In the order of the indices.
         title: Of the plots.
     """
-    from sklearn.metrics import confusion_matrix
-
-    predicted = shares.argmax(axis=1)
-    matrix = confusion_matrix(truth, predicted, labels=np.arange(len(label_names)))
+    matrix = count_confusions(truth, shares.argmax(axis=1), n_labels=len(label_names))
     _write_predictions(folder / "predictions.csv", decoded, truth, shares, label_names)
-    _write_per_class(folder / "per_class.csv", truth, predicted, label_names)
+    _write_per_class(folder / "per_class.csv", matrix, label_names)
     write_table(
         folder / "confusion_matrix.csv",
         ["true label", *label_names],
@@ -81,17 +78,26 @@ def _write_predictions(
     write_table(file, ["id", "label", "predicted", "confidence", "correct"], rows)
 
 
-def _write_per_class(
-    file: Path, truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], label_names: Sequence[str]
-) -> None:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    columns = precision_recall_fscore_support(truth, predicted, labels=np.arange(len(label_names)), zero_division=0)
+def _write_per_class(file: Path, matrix: npt.NDArray[np.int64], label_names: Sequence[str]) -> None:
     rows = (
         [name, int(n), f"{precision:.6f}", f"{recall:.6f}", f"{f1:.6f}"]
-        for name, precision, recall, f1, n in zip(label_names, *columns, strict=True)
+        for name, n, precision, recall, f1 in zip(label_names, matrix.sum(axis=1), *score_labels(matrix), strict=True)
     )
     write_table(file, ["label", "n_pictures", "precision", "recall", "f1"], rows)
+
+
+def count_confusions(
+    truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], *, n_labels: int
+) -> npt.NDArray[np.int64]:
+    """Return the confusion matrix (n_labels, n_labels): how many of row i were taken for column j."""
+    return np.bincount(truth * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
+
+
+def score_labels(matrix: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return precision, recall and F1 of each label, (n_labels,), from the confusion matrix; 0 for 0 out of 0."""
+    right, there, said = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    shares = ((right, said), (right, there), (2 * right, there + said))
+    return tuple(part / np.maximum(whole, 1) for part, whole in shares)
 
 
 def find_mistakes(

@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
 from mlmeta.errors import CommandsError, NotFoundError, PicturesError, WeightsError
 from mlmeta.evaluate import evaluate_attempt
+from mlmeta.reports.attempt_files import count_confusions, score_labels
 from mlmeta.train import run_attempt
 from mlmeta.training.evaluation import Measured, compute_metrics, score_probabilities
 
@@ -76,16 +84,32 @@ def test_tables_agree_with_scikit_learn(attempt: str, tmp_path: Path) -> None:
     assert sum(int(row[row["true label"]]) for row in matrix) == sum(row["correct"] == "1" for row in predictions)
 
 
-def test_metrics_of_outputs_agree_with_scikit_learn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    outputs, labels = torch.randn(200, 8, generator=generator), torch.randint(0, 8, (200,), generator=generator)
+@pytest.mark.parametrize("n_labels", [3, 6, 9])
+def test_metrics_of_outputs_agree_with_scikit_learn(n_labels: int) -> None:
+    generator = torch.Generator().manual_seed(n_labels)
+    # Rounded, so that labels tie; the last two labels are never the true one.
+    outputs = torch.randn(200, n_labels, generator=generator).round(decimals=1)
+    labels = torch.randint(0, n_labels - 2, (200,), generator=generator)
     shares = score_probabilities(outputs, "logits")
+    truth, predicted = labels.numpy(), outputs.argmax(1).numpy()
     loss = float(torch.nn.functional.cross_entropy(outputs, labels))
-    assert loss == pytest.approx(log_loss(labels.numpy(), shares), rel=1e-5)
-    metrics = compute_metrics(Measured(outputs, labels, loss), shares)
-    top5 = np.mean([label in row.argsort()[-5:] for label, row in zip(labels.numpy(), outputs.numpy(), strict=True)])
-    assert metrics["top5_accuracy"] == pytest.approx(top5)
-    assert metrics["accuracy"] == pytest.approx(float((outputs.argmax(1) == labels).float().mean()))
+    assert loss == pytest.approx(log_loss(truth, shares, labels=range(n_labels)), rel=1e-5)
+    expected = {
+        "accuracy": accuracy_score(truth, predicted),
+        "test_loss": loss,
+        "macro_f1": f1_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0),
+    }
+    if n_labels > 5:
+        expected["top5_accuracy"] = top_k_accuracy_score(truth, shares, k=5, labels=np.arange(n_labels))
+    assert compute_metrics(Measured(outputs, labels, loss), shares) == expected
+
+
+def test_scores_of_labels_agree_with_scikit_learn() -> None:
+    truth, predicted = np.random.default_rng(0).integers(0, [[4], [5]], (2, 50))
+    matrix = count_confusions(truth, predicted, n_labels=6)
+    assert np.array_equal(matrix, confusion_matrix(truth, predicted, labels=range(6)))
+    *expected, _ = precision_recall_fscore_support(truth, predicted, labels=range(6), zero_division=0)
+    np.testing.assert_array_equal(score_labels(matrix), expected)
 
 
 @pytest.mark.parametrize("form", ["logits", "probabilities", "log_probabilities"])
