@@ -10,10 +10,13 @@ the 540 of them take 7 MB without loss.
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
+from pathlib import Path
 from random import Random
 from types import MappingProxyType
 
@@ -145,11 +148,19 @@ def _list_digits(size: int, n_per_label: int) -> list[SamplePicture]:
 @lru_cache(maxsize=1)
 def _load_digits() -> list[tuple[bytes, str]]:
     """Each digit as 64 bytes, row by row, and its label."""
+    return [(bytes(round(level * 255 / 16) for level in levels), str(label)) for *levels, label in _read_digits()]
+
+
+def _read_digits() -> list[list[int]]:
+    """Return each digit's 64 levels from 0 to 16, and its label; to import scikit-learn for its file takes a second."""
+    spec = find_spec("sklearn")
+    file = Path(str(spec and spec.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        with gzip.open(file, "rt", encoding="ascii") as lines:
+            return [[int(number) for number in line.split(",")] for line in lines]
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype("uint8")
-    return [(image.tobytes(), str(target)) for image, target in zip(pixels, digits.target, strict=True)]
+    return [[*map(int, levels), int(label)] for levels, label in zip(*load_digits(return_X_y=True), strict=True)]
 
 
 def _draw_digit(pixels: bytes, size: int) -> Image.Image:

@@ -29,7 +29,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.linalg import solve_triangular
 
 from mlmeta.commands.documents import MAX_EPOCHS
 from mlmeta.history.loading import load_attempts, load_curves
@@ -211,6 +210,8 @@ class CurvePredictor:
         self, points: Floats, gains: Floats, past: Sequence[PastCurve], x: Floats, share_left: float
     ) -> tuple[float, float]:
         """Return mean and standard deviation of g at x."""
+        from scipy.linalg import solve_triangular
+
         own = np.array([curve.task == self._task for curve in past])
         labels = np.log([curve.n_labels for curve in past])
         names = {curve.task: code for code, curve in enumerate(past)}

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mlmeta.data import samples
 from mlmeta.data.samples import SAMPLE_LABELS, SamplePicture, list_samples
 from mlmeta.errors import BadInputError
 
@@ -70,6 +71,14 @@ def test_the_digits_are_those_of_scikit_learn(digits: list[SamplePicture]) -> No
     np.testing.assert_allclose(pixels, reference.images * 255 / 16, atol=0.5)
     assert [picture.label for picture in digits] == [str(target) for target in reference.target]
     assert [picture.id for picture in digits] == [f"digits/{index:04d}" for index in range(1797)]
+
+
+def test_the_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(
+    digits: list[SamplePicture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples._load_digits.cache_clear()
+    monkeypatch.setattr(samples, "find_spec", lambda _name: None)
+    assert [(picture.key, picture.label) for picture in list_samples("digits")] == [(p.key, p.label) for p in digits]
 
 
 def test_a_larger_digit_is_upscaled_bicubic(digits: list[SamplePicture]) -> None:
