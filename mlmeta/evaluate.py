@@ -16,6 +16,7 @@ import click
 
 from mlmeta.console import reporting_errors
 from mlmeta.errors import CommandsError, Fault, nearest_name, shorten
+from mlmeta.models.compiler import put_off_compiler
 from mlmeta.tracking.store import current_uri
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def evaluate(config: Path) -> None:
     from mlmeta.commands.parsing import load_test_commands
 
     commands = load_test_commands(config)
+    put_off_compiler()
     run_id, metrics = evaluate_attempt(commands, base_dir=config.parent)
     click.echo(f"{commands.model_name or commands.run_id}: {format_metrics(metrics)}")
     click.echo(f"run {run_id} in {current_uri()}")

@@ -14,6 +14,7 @@ import click
 
 from mlmeta.console import reporting_errors, terminating_gently
 from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.models.compiler import put_off_compiler
 from mlmeta.tracking.store import current_uri
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def train(config: Path | None, test: bool, resume: str | None) -> None:
     """Train (and test) one attempt from the train commands in CONFIG, or go on with one."""
     if (config is None) == (resume is None):
         raise BadInputError("train needs either a commands file, or --resume with a run id or a name")
+    put_off_compiler()
     if config is not None:
         from mlmeta.commands.parsing import load_train_commands
 

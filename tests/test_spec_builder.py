@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mlmeta import spec_builder
 from mlmeta.commands import catalog
 from mlmeta.errors import CommandsError
-from mlmeta.models import shapes
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.layers import first_tensor
 from mlmeta.spec_builder import build_criterion, build_model, output_form, summarize_model
@@ -386,7 +385,7 @@ def published_counts(name: str) -> set[int]:
 def test_the_summary_of_a_torchvision_model_has_the_published_number_of_parameters(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shapes, "memory_bytes", lambda: 2**40)  # the largest would not fit a small machine
+    monkeypatch.setenv("MLMETA_MEMORY_BYTES", str(2**40))  # the largest would not fit a small machine
     size = picture_size(name)
     rows = summarize_model({"name": name}, n_labels=1000, input_shape=(3, size, size))
     assert math.prod(rows[-1].output_shape) == 1000
@@ -461,7 +460,7 @@ def test_pictures_that_do_not_fit_a_torchvision_model_are_refused(
 
 
 def test_a_torchvision_model_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "memory_bytes", lambda: 2**30)
+    monkeypatch.setenv("MLMETA_MEMORY_BYTES", str(2**30))
     with pytest.raises(CommandsError, match=r"138,357,544 parameters up to vgg16 .* 2\.6 GiB to train; .* 1\.0 GiB"):
         build_model({"name": "vgg16"}, n_labels=1000, input_shape=(3, 224, 224))
 

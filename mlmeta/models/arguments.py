@@ -37,6 +37,8 @@ _BATCH_FIRST = frozenset(name for name, (_, words) in _DIMENSIONS.items() if wor
     "TransformerDecoder",
 }
 _GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
+# What a transposed convolution's output padding depends on, with the defaults.
+_TRANSPOSED = (("output_padding", 0), ("stride", 1), ("dilation", 1))
 # What torch's kernels count with; larger numbers are no fault before they compute.
 _MAX_SIZE = 2**31 - 1
 _SOFTMAXES = ("Softmax", "Softmin", "LogSoftmax")
@@ -185,6 +187,9 @@ def _find_conv_misfits(name: str, arguments: Spec, shape: Sequence[int], n: int)
     for key in ("padding", "output_padding"):
         if any(size < 0 for size in _read_sizes(arguments.get(key))):
             yield f"{key} must be 0 or above, not {shorten(arguments[key])}"
+    padding, stride, dilation = ((_read_sizes(arguments.get(key, d)) * n)[:n] for key, d in _TRANSPOSED)
+    if "Transpose" in name and any(p >= max(s, d) for p, s, d in zip(padding, stride, dilation, strict=False)):
+        yield f"output_padding must be smaller than stride or dilation, not {shorten(arguments['output_padding'])}"
     if len(shape) == n + 2 and arguments.get("in_channels") != shape[1]:
         yield _explain_size(shape, "in_channels", arguments.get("in_channels"))
 

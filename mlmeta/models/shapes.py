@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from mlmeta.commands import catalog
 from mlmeta.commands.catalog import read_value
-from mlmeta.errors import CommandsError, Fault
+from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 from mlmeta.models.arguments import (
     REFUSALS,
     check_arriving,
@@ -276,8 +276,12 @@ def construct_chain(layers: Sequence[Spec], path: str, *, device: str) -> Chain:
 def memory_bytes() -> int:
     """Return the memory that this process may use: the machine's, or its container's where that is less.
 
-    64 GiB where the system does not say.
+    It is ``$MLMETA_MEMORY_BYTES`` where that is set, and 64 GiB where the system does not say.
     """
+    if given := os.environ.get("MLMETA_MEMORY_BYTES"):
+        if not given.isdecimal():
+            raise BadInputError(f"MLMETA_MEMORY_BYTES: must be a whole number of bytes; got {shorten(given)}")
+        return int(given)
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

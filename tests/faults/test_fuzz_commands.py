@@ -28,7 +28,6 @@ from mlmeta.data.sources import DAMAGED, open_file, quiet_pillow
 from mlmeta.data.task import describe_task
 from mlmeta.errors import MlmetaError
 from mlmeta.evaluate import merge_commands
-from mlmeta.models import shapes
 from mlmeta.spec_builder import describe_model, output_form
 from mlmeta.training.evaluation import compute_metrics, measure_model, score_probabilities
 from mlmeta.training.loop import train_attempt
@@ -93,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every size is checked against a small machine's memory; the picture cache is a new one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "memory_bytes", lambda: MACHINE_BYTES)
+        patch.setenv("MLMETA_MEMORY_BYTES", str(MACHINE_BYTES))
         patch.setenv("MLMETA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 

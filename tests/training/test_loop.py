@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.data import task
 from mlmeta.errors import AttemptFailedError, CommandsError, PicturesError
-from mlmeta.models import shapes
 from mlmeta.spec_builder import describe_model
 from mlmeta.train import run_attempt
 from mlmeta.training import preparation
@@ -238,7 +237,7 @@ def test_a_batch_that_memory_could_not_hold_is_refused_before_pictures_are_decod
     last = {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}
     document = toy_document | {"batch_size": 60, "model": {"layers": [convolution, {"name": "Flatten"}, last]}}
     # 8×8×3 floats a picture, and 6×6×8 + 3 outputs that a training keeps.
-    monkeypatch.setattr(shapes, "memory_bytes", lambda: 50 * 4 * (8 * 8 * 3 + 6 * 6 * 8 + 3))
+    monkeypatch.setenv("MLMETA_MEMORY_BYTES", str(50 * 4 * (8 * 8 * 3 + 6 * 6 * 8 + 3)))
     monkeypatch.setattr(task, "decode_pictures", None)
     with pytest.raises(CommandsError, match=r"batch_size: a batch of 60 pictures .* at most 50 would fit"):
         prepare_training(parse_train_commands(document), base_dir=Path())

@@ -1,5 +1,10 @@
+"""All that a training needs, built and checked before it starts."""
+
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ from mlmeta.errors import BadInputError, CommandsError
 from mlmeta.models.shapes import LayerRow
 from mlmeta.training.preparation import CheckResult, check_commands, format_table
 
+PROJECT = Path(__file__).parents[2]
 LAYERS: list[dict[str, Any]] = [
     {"name": "Conv2d", "in_channels": "auto", "out_channels": 6, "kernel_size": 3},
     {"name": "ReLU", "inplace": True},
@@ -96,3 +102,23 @@ def test_what_a_training_would_refuse_is_refused(
 def test_a_folder_without_pictures_is_refused(toy_document: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BadInputError):
         check(toy_document, data={"source": "folder", "path": str(tmp_path)})
+
+
+def test_a_training_begins_without_what_it_does_not_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+        import sys
+        from pathlib import Path
+        from mlmeta.models.compiler import put_off_compiler
+        put_off_compiler()
+        from mlmeta.commands.parsing import load_train_commands
+        from mlmeta.training.loop import run_epoch
+        from mlmeta.training.preparation import prepare_training
+        digits = load_train_commands(Path("digits.json"))
+        run_epoch(prepare_training(digits, base_dir=Path()), 1)
+        import mlmeta.training.recording
+        print(*{"torchvision", "sklearn", "scipy.stats", "matplotlib", "torch._dynamo.utils"} & set(sys.modules))
+    """
+    monkeypatch.setenv("MLMETA_CACHE_DIR", str(tmp_path))
+    arguments = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
