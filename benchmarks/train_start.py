@@ -40,8 +40,6 @@ def end(**more):
 """
 FLOOR = f"{_LOOK}\nimport torch, mlflow\nend()"
 TRAIN = f"""{_LOOK}
-from mlmeta.models.compiler import put_off_compiler
-put_off_compiler()
 from mlmeta.training import loop
 
 run_epoch, epochs, first = loop.run_epoch, [], {{}}

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mlmeta.console import reporting_errors, terminating_gently
-from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.errors import BadInputError
 from mlmeta.models.compiler import put_off_compiler
 from mlmeta.tracking.store import current_uri
 
 if TYPE_CHECKING:
     from mlmeta.commands.documents import TrainCommands
-    from mlmeta.training.checkpoints import Checkpoint
     from mlmeta.training.loop import Metrics, Trained
-    from mlmeta.training.preparation import Prepared
     from mlmeta.training.progress import TrainingProgress
 
 
@@ -47,8 +45,8 @@ def run_attempt(
         progress: Is told of every epoch; None shows them on standard error.
 
     Returns:
-        The run id, what the training gave, and the test's metrics (empty without a test, and where the training did
-        not come to its end: the attempt is Pruned by the commands' rule `stop`, or Interrupted, and can be resumed).
+        The run id, what the training gave, and the test's metrics: empty without a test, and where the training did
+        not come to its end (Pruned by the rule `stop`, or Interrupted; it can be resumed).
 
     Raises:
         BadInputError: If anything cannot be used, before a run is started.
@@ -56,50 +54,25 @@ def run_attempt(
         AttemptFailedError: If the training broke.
         KeyboardInterrupt: At SIGINT or SIGTERM; the attempt is Interrupted, and can be resumed.
     """
-    from mlmeta.commands.parsing import make_test_commands
-    from mlmeta.data.pictures import choose_pictures
-    from mlmeta.spec_builder import output_form
-    from mlmeta.tracking.recovery import find_resumable
     from mlmeta.tracking.runs import record_attempt
-    from mlmeta.training.checkpoints import Checkpoint
-    from mlmeta.training.evaluation import TestPlan, test_model
-    from mlmeta.training.initial_weights import look_up_start
-    from mlmeta.training.loop import Trained
+    from mlmeta.training.evaluation import check_test, test_trained
     from mlmeta.training.preparation import prepare_training
     from mlmeta.training.progress import EpochProgress
-    from mlmeta.training.recording import Job, train_recorded
+    from mlmeta.training.recording import look_up_run, take_up, train_recorded
 
     prepared = prepare_training(commands, base_dir=base_dir)
-    section = commands.test
     if test:
-        # Looked at now, so that a test without pictures is refused before hours of training.
-        choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=commands.seed)
-    resumed = resume_run_id or find_resumable(commands)
-    # A checkpoint has all that the attempt began with.
-    start = None if resumed and Checkpoint(resumed).is_there() else look_up_start(prepared)
-    metrics: Metrics = {}
-    with (
-        terminating_gently(),
-        record_attempt(commands, base_dir=base_dir, resume_run_id=resumed, tags=tags) as recorder,
-    ):
-        checkpoint = Checkpoint(recorder.run_id)
-        recorded = recorder.recorded_steps("train_loss") if resumed else set()
-        trained = _go_on(prepared, checkpoint, recorded) if resumed else Trained()
-        with EpochProgress(commands.model_name, commands.n_epoch) if progress is None else progress as shown:
-            job = Job(prepared, trained, checkpoint, shown, until_epoch or commands.n_epoch)
-            train_recorded(job, recorder, recorded, start, run_id=recorder.run_id)
-        finished = len(trained.curve) == commands.n_epoch and not trained.stopped
-        if test and finished:
-            recorder.log_document("test_commands.json", make_test_commands(commands).document())
-            prepared.model.load_state_dict(trained.state)
-            plan = TestPlan(section.limit, tuple(section.ids), commands.seed, commands.batch_size)
-            metrics = test_model(
-                prepared.model, prepared.criterion, prepared.task, plan,
-                form=output_form(commands.model), recorder=recorder, name=commands.model_name,
-            )  # fmt: skip
-    if finished:
-        checkpoint.remove()
-    return recorder.run_id, trained, metrics
+        check_test(prepared)
+    resumed, start = look_up_run(prepared, resume_run_id)
+    recording = record_attempt(commands, base_dir=base_dir, resume_run_id=resumed, tags=tags)
+    with terminating_gently(), recording as recorder:
+        job = take_up(prepared, recorder, start, is_resumed=bool(resumed), until_epoch=until_epoch)
+        with progress or EpochProgress(commands.model_name, commands.n_epoch) as shown:
+            train_recorded(job, shown)
+        metrics = test_trained(prepared, job.trained.state, recorder) if test and job.is_finished else {}
+    if job.is_finished:
+        job.checkpoint.remove()
+    return recorder.run_id, job.trained, metrics
 
 
 def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trained, Metrics]:
@@ -117,21 +90,6 @@ def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trai
 
     attempt = find_stopped_attempt(name_or_run_id)
     return run_attempt(attempt.commands, base_dir=attempt.commands_dir, test=test, resume_run_id=attempt.run_id)
-
-
-def _go_on(prepared: Prepared, checkpoint: Checkpoint, recorded: set[int]) -> Trained:
-    from mlmeta.training.checkpoints import restore_state
-    from mlmeta.training.loop import Trained
-
-    state = checkpoint.load()
-    if state is not None:
-        return restore_state(prepared, state)
-    if recorded:
-        raise NotFoundError(
-            f"{prepared.commands.model_name}: this machine has no checkpoint of the attempt ({checkpoint.file}); "
-            "resume it where it was trained, or start a new one"
-        )
-    return Trained()
 
 
 @click.command()

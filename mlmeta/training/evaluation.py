@@ -15,14 +15,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlmeta.commands.parsing import make_test_commands
 from mlmeta.data.batches import Batches, use_channels_last
 from mlmeta.data.pictures import choose_pictures
 from mlmeta.data.task import Task
 from mlmeta.errors import PicturesError
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.layers import forward_pictures
+from mlmeta.models.weights import StateDict
 from mlmeta.reports.attempt_files import count_confusions, score_labels, write_test_report
+from mlmeta.spec_builder import output_form
 from mlmeta.status import Status
+from mlmeta.training.preparation import Prepared
 from mlmeta.training.progress import Recorder
 
 
@@ -157,4 +161,32 @@ def test_model(
     return metrics
 
 
-test_model.__test__ = False  # type: ignore[attr-defined]  # not a test case
+def check_test(prepared: Prepared) -> None:
+    """Refuse a test without pictures before hours of training.
+
+    Raises:
+        PicturesError: If the commands' section ``test`` chooses none.
+    """
+    section = prepared.commands.test
+    choose_pictures(prepared.task.pictures, limit=section.limit, ids=section.ids, seed=prepared.commands.seed)
+
+
+def test_trained(prepared: Prepared, state: StateDict, recorder: Recorder) -> dict[str, float]:
+    """Test the weights of a training as its commands' section ``test`` says; return the metrics.
+
+    Raises:
+        PicturesError: If there is no picture to test on.
+    """
+    commands = prepared.commands
+    recorder.log_document("test_commands.json", make_test_commands(commands).document())
+    prepared.model.load_state_dict(state)
+    plan = TestPlan(commands.test.limit, tuple(commands.test.ids), commands.seed, commands.batch_size)
+    return test_model(
+        prepared.model, prepared.criterion, prepared.task, plan,
+        form=output_form(commands.model), recorder=recorder, name=commands.model_name,
+    )  # fmt: skip
+
+
+# Not test cases, whatever their names say to pytest.
+test_model.__test__ = False  # type: ignore[attr-defined]
+test_trained.__test__ = False  # type: ignore[attr-defined]

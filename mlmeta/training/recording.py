@@ -15,15 +15,17 @@ import click
 from mlmeta.commands.params import CURVE_TAG, write_curve
 from mlmeta.data.pictures import find_conflicts
 from mlmeta.data.task import Task, describe_task
-from mlmeta.errors import AttemptFailedError, DivergedError
+from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.models.weights import save_weights
 from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
 from mlmeta.reports.attempt_plots import plot_loss_curve
 from mlmeta.spec_builder import describe_model
 from mlmeta.status import Status
-from mlmeta.training.checkpoints import Checkpoint, capture_state
+from mlmeta.tracking.recorder import MlflowRecorder
+from mlmeta.tracking.recovery import find_resumable
+from mlmeta.training.checkpoints import Checkpoint, capture_state, restore_state
 from mlmeta.training.early_stopping import EpochWatch, read_past
-from mlmeta.training.initial_weights import Start, start_training
+from mlmeta.training.initial_weights import Start, look_up_start, start_training
 from mlmeta.training.loop import Trained, find_batch_size, has_diverged, is_out_of_memory, train_attempt
 from mlmeta.training.preparation import Prepared
 from mlmeta.training.progress import EpochRecorder, Progress, Recorder
@@ -47,80 +49,121 @@ class Job:
 
     Attributes:
         prepared: From `mlmeta.training.preparation.prepare_training`.
-        trained: The epochs so far; is filled in.
+        recorder: Of its run.
         checkpoint: Of its run.
-        progress: Is told of every epoch.
+        trained: The epochs so far; is filled in.
+        recorded: The epochs that the run has already.
+        start: What it is to start from; None for a training that goes on, and for one from scratch.
         until_epoch: The last epoch that is trained now.
     """
 
     prepared: Prepared
-    trained: Trained
+    recorder: MlflowRecorder
     checkpoint: Checkpoint
-    progress: Progress
+    trained: Trained
+    recorded: set[int]
+    start: Start | None
     until_epoch: int
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs that are commanded have been trained."""
+        return len(self.trained.curve) == self.prepared.commands.n_epoch and not self.trained.stopped
 
-def train_recorded(job: Job, recorder: Recorder, recorded: set[int], start: Start | None, *, run_id: str) -> None:
+
+def look_up_run(prepared: Prepared, resume_run_id: str | None) -> tuple[str | None, Start | None]:
+    """Return the run to go on in, and what a training is to start from; each is None where there is none.
+
+    Raises:
+        BadInputError: If what the commands name cannot be used, see `look_up_start`.
+    """
+    resumed = resume_run_id or find_resumable(prepared.commands)
+    # A checkpoint has all that the attempt began with.
+    return resumed, None if resumed and Checkpoint(resumed).is_there() else look_up_start(prepared)
+
+
+def take_up(
+    prepared: Prepared, recorder: MlflowRecorder, start: Start | None, *, is_resumed: bool, until_epoch: int | None
+) -> Job:
+    """Return the training of a run, with the epochs of its checkpoint where it goes on.
+
+    Raises:
+        NotFoundError: If the run has epochs, and this machine has no checkpoint of them.
+        BadInputError: If the checkpoint is damaged, or the pictures have changed.
+    """
+    name, checkpoint = prepared.commands.model_name, Checkpoint(recorder.run_id)
+    recorded = recorder.recorded_steps("train_loss") if is_resumed else set()
+    state = checkpoint.load() if is_resumed else None
+    if state is None and recorded:
+        raise NotFoundError(
+            f"{name}: this machine has no checkpoint of the attempt ({checkpoint.file}); "
+            "resume it where it was trained, or start a new one"
+        )
+    trained = Trained() if state is None else restore_state(prepared, state)
+    return Job(prepared, recorder, checkpoint, trained, recorded, start, until_epoch or prepared.commands.n_epoch)
+
+
+def train_recorded(job: Job, progress: Progress) -> None:
     """Train an attempt up to where it is wanted, and record all of it but the test.
 
     Args:
         job: What is done.
-        recorder: Of its run.
-        recorded: The epochs that the run has already.
-        start: What it is to start from; None for a training that goes on, and for one from scratch.
-        run_id: Its run.
+        progress: Is told of every epoch.
 
     Raises:
         DivergedError: If the loss stopped being finite; everything up to there is recorded.
         AttemptFailedError: If the training broke.
     """
-    prepared, trained, checkpoint = job.prepared, job.trained, job.checkpoint
-    commands = prepared.commands
+    prepared, recorder, trained, start = job.prepared, job.recorder, job.trained, job.start
     _record_task(prepared, recorder)
     recorder.set_status(Status.TRAINING)
     if start:
         with _telling_what_broke(prepared):
             start_training(prepared, trained, start)
         # Saved before anything of it is recorded, so that an attempt that goes on does not choose anew.
-        save_checkpoint(prepared, trained, checkpoint)
+        save_checkpoint(job)
     recorder.log_params({f"initial_weights.{key}": value for key, value in trained.initial_weights.items()})
-    epochs = _NewEpochs(recorder, recorded)
-    watch = _watch_training(prepared, trained, run_id)
+    watch = _watch_training(job)
     if start and trained.curve:
         # The epoch that won the race, shown like every other.
         watch.look(trained.curve)
-        job.progress.epoch(1, trained.curve[0])
+        progress.epoch(1, trained.curve[0])
+    epochs = _NewEpochs(recorder, job.recorded)
     for epoch, metrics in enumerate(trained.curve, start=1):
         epochs.log_metrics(metrics, step=epoch)
     try:
-        _train_guarded(job, epochs, watch)
+        _train_guarded(job, epochs, watch, progress)
     finally:
         log_training(prepared, trained, recorder)
+    _record_end(job)
+
+
+def _record_end(job: Job) -> None:
+    trained, recorder = job.trained, job.recorder
     if has_diverged(trained.curve[-1]):
-        checkpoint.remove()
+        job.checkpoint.remove()
         recorder.set_status(Status.DIVERGED)
         raise DivergedError(
-            f"{commands.model_name}: the loss is no longer a finite number in epoch {len(trained.curve)}; a smaller "
-            f"optimizer.lr usually helps (it was {trained.curve[-1]['learning_rate']:g}). The run keeps the curve."
+            f"{job.prepared.commands.model_name}: the loss is no longer a finite number in epoch {len(trained.curve)}; "
+            f"a smaller optimizer.lr usually helps (it was {trained.curve[-1]['learning_rate']:g}). The run keeps the "
+            "curve."
         )
     if trained.stopped:
-        save_checkpoint(prepared, trained, checkpoint)
-        checkpoint.put_aside()
+        save_checkpoint(job)
+        job.checkpoint.put_aside()
         recorder.set_tags({"mlmeta.stop_reason": trained.stopped})
         recorder.set_status(Status.PRUNED)
-    elif len(trained.curve) < commands.n_epoch:
-        recorder.set_status(Status.INTERRUPTED)
     else:
-        recorder.set_status(Status.TRAINED)
+        recorder.set_status(Status.TRAINED if job.is_finished else Status.INTERRUPTED)
 
 
-def _watch_training(prepared: Prepared, trained: Trained, run_id: str) -> EpochWatch:
-    commands, task = prepared.commands, prepared.task
-    rule = None if trained.ignores_stop else commands.stop
+def _watch_training(job: Job) -> EpochWatch:
+    commands, task = job.prepared.commands, job.prepared.task
+    rule = None if job.trained.ignores_stop else commands.stop
     digest = task.pictures.task_digest
     return EpochWatch(
-        commands, read_past(commands, task=digest, run_id=run_id, rule=rule),
-        task=digest, n_labels=task.n_labels, chance_loss=chance_loss(prepared), rule=rule,
+        commands, read_past(commands, task=digest, run_id=job.recorder.run_id, rule=rule),
+        task=digest, n_labels=task.n_labels, chance_loss=chance_loss(job.prepared), rule=rule,
     )  # fmt: skip
 
 
@@ -159,19 +202,17 @@ def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
             recorder.log_files(folder)
 
 
-def _train_guarded(job: Job, recorder: EpochRecorder, watch: EpochWatch) -> None:
+def _train_guarded(job: Job, recorder: EpochRecorder, watch: EpochWatch, progress: Progress) -> None:
     """Train, watched, with a checkpoint after the epochs; make one message of whatever torch raises."""
-    prepared, checkpoint = job.prepared, job.checkpoint
 
     def look_and_save(trained: Trained) -> None:
         watch.look(trained.curve)
-        last = len(trained.curve) in (job.until_epoch, prepared.commands.n_epoch)
-        if checkpoint.is_due() or last:
-            save_checkpoint(prepared, trained, checkpoint)
+        if job.checkpoint.is_due() or len(trained.curve) in (job.until_epoch, job.prepared.commands.n_epoch):
+            save_checkpoint(job)
 
-    with _telling_what_broke(prepared):
+    with _telling_what_broke(job.prepared):
         train_attempt(
-            prepared, recorder, trained=job.trained, progress=job.progress, after_epoch=look_and_save,
+            job.prepared, recorder, trained=job.trained, progress=progress, after_epoch=look_and_save,
             stop=lambda trained: watch.decide(trained.curve), until_epoch=job.until_epoch,
         )  # fmt: skip
 
@@ -188,10 +229,10 @@ def _telling_what_broke(prepared: Prepared) -> Iterator[None]:
         raise AttemptFailedError(f"{name}: the training broke: {reason}") from error
 
 
-def save_checkpoint(prepared: Prepared, trained: Trained, checkpoint: Checkpoint) -> None:
+def save_checkpoint(job: Job) -> None:
     """Save a checkpoint; where that is not possible, a full disk say, the training goes on without."""
     try:
-        checkpoint.save(capture_state(prepared, trained))
+        job.checkpoint.save(capture_state(job.prepared, job.trained))
     except OSError as error:
         click.echo(f"mlmeta: no checkpoint was saved, the training goes on: {error}", err=True)
 
