@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlmeta.commands.params import CURVE_TAG, parse_curve
 
@@ -30,6 +31,9 @@ FACT_TYPES: Mapping[str, pa.DataType] = {
 UNREAD_TAGS = frozenset({"mlflow.note.content", "mlmeta.commands", "mlflow.log-model.history", "mlflow.runName"})
 # MLflow stores an infinite metric as the largest number of a float64, or near it.
 _INFINITE = 1.79e308
+_CURVES = pa.list_(pa.float64())
+_NUMBER = r"(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|null)"
+_USUAL_CURVE = rf"^\[{_NUMBER}(, {_NUMBER})*\]$"
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,23 @@ def spread(rows: Any, texts: Any, *, n_rows: int) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), encoded[0].dictionary)
 
 
-def _read_curves(rows: Any, texts: Any, *, n_rows: int) -> pa.Array:
-    curves: list[list[float] | None] = [None] * n_rows
-    for row, text in zip(rows, _chunk(texts, pa.string()).to_pylist(), strict=True):
-        curves[row] = parse_curve(text or "")
-    return pa.array(curves, type=pa.list_(pa.float64()))
+def _read_curves(rows: Any, texts: Any, *, n_rows: int) -> pa.ChunkedArray:
+    curves = pa.chunked_array(map(_parse_curves, _chunk(texts, pa.string()).chunks), _CURVES)
+    at = np.full(n_rows, -1)
+    at[rows] = np.arange(len(curves))
+    return curves.take(pa.array(at, mask=at < 0))
+
+
+def _parse_curves(texts: pa.Array) -> pa.Array:
+    """Return what `parse_curve` gives for each text; those that are written as usual are read at once."""
+    texts = pc.fill_null(texts, "")
+    usual = pc.match_substring_regex(texts, _USUAL_CURVE)
+    lists = pc.split_pattern(pc.utf8_slice_codeunits(texts.filter(usual), 1, -1), ", ")
+    numbers = pc.if_else(pc.equal(lists.values, "null"), "nan", lists.values).cast(pa.float64())
+    others = [parse_curve(text) for text in texts.filter(pc.invert(usual)).to_pylist()]
+    curves = pa.concat_arrays([pa.ListArray.from_arrays(lists.offsets, numbers), pa.array(others, _CURVES)])
+    order = np.argsort(pc.invert(usual).to_numpy(zero_copy_only=False), kind="stable")
+    return curves.take(pa.array(np.argsort(order)))
 
 
 def join_tables(tables: Iterable[pa.Table]) -> pa.Table:

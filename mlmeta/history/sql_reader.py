@@ -50,8 +50,8 @@ _RACE_S = 2.0
 _TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
 # Arrow's driver takes a column's type from its first rows, and so would take text for numbers where these have none.
 _FACTS = Query(
-    "SELECT runs.run_uuid, coalesce(runs.name, ''), runs.experiment_id, experiments.name, coalesce(runs.status, ''), "
-    "runs.start_time, runs.end_time, experiments.workspace "
+    "SELECT runs.run_uuid AS run_id, coalesce(runs.name, ''), runs.experiment_id, experiments.name, "
+    "coalesce(runs.status, ''), runs.start_time, runs.end_time, experiments.workspace "
     "FROM runs JOIN experiments ON experiments.experiment_id = runs.experiment_id "
     "WHERE runs.lifecycle_stage = 'active' AND experiments.lifecycle_stage = 'active'",
     (_TEXT, _TEXT, _WHOLE, _TEXT, _TEXT, _WHOLE, _WHOLE, _TEXT),
@@ -160,14 +160,15 @@ class SqlReader:
         if not self._all_runs:
             changed = pc.and_(changed, counts)
             runs, changed = runs.filter(counts), changed.filter(counts)
-        gone = set(known.table["run_id"].to_pylist()) - set(runs["run_id"].to_pylist())
+        still = pc.is_in(known.table["run_id"], value_set=runs["run_id"].combine_chunks())
+        gone = known.table["run_id"].filter(pc.invert(still)).to_pylist()
         rows = self._read_rows(read, runs.filter(changed), known)
         return Changes(rows.to_arrow(), sorted(gone), dict(cursor))
 
     def _read_facts(self, read: Read) -> pa.Table:
         """Return the facts of all runs that are there."""
         names = [*FACT_TYPES, "workspace"]
-        batches = [pa.record_batch([_decode(column) for column in columns], names) for columns in read(_FACTS)]
+        batches = [pa.record_batch(columns, names) for columns in read(_FACTS)]
         table = pa.Table.from_batches(batches, pa.schema(list(zip(names, _FACTS.types, strict=True))))
         table = table.filter(pc.equal(table["workspace"], self._workspace)).drop_columns("workspace")
         name = pc.if_else(pc.equal(table["name"], ""), None, table["name"])

@@ -174,12 +174,15 @@ class TestEveryStore:
         assert (row["params.status"], row["metrics.task"], row["status"]) == (5, 1.0, "Complete")
 
     def test_the_curve_comes_from_its_tag(self, client: MlflowClient) -> None:
-        add_attempt(client, number=0, tags={"mlmeta.training_losses": "[1.5, null, 0.25]"})
-        add_attempt(client, number=1, tags={"mlmeta.training_losses": "no curve"})
-        curves = load_attempts()["curve"]
-        np.testing.assert_array_equal(curves[1], [1.5, math.nan, 0.25])
-        assert curves[1].dtype == np.float64
-        assert curves[0] is None
+        written = ["[1.5, null, 0.25]", "no curve", "[2e-3]", "[]", "[1,2]", "[1e999, NaN]", "[[1]]", "[1]]"]
+        expected = [[1.5, math.nan, 0.25], None, [2e-3], [], [1, 2], [math.inf, math.nan], None, None]
+        for number, text in enumerate(written):
+            add_attempt(client, number=-number, tags={"mlmeta.training_losses": text})
+        for curve, values in zip(load_attempts()["curve"], expected, strict=True):
+            assert (curve is None) == (values is None)
+            if values is not None:
+                assert curve.dtype == np.float64
+                np.testing.assert_array_equal(curve, values)
 
     def test_a_whole_history_of_a_metric_can_be_read(self, client: MlflowClient) -> None:
         runs = [add_attempt(client, number=number) for number in range(3)]
