@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 
 from mlmeta.errors import BadInputError
 
+# filelock raises the latter where the file system has no locks.
+_NO_LOCKS = (OSError, NotImplementedError)
+
 
 def state_folder() -> Path:
     """Return the folder, made where it is missing.
@@ -72,55 +75,69 @@ def replacing(file: Path, *, durable: bool = False, part: Path | None = None) ->
 
 
 @contextlib.contextmanager
-def hold_run(run_id: str) -> Iterator[None]:
-    """Hold the lock of a run, which tells other processes of this machine that it is being worked on.
+def hold_lock(file: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, which says that its process lives; the system frees it when that ends in any way.
 
-    The system frees it when the process ends in any way. Where no lock can be made, the run goes without.
+    Args:
+        file: Made, and removed afterwards; its folder is there.
+        taken: The sentence for whoever comes second.
 
     Raises:
-        BadInputError: If a living process holds it.
+        BadInputError: If another process holds it.
     """
-    lock = _acquire(run_id)
+    lock = FileLock(file)
+    try:
+        # Whoever looks whether it is held, holds it for a moment.
+        lock.acquire(timeout=1)
+    except Timeout:
+        raise BadInputError(taken) from None
     try:
         yield
     finally:
-        if lock is not None:
-            # Before the release: whoever comes now makes a file of their own.
-            with contextlib.suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
+        # Before the release: whoever comes now makes a file of their own.
+        with contextlib.suppress(OSError):
+            file.unlink()
+        lock.release()
 
 
-def _acquire(run_id: str) -> FileLock | None:
-    try:
-        file = _lock_file(run_id)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file)
-        # Whoever looks whether it is held, holds it for a moment.
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        raise BadInputError(f"the run {run_id} is being worked on by another process of this machine") from None
-    except (OSError, NotImplementedError):  # filelock raises the latter where the file system has no locks
+def is_lock_held(file: Path) -> bool | None:
+    """Return whether a living process holds a lock file; None where there is none."""
+    if not file.exists():
         return None
-    return lock
-
-
-def _lock_file(run_id: str) -> Path:
-    return state_folder() / "locks" / f"{run_id}.lock"
-
-
-def is_held(run_id: str) -> bool | None:
-    """Return whether a living process holds the lock of a run; None where this machine has no such lock."""
     try:
-        file = _lock_file(run_id)
-        if not file.exists():
-            return None
         with FileLock(file).acquire(timeout=0):
             return False
     except Timeout:
         return True
-    except (OSError, NotImplementedError):
-        return None
+
+
+@contextlib.contextmanager
+def hold_run(run_id: str) -> Iterator[None]:
+    """Hold the lock of a run, which tells other processes of this machine that it is being worked on.
+
+    Where no lock can be made, the run goes without.
+
+    Raises:
+        BadInputError: If a living process holds it.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(*_NO_LOCKS):
+            file = _lock_file(run_id)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            taken = f"the run {run_id} is being worked on by another process of this machine"
+            held.enter_context(hold_lock(file, taken))
+        yield
+
+
+def is_held(run_id: str) -> bool | None:
+    """Return whether a living process holds the lock of a run; None where this machine has no such lock."""
+    with contextlib.suppress(*_NO_LOCKS):
+        return is_lock_held(_lock_file(run_id))
+    return None
+
+
+def _lock_file(run_id: str) -> Path:
+    return state_folder() / "locks" / f"{run_id}.lock"
 
 
 def cache_folder() -> Path:

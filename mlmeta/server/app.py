@@ -25,7 +25,7 @@ from mlmeta.server.queue import JobQueue, queue_folder
 from mlmeta.server.responses import answer_error
 from mlmeta.server.settings import ServerSettings, find_listening, is_loopback, read_settings
 from mlmeta.server.state import AttemptTable, Server
-from mlmeta.server.worker import RunnerKeeper
+from mlmeta.server.worker import keeping_runner
 from mlmeta.tracking.store import sqlite_file
 
 _LOG = logging.getLogger("uvicorn.error")
@@ -109,15 +109,9 @@ def _extend_lifespan(app: FastAPI, server: Server) -> None:
     @contextlib.asynccontextmanager
     async def lifespan(started: FastAPI) -> AsyncIterator[Any]:
         _begin(server)
-        keeper = RunnerKeeper(server.queue, server.settings) if server.settings.run_worker else None
-        if keeper:
-            keeper.start()
-        try:
+        with keeping_runner(server.queue, server.settings):
             async with inner(started) as state:
                 yield state
-        finally:
-            if keeper:
-                keeper.stop()
 
     app.router.lifespan_context = lifespan
 
@@ -125,8 +119,7 @@ def _extend_lifespan(app: FastAPI, server: Server) -> None:
 def _begin(server: Server) -> None:
     """Tell the runner where the server is, and whoever reads its log what is open to whom."""
     listening = find_listening(sys.argv)
-    if server.settings.server_uri or listening:
-        address = server.settings.server_uri or (listening[1] if listening else "")
+    if address := server.settings.server_uri or (listening and listening[1]):
         server.queue.set_address(f"{address}{server.prefix}")
     if listening and not is_loopback(listening[0]) and not server.needs_login:
         _LOG.warning(

@@ -23,13 +23,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
-from mlmeta.files import state_folder
+from mlmeta.files import hold_lock, is_lock_held, state_folder
 from mlmeta.tracking.store import store_key
-
-__all__ = ["CAPACITY", "ENDED", "OPEN", "Job", "JobKind", "JobQueue", "JobState", "queue_folder"]
 
 CAPACITY = 1000
 _BUSY_S = 60.0
@@ -185,8 +183,7 @@ class JobQueue:
             NotFoundError: If there is no such job.
         """
         with self._open() as connection:
-            row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-        return read_job(_found(row, job_id))
+            return _get(connection, job_id)
 
     def count(self, states: Collection[JobState] | None = None, experiments: Collection[str] | None = None) -> int:
         """Return how many jobs are in one of some states, of runs in some experiments; None for all."""
@@ -246,13 +243,11 @@ class JobQueue:
         Raises:
             NotFoundError: If there is no such job.
         """
-        changes = {"started_s": None, "pid": None}
-        return self._change(job_id, state=JobState.QUEUED, n_starts=-int(was_stopped), **changes)
+        return self._change(job_id, state=JobState.QUEUED, n_starts=-int(was_stopped), started_s=None, pid=None)
 
     def _change(self, job_id: int, *, state: JobState, n_starts: int = 0, **changes: Any) -> Job:
         with self._writing() as connection:
-            row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-            job = read_job(_found(row, job_id))
+            job = _get(connection, job_id)
             if job.state is not JobState.RUNNING:
                 return job
             if state is JobState.QUEUED and job.cancel_requested:
@@ -325,45 +320,27 @@ class JobQueue:
             row = connection.execute("SELECT value FROM facts WHERE key = 'address'").fetchone()
         return None if row is None else str(row[0])
 
-    @contextlib.contextmanager
-    def hold(self, job_id: int) -> Iterator[None]:
-        """Hold the lock of a job, which says that its process lives; the system frees it when that ends in any way.
+    def hold(self, job_id: int) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of a job, which says that its process lives.
 
         Raises:
             BadInputError: If another process holds it.
         """
-        lock = FileLock(self._lock_file(job_id))
-        try:
-            # Whoever looks whether it is held, holds it for a moment.
-            lock.acquire(timeout=2)
-        except Timeout:
-            raise BadInputError(f"the job {job_id} is being worked on by another process") from None
-        try:
-            yield
-        finally:
-            # Before the release: whoever comes now makes a file of their own.
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+        return hold_lock(self._lock_file(job_id), f"the job {job_id} is being worked on by another process")
 
     def is_alive(self, job: Job) -> bool:
         """Return whether a process works on a job."""
-        file = self._lock_file(job.job_id)
-        if not file.exists():
-            return False
-        try:
-            with FileLock(file).acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        return bool(is_lock_held(self._lock_file(job.job_id)))
 
     def _lock_file(self, job_id: int) -> Path:
         return self.folder / "locks" / f"{job_id}.lock"
 
 
-def _found(row: sqlite3.Row | None, job_id: int) -> sqlite3.Row:
+def _get(connection: sqlite3.Connection, job_id: int) -> Job:
+    row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
     if row is None:
         raise NotFoundError(f"job_id: there is no job {job_id}")
-    return row
+    return read_job(row)
 
 
 def _newest(connection: sqlite3.Connection, run_id: str) -> Job | None:
@@ -377,8 +354,7 @@ def _in_states(
 ) -> tuple[str, list[str]]:
     """Return a condition, and its values."""
     conditions, values = ["1"], []
-    for column, wanted in (("state", None if states is None else list(map(JobState, states))),
-                           ("experiment_id", experiments)):  # fmt: skip
+    for column, wanted in {"state": states, "experiment_id": experiments}.items():
         if wanted is not None:
             conditions.append(f"{column} IN ({', '.join('?' * len(wanted))})")
             values += list(wanted)

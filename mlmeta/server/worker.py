@@ -3,7 +3,7 @@
 One runner a queue. What it knows stands in the queue: a runner that comes after one that was killed watches the jobs
 that still live, and puts those back whose process is dead; after three starts such a job has failed.
 
-While the server runs, `RunnerKeeper` keeps one runner at work for all its worker processes.
+While the server runs, `keeping_runner` keeps one runner at work for all its worker processes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from mlmeta.errors import BadInputError
+from mlmeta.files import hold_lock, is_lock_held
 from mlmeta.server import job_process
 from mlmeta.server.queue import Job, JobQueue, JobState
 from mlmeta.server.settings import ServerSettings
@@ -42,11 +42,11 @@ _NOT_PASSED_ON = ("_MLFLOW_", "MLFLOW_FLASK_", "MLFLOW_TRACKING_URI", "MLFLOW_RU
 
 def is_runner_at_work(queue: JobQueue) -> bool:
     """Return whether a runner works on a queue."""
-    try:
-        with FileLock(queue.folder / "runner.lock").acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    return bool(is_lock_held(_lock_file(queue)))
+
+
+def _lock_file(queue: JobQueue) -> Path:
+    return queue.folder / "runner.lock"
 
 
 class JobRunner:
@@ -78,14 +78,9 @@ class JobRunner:
         Raises:
             BadInputError: If another runner works on this queue.
         """
-        lock = FileLock(self._queue.folder / "runner.lock")
-        try:
-            # Whoever looks whether it is held, holds it for a moment.
-            lock.acquire(timeout=2)
-        except Timeout:
-            raise BadInputError(f"another runner works on the queue {self._queue.folder}") from None
-        with lock, self._stopping_gently():
-            while not self._stopped and self._is_wanted():
+        taken = f"another runner works on the queue {self._queue.folder}"
+        with hold_lock(_lock_file(self._queue), taken), self._stopping_gently():
+            while not self._stopped and (self._while_pid is None or _lives(self._while_pid)):
                 self.step()
                 time.sleep(_LOOK_S)
             self._end_all()
@@ -101,9 +96,6 @@ class JobRunner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _is_wanted(self) -> bool:
-        return self._while_pid is None or _lives(self._while_pid)
 
     def step(self) -> None:
         """Look once after all jobs that run, and start those for which there is room."""
@@ -215,56 +207,42 @@ def _lives(pid: int) -> bool:
     return True
 
 
-class RunnerKeeper:
-    """Starts a runner where none is at work, until it is stopped; the runner ends with the server by itself."""
-
-    def __init__(self, queue: JobQueue, settings: ServerSettings) -> None:
-        self._queue = queue
-        self._settings = settings
-        self._server_pid = find_server_pid()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="mlmeta-runner-keeper", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Look no more; a runner that is at work ends when the server has ended."""
-        self._stopped.set()
-
-    def _keep(self) -> None:
-        # A worker process whose supervisor was killed has another parent: there is no server any more.
-        while not self._stopped.is_set() and find_server_pid() == self._server_pid:
-            if not is_runner_at_work(self._queue):
-                with contextlib.suppress(Timeout, OSError), FileLock(self._queue.folder / "start.lock", timeout=0):
-                    self._start()
-            self._stopped.wait(_WATCH_S)
-
-    def _start(self) -> None:
-        """Start a runner and wait until it is at work, so that no other worker process starts one too."""
-        process = subprocess.Popen(  # noqa: S603 - our own command line
-            make_command(self._queue.folder, self._settings.at_once, self._server_pid),
-            env=make_environment(os.environ),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(int(_START_S / 0.1)):
-            if self._stopped.wait(0.1) or process.poll() is not None or is_runner_at_work(self._queue):
-                return
+@contextlib.contextmanager
+def keeping_runner(queue: JobQueue, settings: ServerSettings) -> Iterator[None]:
+    """Start a runner where none is at work, while this lasts and if the settings want one; it ends with the server."""
+    ended = threading.Event()
+    if settings.run_worker:
+        arguments = (queue, settings.at_once, ended)
+        threading.Thread(target=_keep_runner, args=arguments, name="mlmeta-runner-keeper", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
-def find_server_pid() -> int:
+def _keep_runner(queue: JobQueue, at_once: int, ended: threading.Event) -> None:
+    server_pid = _find_server_pid()
+    # A worker process whose supervisor was killed has another parent: there is no server any more.
+    while not ended.is_set() and _find_server_pid() == server_pid:
+        if not is_runner_at_work(queue):
+            with contextlib.suppress(Timeout, OSError), FileLock(queue.folder / "start.lock", timeout=0):
+                _start_runner(queue, at_once, server_pid, ended)
+        ended.wait(_WATCH_S)
+
+
+def _start_runner(queue: JobQueue, at_once: int, server_pid: int, ended: threading.Event) -> None:
+    """Start a runner and wait until it is at work, so that no other worker process starts one too."""
+    options = {"--queue": queue.folder, "--at-once": at_once, "--while-pid": server_pid}
+    command = [sys.executable, "-m", "mlmeta", "worker", *(str(word) for pair in options.items() for word in pair)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_PASSED_ON)}
+    process = subprocess.Popen(  # noqa: S603 - our own command line
+        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    for _ in range(int(_START_S / 0.1)):
+        if ended.wait(0.1) or process.poll() is not None or is_runner_at_work(queue):
+            return
+
+
+def _find_server_pid() -> int:
     """Return the process whose end is the server's end: the supervisor of the worker processes, if there is one."""
     return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
-
-
-def make_command(folder: Path, at_once: int, server_pid: int) -> list[str]:
-    """Return the command line of a runner."""
-    options = {"--queue": folder, "--at-once": at_once, "--while-pid": server_pid}
-    return [sys.executable, "-m", "mlmeta", "worker", *(str(word) for pair in options.items() for word in pair)]
-
-
-def make_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a runner: the server's, without what is the server's own affair."""
-    return {key: value for key, value in environ.items() if not key.startswith(_NOT_PASSED_ON)}
