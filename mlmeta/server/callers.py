@@ -8,7 +8,6 @@ permissions are decided in one place, not ours.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -50,7 +49,7 @@ class Caller:
             return ""
         try:
             return base64.b64decode(encoded).decode("utf-8", "replace").partition(":")[0]
-        except (ValueError, binascii.Error):
+        except ValueError:
             return ""
 
     @property

@@ -125,7 +125,7 @@ def server(
 
 
 @click.command()
-@click.option("--queue", "folder", metavar="DIR", type=click.Path(path_type=Path), help="The folder of the queue.")
+@click.option("--queue", "folder", metavar="DIR", envvar="MLMETA_QUEUE_DIR", type=Path, help="The folder of the queue.")
 @click.option("--at-once", type=click.IntRange(1, 1000), default=1, show_default=True, help="Attempts at once.")
 @click.option("--while-pid", metavar="PID", type=click.IntRange(min=1), help="End with this process.")
 @reporting_errors
@@ -138,8 +138,7 @@ def worker(folder: Path | None, at_once: int, while_pid: int | None) -> None:
     from mlmeta.server.worker import JobRunner
     from mlmeta.tracking.store import current_uri
 
-    given = os.environ.get("MLMETA_QUEUE_DIR")
-    queue = JobQueue(folder or (Path(given) if given else queue_folder(current_uri())))
+    queue = JobQueue(folder or queue_folder(current_uri()))
     click.echo(f"working on {queue.folder}, {at_once} at once", err=True)
     JobRunner(queue, at_once=at_once, while_pid=while_pid).run()
 

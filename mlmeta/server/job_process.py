@@ -39,6 +39,7 @@ def work_on(queue: JobQueue, job_id: int) -> int:
         # runner takes care of the job.
         import mlmeta.evaluate
         import mlmeta.tracking.recovery  # noqa: F401
+        from mlmeta.tracking.runs import fail_adopted_run
 
         job = queue.get(job_id)
         if job.state != JobState.RUNNING:
@@ -55,7 +56,9 @@ def work_on(queue: JobQueue, job_id: int) -> int:
             sys.stderr.write(f"mlmeta: {fault}\n")
             if _wait_for_server(queue, job_id):
                 return fault.exit_code
-            _tell_run(job, fault)
+            if not isinstance(fault, DivergedError):
+                # An attempt that was begun says itself how it ended.
+                fail_adopted_run(fault)
             queue.end(job_id, JobState.FAILED, exit_code=fault.exit_code, error=str(fault))
             return fault.exit_code
         except Exception as fault:  # noqa: BLE001 - whatever a library raises is written down
@@ -85,30 +88,20 @@ def _set_environment(queue: JobQueue, job: Job) -> None:
 
 def _do(job: Job) -> tuple[JobState, str]:
     """Return the state in which a job ends, and why."""
+    from mlmeta.commands.parsing import parse_test_commands, parse_train_commands
+    from mlmeta.evaluate import evaluate_attempt
     from mlmeta.tracking.recovery import prepare_run
+    from mlmeta.train import run_attempt
 
     ended = prepare_run(job.run_id, is_restart=job.n_starts > 1)
     if ended is not None:
         return (JobState.FAILED, f"its run is {ended}") if ended in _FAILED else (JobState.DONE, "")
+    base_dir = Path(job.base_dir)
     if job.kind == JobKind.TEST:
-        _test(job)
+        evaluate_attempt(parse_test_commands(job.document), base_dir=base_dir)
     else:
-        _train(job)
+        run_attempt(parse_train_commands(job.document), base_dir=base_dir, test=job.with_test)
     return JobState.DONE, ""
-
-
-def _train(job: Job) -> None:
-    from mlmeta.commands.parsing import parse_train_commands
-    from mlmeta.train import run_attempt
-
-    run_attempt(parse_train_commands(job.document), base_dir=Path(job.base_dir), test=job.with_test)
-
-
-def _test(job: Job) -> None:
-    from mlmeta.commands.parsing import parse_test_commands
-    from mlmeta.evaluate import evaluate_attempt
-
-    evaluate_attempt(parse_test_commands(job.document), base_dir=Path(job.base_dir))
 
 
 def is_server_there(address: str) -> bool:
@@ -137,15 +130,6 @@ def _stop(queue: JobQueue, job_id: int) -> None:
         from mlmeta.tracking.recovery import close_run
 
         close_run(job.run_id)
-
-
-def _tell_run(job: Job, fault: MlmetaError) -> None:
-    """Say in a run that nothing was trained, and why; one that was begun says itself how it ended."""
-    if isinstance(fault, DivergedError):
-        return
-    from mlmeta.tracking.runs import fail_adopted_run
-
-    fail_adopted_run(fault)
 
 
 def main() -> None:

@@ -89,17 +89,12 @@ def list_curves(table: pd.DataFrame, run_ids: Sequence[str], metric: str, store_
     curves = []
     for run_id, row in zip(facts.index, facts.to_dict("records"), strict=True):
         own = points[points["run_id"] == run_id]
+        steps = [int(step) for step in own["step"]]
         values = [float(value) if np.isfinite(value) else None for value in own["value"]]
-        curves.append(
-            {
-                "run_id": run_id,
-                "model_name": row["model_name"],
-                "status": row["status"],
-                "n_epoch": _read_count(row.get("n_epoch")),
-                "steps": [int(step) for step in own["step"]],
-                "values": values,
-            }
-        )
+        curves.append({
+            "run_id": run_id, "model_name": row["model_name"], "status": row["status"],
+            "n_epoch": _read_count(row.get("n_epoch")), "steps": steps, "values": values,
+        })  # fmt: skip
     return curves
 
 
@@ -131,8 +126,8 @@ def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
     tasks = tasks.sort_values("task", ignore_index=True)
     if not len(tasks):
         return {"tasks": [], "distances": [], "stress": 0.0}
-    distances = task_distances(tasks)
-    places, stress = place_tasks(distances.to_numpy(dtype=np.float64))
+    distances = task_distances(tasks).to_numpy(dtype=np.float64)
+    places, stress = place_tasks(distances)
     rows = [
         {
             "task": str(row["task"]),
@@ -144,6 +139,5 @@ def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
         }
         for row, (x, y) in zip(tasks.to_dict("records"), places, strict=True)
     ]
-    known = distances.to_numpy(dtype=np.float64)
-    matrix = [[None if np.isnan(value) else round(float(value), 4) for value in row] for row in known]
+    matrix = [[None if np.isnan(value) else round(float(value), 4) for value in row] for row in distances]
     return {"tasks": rows, "distances": matrix, "stress": round(stress, 4)}

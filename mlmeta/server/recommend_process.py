@@ -9,47 +9,27 @@ The request is ``{"commands": …, "n": …, "base_dir": …, "store_uri": …, 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic_core import to_json
 
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import CommandsError, MlmetaError
-
-if TYPE_CHECKING:
-    from mlmeta.tuning.recommend import Recommendation
 
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a request, see the module."""
     from mlmeta.history.loading import load_attempts
+    from mlmeta.server.questions import choose_readable
     from mlmeta.tuning.recommend import recommend_commands
 
-    history = load_attempts(request["store_uri"])
-    if request["experiments"] is not None:
-        kinds = dict(history.attrs)
-        history = history[history["experiment"].isin(request["experiments"])].reset_index(drop=True)
-        history.attrs = kinds
+    history = choose_readable(load_attempts(request["store_uri"]), request["experiments"])
     commands = parse_train_commands(request["commands"], source="the request")
     found = recommend_commands(commands, base_dir=Path(request["base_dir"]), history=history, n=request["n"])
-    return {"recommendations": [describe_recommendation(one) for one in found]}
-
-
-def describe_recommendation(one: Recommendation) -> dict[str, Any]:
-    """Return a recommendation as JSON has it: what is not known is null."""
-    facts = {"score_mean": one.score_mean, "score_std": one.score_std, "seconds": one.seconds}
-    return {
-        "commands": one.commands.document(),
-        **{name: _keep_finite(value) for name, value in facts.items()},
-        "evidence": [{key: _keep_finite(value) for key, value in asdict(each).items()} for each in one.evidence],
-        "reason": one.reason,
-    }
-
-
-def _keep_finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {"recommendations": [{**asdict(one), "commands": one.commands.document()} for one in found]}
 
 
 def main() -> None:
@@ -59,7 +39,8 @@ def main() -> None:
     except MlmetaError as error:
         faults = [asdict(fault) for fault in error.faults] if isinstance(error, CommandsError) else []
         answer = {"error": str(error), "faults": faults, "exit_code": error.exit_code}
-    json.dump(answer, sys.stdout)
+    # What is not known, NaN, is null.
+    sys.stdout.buffer.write(to_json(answer, inf_nan_mode="null"))
 
 
 if __name__ == "__main__":

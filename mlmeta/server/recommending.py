@@ -34,15 +34,19 @@ async def recommend(caller: Caller, document: Mapping[str, Any], *, n: int) -> d
         MlmetaError: If there is no answer.
     """
     _, base_dir = await check_train_commands(caller, document)
-    experiments = None if caller.experiments is None else sorted(caller.experiments.values())
     request = {
         "commands": document, "n": n, "base_dir": str(base_dir), "store_uri": caller.server.store_uri,
-        "experiments": experiments,
+        "experiments": caller.experiment_names,
     }  # fmt: skip
-    return _read_answer(await _ask_in_turn(request, caller))
+    answer: dict[str, Any] = json.loads(await _ask_in_turn(json.dumps(request).encode(), caller))
+    if "error" not in answer:
+        return answer
+    if answer["faults"]:
+        raise CommandsError([Fault(**fault) for fault in answer["faults"]], source="the request")
+    raise RefusedError(422 if answer["exit_code"] == 2 else 500, answer["error"])
 
 
-async def _ask_in_turn(request: Mapping[str, Any], caller: Caller) -> bytes:
+async def _ask_in_turn(request: bytes, caller: Caller) -> bytes:
     global _n_waiting
     if _n_waiting >= _WAITING:
         raise _too_many()
@@ -50,7 +54,7 @@ async def _ask_in_turn(request: Mapping[str, Any], caller: Caller) -> bytes:
     lock = AsyncFileLock(caller.server.queue.folder / "recommend.lock", timeout=_LIMIT_S)
     try:
         async with lock:
-            return await _ask(json.dumps(request).encode(), caller.server.settings.data_roots)
+            return await _ask(request, caller.server.settings.data_roots)
     except Timeout:
         raise _too_many() from None
     finally:
@@ -77,12 +81,3 @@ async def _ask(request: bytes, roots: tuple[Path, ...]) -> bytes:
     if process.returncode != 0:
         raise MlmetaError(f"no recommendation could be made: {errors.decode(errors='replace').strip()[-500:]}")
     return output
-
-
-def _read_answer(output: bytes) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(output)
-    if "error" not in answer:
-        return answer
-    if answer["faults"]:
-        raise CommandsError([Fault(**fault) for fault in answer["faults"]], source="the request")
-    raise RefusedError(422 if answer["exit_code"] == 2 else 500, answer["error"])

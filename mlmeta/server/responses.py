@@ -67,12 +67,11 @@ def describe_body(schema: str = "") -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def write_rows(table: pd.DataFrame) -> str:
-    """Return a table as a JSON list of objects: times in ISO 8601, what is missing or not finite as null."""
-    return str(table.to_json(orient="records", date_format="iso", double_precision=_DIGITS))
-
-
 def answer_rows(key: str, table: pd.DataFrame, **facts: Any) -> Response:
-    """Return an object with the rows of a table under a key, and other facts beside them."""
+    """Return an object with the rows of a table under a key, and other facts beside them.
+
+    Times are in ISO 8601; what is missing or not finite is null.
+    """
+    rows = table.to_json(orient="records", date_format="iso", double_precision=_DIGITS)
     others = "".join(f", {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items())
-    return Response(f"{{{json.dumps(key)}: {write_rows(table)}{others}}}", media_type="application/json")
+    return Response(f"{{{json.dumps(key)}: {rows}{others}}}", media_type="application/json")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
-import pandas as pd
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
@@ -39,12 +39,9 @@ async def list_attempts(
 ) -> Response:
     """Find attempts: one row each, and how many there are in all."""
     names = [name.strip() for name in columns.split(",") if name.strip()] or None
-
-    def question(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-        return questions.page_attempts(
-            table, filter=filter, order_by=order_by, columns=names, limit=limit, offset=offset
-        )
-
+    question = partial(
+        questions.page_attempts, filter=filter, order_by=order_by, columns=names, limit=limit, offset=offset
+    )
     page, total = await ask_history(caller, question)
     following = offset + limit if offset + limit < total else None
     return answer_rows("attempts", page, total=total, offset=offset, next_offset=following)
@@ -126,22 +123,18 @@ async def show_leaderboard(
 @router.get("/importance")
 async def show_importance(caller: Asking, metric: Metric = "accuracy", task: TaskName = None) -> Response:
     """Return how much each hyperparameter matters."""
-
-    def question(history: pd.DataFrame) -> pd.DataFrame:
-        return meta_query.hyperparameter_importance(metric, task=task, history=history)
-
-    answer = await ask_kept(caller, question, "importance", metric, task)
-    return answer_rows("importance", answer, metric=metric, task=task)
+    table = await ask_kept(
+        caller, lambda history: meta_query.hyperparameter_importance(metric, task=task, history=history), "importance",
+        metric, task,
+    )  # fmt: skip
+    return answer_rows("importance", table, metric=metric, task=task)
 
 
 @router.get("/similar")
 async def list_similar(caller: Asking, task: Annotated[str, Query(max_length=250)], limit: Limit = 10) -> Response:
     """Return the tasks most like one, with the terms that make them near."""
-
-    def question(history: pd.DataFrame) -> pd.DataFrame:
-        return questions.find_similar(history, task, limit)
-
-    return answer_rows("tasks", await ask_history(caller, question), task=task)
+    table = await ask_history(caller, lambda history: questions.find_similar(history, task, limit))
+    return answer_rows("tasks", table, task=task)
 
 
 @router.get("/tasks")

@@ -21,9 +21,6 @@ from mlmeta.errors import BadInputError, shorten
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - compared, not bound
 
 
-# Each of these reads the text of a variable; a `ValueError` says what is allowed.
-
-
 def read_root(text: str) -> Path:
     """Return a data root, absolute and with links resolved.
 
