@@ -291,11 +291,12 @@ def write_sections(
         metric: What attempts are compared by.
         task: The only one to show; None for all.
         chosen: The task that the map is about.
+
+    Raises:
+        BadInputError: The table has no such metric.
+        NotFoundError: It has no such task.
     """
-    try:
-        prepared = prepare_table(table, metric=metric, tasks=None if task is None else [task])
-    except MlmetaError as error:
-        return fill_body("lack", reason=str(error))
+    prepared = prepare_table(table, metric=metric, tasks=None if task is None else [task])
     shown = thin_attempts(prepared, metric, limit=MAX_IN_PART).reset_index(drop=True)
     return fill_template("sections", fill_sections(Attempts(shown, metric, chosen=chosen), anchors))
 

@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 import mlmeta.reports.html
 from mlmeta.errors import MlmetaError, NotFoundError
 from mlmeta.history.table import is_numeric, lower_is_better
-from mlmeta.reports.html import open_templates
+from mlmeta.reports.html import fill_body, open_templates
 from mlmeta.reports.report import write_sections
 from mlmeta.server import questions
 from mlmeta.server.callers import Caller, identify
@@ -202,9 +202,7 @@ def _choose(wanted: str, known: Sequence[str]) -> str:
     return wanted if wanted in known else next(iter(known), "")
 
 
-async def _keep(
-    caller: Caller, key: tuple[str, ...], metric: str, draw: Callable[[pd.DataFrame], Markup]
-) -> Markup | str:
+async def _keep(caller: Caller, key: tuple[str, ...], metric: str, draw: Callable[[pd.DataFrame], Markup]) -> Markup:
     """Return what is drawn of the attempts that a caller may read, kept until their scores are others."""
     names = None if caller.experiments is None else tuple(sorted(caller.experiments.values()))
 
@@ -212,7 +210,11 @@ async def _keep(
         table = _read(caller)
         return caller.server.answers.keep((*key, metric, names), table, metric, lambda: draw(table))
 
-    return await caller.server.work(find)
+    try:
+        return await caller.server.work(find)
+    except MlmetaError as error:
+        # The page has begun, so a fault can only stand in it.
+        return fill_body("lack", reason=str(error))
 
 
 async def _show(

@@ -345,7 +345,7 @@ def test_the_map_says_why_tasks_are_near(browser: Browser, server: Server) -> No
     show(browser, server, "tasks?task=digits-0")
     browser.wait("the nearest", lambda: "here" in browser.text("#near"))
     browser.wait("the map", lambda: browser.find_all("#map .points path"))
-    take_picture(browser, "tasks", height=760)
+    take_picture(browser, "tasks", height=1150)
     nearest = browser.text("#near tr a")
     browser.find("#near tr a").click()
     browser.wait("its nearest", lambda: browser.text("#near-title") == f"Nearest to {nearest}")
