@@ -22,7 +22,7 @@ from mlmeta.reports.figure_data import (
     spans_decades,
     thin_attempts,
 )
-from mlmeta.reports.figures import GREY, SCORE_SCALE, new_figure, style_groups
+from mlmeta.reports.figures import GREY, SCORE_SCALE, new_figure, pad_range, style_groups
 from mlmeta.reports.tables import format_cell
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def measure_losses(curves: pd.Series) -> tuple[float, float, bool]:
 
 def _scale_losses(figure: go.Figure, curves: pd.Series) -> None:
     low, high, logarithmic = measure_losses(curves)
-    ends = np.log10([low, high]) if logarithmic else np.array([low, high])
-    room = 0.05 * (ends[1] - ends[0]) or 0.5
-    axis: dict[str, Any] = {"range": [float(ends[0] - room), float(ends[1] + room)]}
+    axis: dict[str, Any] = {"range": pad_range(np.log10([low, high]) if logarithmic else [low, high], 0.05)}
     if logarithmic:
         axis |= {"type": "log", "dtick": 1, "title": {"text": "training loss (logarithmic)"}}
     figure.update_layout(yaxis=axis)
@@ -167,7 +165,7 @@ def _make_axis(table: pd.DataFrame, column: str, *, logarithmic: bool = True) ->
 
 def _number_axis(numbers: pd.Series, *, logarithmic: bool) -> dict[str, Any]:
     places = np.log10(numbers) if logarithmic else numbers
-    low, high = float(places.min()), float(places.max())
+    low, high = (0.0, 0.0) if places.isna().all() else (float(places.min()), float(places.max()))
     below = low - 0.12 * ((high - low) or 1.0)
     has_missing = bool(places.isna().any())
     ticks = [(below, _MISSING)] if has_missing else []

@@ -24,17 +24,9 @@ from mlmeta.reports.tables import format_cell
 UNKNOWN_TASK = "task unknown"
 
 _USUAL_PARAMS = (
-    "optimizer.lr",
-    "optimizer.name",
-    "batch_size",
-    "arch.n_parameters",
-    "arch.depth",
-    "arch.batch_norm",
-    "optimizer.weight_decay",
-    "arch.dropout",
-    "arch.activation",
-    "n_epoch",
-)
+    "optimizer.lr", "optimizer.name", "batch_size", "arch.n_parameters", "arch.depth", "arch.batch_norm",
+    "optimizer.weight_decay", "arch.dropout", "arch.activation", "n_epoch",
+)  # fmt: skip
 # These describe the task, the place of the pictures or one layer by its number, not a choice to compare.
 _NO_CHOICES = ("task.", "test.", "data.", "model.", "label_names", "seed", "n_labels", "$schema", "config")
 
@@ -55,7 +47,11 @@ def prepare_table(table: pd.DataFrame, *, metric: str, tasks: Sequence[str] | No
         read_scores(table, metric)
     missing = {"task": UNKNOWN_TASK, "model_name": "", "status": "unknown"}
     changed = table.assign(**{name: _name_values(table[name], missing[name]) for name in missing})
-    changed = _choose_tasks(changed, tasks).reset_index(drop=True)
+    known = list(changed["task"].unique())
+    for name in tasks or ():
+        if name not in known:
+            raise NotFoundError(f"no attempt is on the task {shorten(name)}{suggest(name, known)}")
+    changed = changed[changed["task"].isin(known if tasks is None else tasks)].reset_index(drop=True)
     if metric not in changed:
         changed[metric] = np.nan
     return with_kinds(changed, find_kinds(table) | {metric: "metric"})
@@ -64,16 +60,6 @@ def prepare_table(table: pd.DataFrame, *, metric: str, tasks: Sequence[str] | No
 def _name_values(values: pd.Series, missing: str) -> pd.Series:
     """Return a column as text that plots can group by."""
     return values.astype("object").where(values.notna(), missing).astype(str)
-
-
-def _choose_tasks(table: pd.DataFrame, tasks: Sequence[str] | None) -> pd.DataFrame:
-    if tasks is None:
-        return table
-    known = list(table["task"].unique())
-    for name in tasks:
-        if name not in known:
-            raise NotFoundError(f"no attempt is on the task {shorten(name)}{suggest(name, known)}")
-    return table[table["task"].isin(tasks)]
 
 
 def read_column(table: pd.DataFrame, name: str) -> pd.Series:

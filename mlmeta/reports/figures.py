@@ -226,10 +226,8 @@ def plot_param_on_task(
     points["group"] = group_names(table, colour_by)
     figure = new_figure(height=230, y=escape_markup(metric), margin={"l": 48, "r": 8, "t": 30, "b": 34})
     figure.update_layout(title={"text": escape_markup(task, limit=34), "font": {"size": 13}, "x": 0.02, "y": 0.97})
-    logarithmic = set_log_axis(figure, points["x"])
-    figure.update_layout(
-        xaxis={"range": _pad_range(points["x"], logarithmic)}, yaxis={"range": _pad_range(points["y"])}
-    )
+    x = np.log10(points["x"]) if set_log_axis(figure, points["x"]) else points["x"]
+    figure.update_layout(xaxis={"range": pad_range(x, 0.04)}, yaxis={"range": pad_range(points["y"], 0.04)})
     styles = style_groups(sorted(points["group"].unique()))
     own = thin_attempts(table[table["task"] == task], metric, limit=MAX_POINTS)
     points["text"] = pd.Series(describe_attempts(own, metric), index=own.index)
@@ -253,13 +251,10 @@ def group_names(table: pd.DataFrame, column: str) -> pd.Series:
     return names.where(names.isin(names.value_counts().index[:_MAX_GROUPS]), _OTHER)
 
 
-def _pad_range(values: pd.Series, logarithmic: bool = False) -> list[float] | None:
-    """Return the range of an axis with 4 % of room at its ends; in powers of ten where it is logarithmic."""
-    numbers = np.log10(values) if logarithmic else values
-    if numbers.empty:
-        return None
-    low, high = float(numbers.min()), float(numbers.max())
-    room = 0.04 * (high - low) or 0.5
+def pad_range(values: npt.ArrayLike, share: float) -> list[float]:
+    """Return the range of an axis with some of it as room at each end."""
+    low, high = float(np.min(values)), float(np.max(values))
+    room = share * (high - low) or 0.5
     return [low - room, high + room]
 
 
@@ -331,14 +326,8 @@ def plot_task_map(
         )
     )
     bare = {"showticklabels": False, "title": {"text": ""}}
-    figure.update_layout(xaxis=bare | {"range": _widen(places[:, 0])}, yaxis=bare | {"scaleanchor": "x"})
+    figure.update_layout(xaxis=bare | {"range": pad_range(places[:, 0], 0.25)}, yaxis=bare | {"scaleanchor": "x"})
     return figure, stress
-
-
-def _widen(values: Floats) -> list[float]:
-    """Return a range with room for the names beside the outermost points."""
-    room = 0.25 * (values.max() - values.min()) or 0.5
-    return [float(values.min() - room), float(values.max() + room)]
 
 
 def _spread_labels(places: Floats) -> list[str]:
