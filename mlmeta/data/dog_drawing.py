@@ -1,7 +1,8 @@
 """Draws a whole dog of a breed with Pillow: a drawing, not a photograph.
 
-Two streams of random numbers decide: `looks` the lengths, colours and markings within the breed, `pose` how the dog
-stands and where. `random.Random` gives the same numbers on every machine.
+The breeds are tables in ``dogs.json``, whose order counts: another one makes other pictures. Two streams of random
+numbers decide the rest: `looks` the lengths, colours and markings within the breed, `pose` how the dog stands and
+where. `random.Random` gives the same numbers on every machine.
 
 Points are complex numbers in the dog's own frame: it looks along +x, y points down, the ground is y = 0 and the
 height at the withers is 1. A limb is a list of nodes (point, radius).
@@ -10,10 +11,13 @@ height at the withers is 1. A limb is a list of nodes (point, radius).
 from __future__ import annotations
 
 import cmath
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from random import Random
+from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw
 
@@ -63,29 +67,25 @@ class Breed:
     muzzle: float
 
 
-# fmt: off
-EARS: dict[str, tuple[complex, ...]] = {
-    "prick": (-0.62 - 0.5j, -0.58 - 1.2j, -0.3 - 1.75j, 0 - 1.3j, 0.18 - 0.8j),
-    "bat": (-0.74 - 0.4j, -0.84 - 1.3j, -0.5 - 2.05j, 0.02 - 1.5j, 0.2 - 0.8j),
-    "fold": (-0.62 - 0.55j, -0.35 - 1.12j, 0.12 - 0.9j, 0.12 - 0.4j, -0.12 - 0.05j, -0.4 - 0.3j),
-    "flap": (-0.55 - 0.75j, -0.1 - 0.9j, 0.08 - 0.3j, -0.12 + 0.42j, -0.5 + 0.4j, -0.68 - 0.2j),
-    "drop": (-0.5 - 0.65j, -0.08 - 0.75j, 0.14 + 0.2j, -0.02 + 1.0j, -0.5 + 1.2j, -0.82 + 0.6j),
+def read_colours(text: str) -> list[Colour]:
+    """Return colours of hexadecimal numbers with spaces between: ``"dea492 96685c"``."""
+    return [(r, g, b) for r, g, b in map(bytes.fromhex, text.split())]
+
+
+def _read_breed(row: dict[str, Any]) -> Breed:
+    coats = tuple(Coat(*read_colours(coat)) for coat in row["coats"])
+    return Breed(**row | {"marks": frozenset(row["marks"]), "coats": coats})
+
+
+# A coat is the colours of base, dark and, where it is not the usual white, trim; a point of an ear is x and y, one of a
+# tail x, y and the radius; spots are how many, their least and their greatest radius.
+TABLES: dict[str, Any] = json.loads((files("mlmeta.data") / "dogs.json").read_text(encoding="utf-8"))
+BREEDS: dict[str, Breed] = {name: _read_breed(row) for name, row in TABLES["breeds"].items()}
+EARS: dict[str, list[complex]] = {name: [complex(*at) for at in ear] for name, ear in TABLES["ears"].items()}
+TAILS: dict[str, list[Node]] = {
+    name: [(complex(x, y), r) for x, y, r in tail] for name, tail in TABLES["tails"].items()
 }
-
-TAILS: dict[str, Nodes] = {
-    "curl": ((0j, 0.06), (-0.1 - 0.17j, 0.08), (-0.31j, 0.09), (0.16 - 0.3j, 0.085), (0.22 - 0.17j, 0.05)),
-    "stub": ((0.02 + 0j, 0.05), (-0.06 - 0.05j, 0.035)),
-    "whip": ((0j, 0.045), (-0.16 + 0.02j, 0.034), (-0.32 - 0.04j, 0.026), (-0.46 - 0.18j, 0.016)),
-    "long": ((0j, 0.068), (-0.16 + 0.06j, 0.062), (-0.32 + 0.1j, 0.05), (-0.46 + 0.06j, 0.026)),
-}
-
-# How many spots, and their least and greatest radius.
-SPOTS = {
-    "merle": (34, 0.012, 0.06), "leopard": (26, 0.015, 0.085), "patches": (3, 0.08, 0.19), "cream": (5, 0.06, 0.12),
-}
-
-
-# fmt: on
+SPOTS: dict[str, tuple[int, float, float]] = TABLES["spots"]
 
 
 @dataclass(frozen=True)
@@ -325,8 +325,7 @@ def _mark_body(pen: Pen, dog: Breed, pose: _Pose, rng: Random) -> None:
 
 def _mark_spots(pen: Pen, dog: Breed, nodes: Nodes, rng: Random) -> None:
     """Scatter the spots or the waves of a coat over some nodes."""
-    for name in (name for name in SPOTS if name in dog.marks):
-        n, least, most = SPOTS[name]
+    for n, least, most in (spots for name, spots in SPOTS.items() if name in dog.marks):
         for _ in range(round(n * rng.uniform(0.6, 1.3))):
             pen.fill(blob(_within(nodes, rng), rng.uniform(least, most), rng), dog.coats[0].dark)
     for _ in range(24 if "waves" in dog.marks else 0):

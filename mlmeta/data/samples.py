@@ -18,72 +18,16 @@ from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 
 from PIL import Image, ImageFilter
 
-from mlmeta.data.dog_drawing import Breed, Coat, Colour, Pen, blob, colour, draw_dog
+from mlmeta.data.dog_drawing import BREEDS, TABLES, Colour, Pen, blob, colour, draw_dog, read_colours
 from mlmeta.errors import BadInputError, Fault, nearest_name, shorten
 
-
-def _colours(text: str) -> list[Colour]:
-    return [(r, g, b) for r, g, b in map(bytes.fromhex, text.split())]
-
-
-def _breed(marks: str, ears: str, tail: str, coats: str, *lengths: float) -> Breed:
-    palette = tuple(Coat(*_colours(coat)) for coat in coats.split(","))
-    return Breed(frozenset(marks.split()), ears, tail, palette, *lengths)
-
-
-# fmt: off
-# Markings, ears, tail; coats as base, dark, trim; then fur, length, chest, waist, leg, neck, skull, muzzle.
-BREEDS: Mapping[str, Breed] = {
-    "American Hairless Terrier": _breed("patches chest", "bat", "whip",
-        "dea492 96685c eccec0, be968a 685454 e8ccc0, aa7c74 604848 e6c0b4, eabeac 805c58 f2d4c8",
-        0, 0.66, 0.2, 0.125, 0.042, 0.4, 0.175, 0.95),
-    "Alaskan Malamute": _breed("belly legs mask saddle tip", "prick", "curl",
-        "707278 3e4046, 3a3a3e 242428, 96745a 684e3e, b0b0b2 84868c",
-        0.045, 0.68, 0.29, 0.25, 0.075, 0.38, 0.205, 0.75),
-    "American Eskimo Dog": _breed("cream", "prick", "curl",
-        "f0eee6 e8dcc6, ece2ce decaa8, e2e4e8 ceced0",
-        0.05, 0.64, 0.28, 0.25, 0.06, 0.38, 0.19, 0.75),
-    "Australian Shepherd": _breed("merle chest legs blaze collar points", "fold", "stub",
-        "8e94a0 30323a, c09070 764028, 2c2a2c 222024, 747c8a 2c2c34, 844a2e 6c3a24",
-        0.035, 0.74, 0.27, 0.22, 0.06, 0.38, 0.185, 0.9),
-    "Boston Terrier": _breed("bib blaze socks", "bat", "stub",
-        "262223 1a181a, 3a2822 281c1a, 543e30 2e221c",
-        0, 0.58, 0.26, 0.18, 0.055, 0.34, 0.22, 0.25),
-    "Boykin Spaniel": _breed("waves", "drop", "stub",
-        "5c3420 462618, 704226 56301c, 462a1e 341e16",
-        0.026, 0.66, 0.26, 0.2, 0.058, 0.4, 0.19, 0.9),
-    "Chesapeake Bay Retriever": _breed("waves", "flap", "long",
-        "744c2e 5a3822, 987048 7c5836, b8966a 9e7a50, 8c6444 684630",
-        0.013, 0.74, 0.265, 0.19, 0.062, 0.42, 0.185, 1.0),
-    "Catahoula Leopard Dog": _breed("leopard chest points socks", "flap", "whip",
-        "90949c 34363c, be9c78 6e422a, b2aeac 3e3c42, 626670 28282e, 96785c 463024",
-        0, 0.72, 0.245, 0.165, 0.055, 0.42, 0.18, 1.0),
-    "Toy Fox Terrier": _breed("hood patches blaze", "prick", "stub",
-        "f0ede6 262222, f0ece4 a6683a, ece6de 5c3a2a",
-        0, 0.62, 0.2, 0.13, 0.044, 0.38, 0.185, 0.8),
-}
-
-# Sky above, sky at the horizon, ground at the horizon, ground in front, things that stand there. All are pale: on
-# strong colours a small network learns the background by heart before it learns the dogs.
-BACKGROUNDS = {
-    "meadow": "87b2c6 afccce 87ac82 759c74 6c9074",
-    "snow": "a3bcbe bacecc bdd0ce c6d8d4 87a09e",
-    "beach": "90bcc6 b6cec8 bac0a4 b1b496 96a28c",
-    "room": "b6c2b4 afbaac 96927c a19c84 879ea2",
-    "street": "a0bab6 96b0b0 8b9c9a 96a6a2 ada898",
-    "night": "546870 5f747e 5c726e 576c68 526664",
-    "autumn": "adac94 bcbea2 9d9476 8d8670 a58a6e",
-    "fog": "96a8a6 a8bab8 879892 7d8e8a 768684",
-}
-# fmt: on
-
-SAMPLE_LABELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"digits": tuple(str(digit) for digit in range(10)), "dogs": tuple(BREEDS)}
-)
+# The palettes of the scenes: sky above, sky at the horizon, ground at the horizon, ground in front, things that stand
+# there. All are pale: on strong colours a small network learns the background by heart before it learns the dogs.
+BACKGROUNDS: list[list[Colour]] = [read_colours(text) for text in TABLES["backgrounds"].values()]
+SAMPLE_LABELS: Mapping[str, tuple[str, ...]] = {"digits": tuple("0123456789"), "dogs": tuple(BREEDS)}
 
 
 @dataclass(frozen=True)
@@ -127,8 +71,7 @@ def list_samples(name: str, *, size: int | None = None, n_per_label: int | None 
 
 
 def _check_number(path: str, value: int | None, *, default: int, least: int, most: int) -> int:
-    if value is None:
-        return default
+    value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise BadInputError(str(Fault(path, f"must be a whole number from {least} to {most}", shorten(value))))
     return value
@@ -193,8 +136,7 @@ def _draw_dog_picture(breed: str, index: int, size: int) -> Image.Image:
 
 def _draw_background(rng: Random, edge: int) -> Image.Image:
     """Sky and ground with bushes, boxes and tufts."""
-    palette = _colours(rng.choice(list(BACKGROUNDS.values())))
-    sky, low, far, near, things = (_jitter(hue, rng, 12) for hue in palette)
+    sky, low, far, near, things = (_jitter(hue, rng, 12) for hue in rng.choice(BACKGROUNDS))
     picture, horizon = _gradient(sky, low, edge), rng.uniform(0.4, 0.72)
     pen = Pen(picture, 0j, complex(edge))
     for _ in range(rng.randint(0, 4)):
@@ -224,11 +166,8 @@ def _jitter(hue: Colour, rng: Random, spread: float) -> Colour:
 
 def _draw_in_front(picture: Image.Image, rng: Random) -> None:
     """Now and then a post, a bush or grass hides a part of the dog."""
-    what, x, pen = (
-        rng.choice(("post", "bush", "grass", *[""] * 6)),
-        rng.random(),
-        Pen(picture, 0j, complex(picture.width)),
-    )
+    what, x = rng.choice(("post", "bush", "grass", *[""] * 6)), rng.random()
+    pen = Pen(picture, 0j, complex(picture.width))
     if what == "post":
         w, hue = rng.uniform(0.015, 0.04), _jitter((112, 84, 60), rng, 22)
         pen.fill([x - w + 0.2j, x + w + 0.2j, x + w + 1j, x - w + 1j], hue)
