@@ -7,9 +7,11 @@ file's content is its bytes, an array's its pixels.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +21,13 @@ from PIL import Image
 from mlmeta.commands.documents import TorchvisionData
 from mlmeta.data.roots import check_tree, read_roots
 from mlmeta.data.sources import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright
-from mlmeta.errors import PicturesError, suggest
+from mlmeta.errors import PicturesError, one_line, suggest
 
-_Calls = Mapping[Part | None, Mapping[str, Any]]
-
-_FLAG: _Calls = {"train": {"train": True}, "test": {"train": False}}
-_SPLIT: _Calls = {"train": {"split": "train"}, "test": {"split": "test"}}
-_THREE: _Calls = {**_SPLIT, "validation": {"split": "val"}}
-_TRAIN_VAL: _Calls = {"train": {"split": "train"}, "test": {"split": "val"}}
-_WHOLE: _Calls = {None: {}}
-# How each class is asked for its parts. Where the test part has no public labels, the validation part is the test.
-DATASETS: Mapping[str, _Calls] = {
-    "CIFAR10": _FLAG,
-    "CIFAR100": _FLAG,
-    "CLEVRClassification": _TRAIN_VAL,
-    "Caltech101": _WHOLE,
-    "Caltech256": _WHOLE,
-    "Country211": {**_SPLIT, "validation": {"split": "valid"}},
-    "DTD": _THREE,
-    "EMNIST": {"train": {"split": "balanced", "train": True}, "test": {"split": "balanced", "train": False}},
-    "EuroSAT": _WHOLE,
-    "FER2013": _SPLIT,
-    "FGVCAircraft": _THREE,
-    "FashionMNIST": _FLAG,
-    "Flowers102": _THREE,
-    "Food101": _SPLIT,
-    "GTSRB": _SPLIT,
-    "ImageNet": _TRAIN_VAL,
-    "Imagenette": _TRAIN_VAL,
-    "KMNIST": _FLAG,
-    "MNIST": _FLAG,
-    "Omniglot": {None: {"background": True}},
-    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
-    "PCAM": _THREE,
-    "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
-    "QMNIST": _FLAG,
-    "RenderedSST2": _THREE,
-    "SEMEION": _WHOLE,
-    "STL10": _SPLIT,
-    "SUN397": _WHOLE,
-    "SVHN": _SPLIT,
-    "StanfordCars": _SPLIT,
-    "USPS": _FLAG,
+_CALLS = json.loads((resources.files("mlmeta.data") / "torchvision_datasets.json").read_text(encoding="utf-8"))
+# How each class is asked for its parts; None is a class without parts. Where the test part has no public labels, the
+# validation part is the test.
+DATASETS: Mapping[str, Mapping[Part | None, Mapping[str, Any]]] = {
+    name: {None if part == "all" else part: call for part, call in calls.items()} for name, calls in _CALLS.items()
 }
 # Those whose files torchvision cannot fetch.
 NOT_DOWNLOADED = frozenset({"FER2013", "ImageNet", "StanfordCars"})
@@ -109,8 +76,7 @@ def _explain_refusal(data: TorchvisionData, root: Path, error: BaseException) ->
         hint = " (torchvision cannot fetch the files; its documentation says where they must lie)"
     elif data.download:
         hint = ""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return PicturesError(f"data: {data.name} cannot be read in {root}{hint}: {reason}")
+    return PicturesError(f"data: {data.name} cannot be read in {root}{hint}: {one_line(error)}")
 
 
 def _list_pictures(dataset: Any, name: str, part: Part | None) -> list[Found]:
