@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import overload
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from torch import Tensor
 from mlmeta.data.picture_cache import MODES, CacheSlot, PictureRows, RowWriter
 from mlmeta.data.pictures import Picture
 from mlmeta.data.sources import DAMAGED, ChangedFileError, quiet_pillow
-from mlmeta.errors import PicturesError
+from mlmeta.errors import PicturesError, one_line
 
 # What decoded pictures, or their tensors, may take of the memory; beyond it they are made when wanted.
 BUDGET_BYTES = 2 * 2**30
@@ -39,6 +40,7 @@ _WORKERS = min(16, (os.cpu_count() or 1) + 2)
 _AS_THEY_ARE = ("L", "RGB", "RGBA", "LAB")
 
 ImageOp = Callable[[Image.Image], Image.Image]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,14 @@ class DecodedPictures:
         Raises:
             PicturesError: If it has become unreadable since it was first decoded.
         """
-        return self.images([index])[0]
-
-    def images(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Return some pictures as `image` does; those that are not at hand are decoded in threads."""
         with quiet_pillow():
-            return self.load(indices)
+            return self.load([index])[0]
 
     def load(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Return some pictures as `images` does, in any thread: Pillow's warnings are left to the caller."""
+        """Return some pictures as `image` does, those that are not at hand decoded in threads.
+
+        It may be called in any thread, so it leaves Pillow's warnings to the caller.
+        """
         wanted = [self.pictures[index] for index in indices]
         if self.rows is not None:
             return [self.rows.image(picture.digest) for picture in wanted]
@@ -101,21 +102,21 @@ class DecodedPictures:
         """Whether no picture has to be decoded again."""
         return self.rows is not None or all(picture.id in self._kept for picture in self.pictures)
 
-    def stack(self, indices: Sequence[int]) -> npt.NDArray[np.uint8] | None:
+    def stack(self, indices: Sequence[int]) -> Pixels | None:
         """Return a copy of some pictures' cached pixels (n, height, width, channels), or None without the cache."""
         if self.rows is None:
             return None
-        stacked: npt.NDArray[np.uint8] = self.rows.pixels[[self.rows.rows[self.pictures[i].digest] for i in indices]]
+        stacked: Pixels = self.rows.pixels[[self.rows.rows[self.pictures[i].digest] for i in indices]]
         return stacked
 
-    def array(self, index: int) -> npt.NDArray[np.uint8]:
+    def array(self, index: int) -> Pixels:
         """Return picture `index` as uint8 (height, width, channels), whatever its mode.
 
         Modes L, RGB and RGBA keep their channels; 1, I, I;16 and F become one channel, 16 bits scaled to 8; all
         others become RGB.
         """
         if self.rows is not None and self.rows.mode in _AS_THEY_ARE:
-            cached: npt.NDArray[np.uint8] = self.rows.pixels[self.rows.rows[self.pictures[index].digest]]
+            cached: Pixels = self.rows.pixels[self.rows.rows[self.pictures[index].digest]]
             return cached
         image = self.image(index)
         if image.mode.startswith("I"):
@@ -130,7 +131,7 @@ class DecodedPictures:
         return DecodedPictures([p for p in chosen if p.id not in bad], self.image_ops, [], self._kept, self.rows)
 
     @property
-    def arrays(self) -> Sequence[npt.NDArray[np.uint8]]:
+    def arrays(self) -> Sequence[Pixels]:
         """All pictures as `array` gives them, each made when it is asked for."""
         return _Arrays(self)
 
@@ -149,37 +150,27 @@ def _convert_to_8_bit(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "F") else "RGB")
 
 
-class _Arrays(Sequence[npt.NDArray[np.uint8]]):
+class _Arrays(Sequence[Pixels]):
     def __init__(self, decoded: DecodedPictures) -> None:
         self._decoded = decoded
 
     def __len__(self) -> int:
         return len(self._decoded.pictures)
 
-    @overload
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[npt.NDArray[np.uint8]]: ...
-
-    def __getitem__(self, index: int | slice) -> npt.NDArray[np.uint8] | list[npt.NDArray[np.uint8]]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._decoded.array(index)
 
 
 def decode_pictures(
-    pictures: Sequence[Picture],
-    image_ops: ImageOp,
-    *,
-    budget_bytes: int = BUDGET_BYTES,
-    slot: CacheSlot | None = None,
+    pictures: Sequence[Picture], image_ops: ImageOp, *, budget_bytes: int = BUDGET_BYTES, slot: CacheSlot | None = None
 ) -> DecodedPictures:
     """Decode all pictures once, leave out the bad ones, and keep the others.
 
     Args:
         pictures: In the order that they shall have.
-        image_ops: The picture operations.
+        image_ops: From a decoded picture to the one that is kept.
         budget_bytes: What may be kept in memory, where the cache does not take them.
         slot: Their place in the picture cache; None to do without.
 
@@ -207,8 +198,8 @@ def decode_pictures(
 def _decode_once(pictures: Sequence[Picture], image_ops: ImageOp, keeper: _Keeper) -> DecodedPictures:
     decoded = DecodedPictures([], image_ops, _kept=keeper.images)
     reasons = {}
-    with closing(keeper):
-        for picture, result in _decode_quietly(pictures, image_ops):
+    with closing(keeper), quiet_pillow():
+        for picture, result in _decode_all(pictures, image_ops):
             if isinstance(result, SkippedPicture):
                 decoded.skipped.append(result)
                 reasons[picture.digest] = result.reason
@@ -303,10 +294,11 @@ def decode_first(pictures: Sequence[Picture], image_ops: ImageOp) -> DecodedPict
     """
     skipped: list[SkippedPicture] = []
     for picture in pictures:
-        for _, result in _decode_quietly([picture], image_ops):
-            if not isinstance(result, SkippedPicture):
-                return DecodedPictures([picture], image_ops, skipped, {picture.id: result})
-            skipped.append(result)
+        with quiet_pillow():
+            result = _decode(picture, image_ops)
+        if not isinstance(result, SkippedPicture):
+            return DecodedPictures([picture], image_ops, skipped, {picture.id: result})
+        skipped.append(result)
     raise _too_many_skipped(skipped, len(pictures))
 
 
@@ -326,13 +318,6 @@ def count_bytes(image: Image.Image) -> int:
     return image.width * image.height * small.get(image.mode, 4)
 
 
-def _decode_quietly(
-    pictures: Sequence[Picture], image_ops: ImageOp
-) -> Iterator[tuple[Picture, Image.Image | SkippedPicture]]:
-    with quiet_pillow():
-        yield from _decode_all(pictures, image_ops)
-
-
 def _decode_all(
     pictures: Sequence[Picture], image_ops: ImageOp
 ) -> Iterator[tuple[Picture, Image.Image | SkippedPicture]]:
@@ -341,16 +326,12 @@ def _decode_all(
         yield from ((picture, _decode(picture, image_ops)) for picture in pictures)
         return
     with ThreadPoolExecutor(_WORKERS) as pool:
-        ahead: deque[tuple[Picture, Future[Image.Image | SkippedPicture]]] = deque()
+        coming = (pool.submit(_decode, picture, image_ops) for picture in pictures)
+        ahead = deque(islice(coming, _WORKERS))
         try:
             for picture in pictures:
-                ahead.append((picture, pool.submit(_decode, picture, image_ops)))
-                if len(ahead) > _WORKERS:
-                    first, made = ahead.popleft()
-                    yield first, made.result()
-            while ahead:
-                first, made = ahead.popleft()
-                yield first, made.result()
+                ahead.extend(islice(coming, 1))
+                yield picture, ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -359,8 +340,7 @@ def _decode(picture: Picture, image_ops: ImageOp) -> Image.Image | SkippedPictur
     try:
         image = picture.open()
     except DAMAGED as error:
-        reason = " ".join(str(error).split())[:200]
         passing = isinstance(error, MemoryError | ChangedFileError)
         passing |= isinstance(error, OSError) and error.errno is not None
-        return SkippedPicture(picture.id, reason or type(error).__name__, lasting=not passing)
+        return SkippedPicture(picture.id, one_line(error, 200), lasting=not passing)
     return image_ops(image)

@@ -93,7 +93,7 @@ def decode(pictures: Sequence[Picture], ops: Sequence[dict[str, Any]] = (), **op
 
 
 def pixels_of(decoded: DecodedPictures) -> list[tuple[str, str, bytes]]:
-    images = decoded.images(range(len(decoded.pictures)))
+    images = decoded.load(range(len(decoded.pictures)))
     return [(p.id, image.mode, image.tobytes()) for p, image in zip(decoded.pictures, images, strict=True)]
 
 

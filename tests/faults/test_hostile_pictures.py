@@ -353,7 +353,7 @@ def test_a_file_that_vanishes_where_nothing_is_kept_is_one_clear_error(root: Pat
     decoded = decode_pictures(find_all(root).pictures, TO_RGB, budget_bytes=0)
     (root / "a" / "good00.png").unlink()
     with pytest.raises(PicturesError, match=r"data: a/good00\.png can no longer be read: .*No such file"):
-        decoded.images(range(N_GOOD))
+        decoded.load(range(N_GOOD))
 
 
 def test_the_folder_itself_may_vanish(root: Path) -> None:
