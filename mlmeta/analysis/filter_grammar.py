@@ -10,7 +10,6 @@ prefix, too: tags.`any key`. Words of the language may be written in any case.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -24,10 +23,11 @@ MAX_DEPTH = 100
 _MAX_WHOLE_DIGITS = 18
 _SHOWN = 100
 _END = "$END"
+_LEVELS = ("LPAR", "NOT")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 # Possessive quantifiers: a hostile text costs no more than its length.
 _GRAMMAR = r"""
-    filter: [any_of]
+    ?filter: [any_of]
     order_by: (order ("," order)*)?
     columns: (column ("," column)*)?
 
@@ -108,8 +108,10 @@ def _parse(text: str, what: str) -> Any:
         raise fault("holds a character that is no text", position=broken.start())
     parser = _load_parser().parse_interactive(text, start=what)
     try:
-        for token, depth in _count_depth(parser.iter_parse()):
-            if depth > MAX_DEPTH:
+        for token in parser.iter_parse():
+            # On the parser's stack wait the parentheses that are open, and the NOTs that have no condition yet.
+            waiting = parser.parser_state.value_stack if token.type in _LEVELS else ()
+            if sum(getattr(value, "type", "") in _LEVELS for value in waiting) >= MAX_DEPTH - 1:
                 raise fault(f"is nested deeper than {MAX_DEPTH} levels", position=token.start_pos or 0)
         return parser.feed_token(Token(_END, "", len(text)))
     except UnexpectedCharacters as error:
@@ -142,24 +144,6 @@ def _find_word(name: Token) -> Token:
     return Token.new_borrow_pos(word, name, name) if word else name
 
 
-def _count_depth(tokens: Iterator[Token]) -> Iterator[tuple[Token, int]]:
-    """Yield each token and how deep the condition that follows it stands in others."""
-    # A level for each parenthesis that is open, and on each the NOTs that wait for their condition.
-    levels, before = [0], ""
-    for token in tokens:
-        if token.type == "NOT":
-            levels[-1] += before not in ("NAME", "DOUBLE", "_IS")
-        elif token.type in ("_AND", "_OR"):
-            levels[-1] = 0
-        elif token.type == "LPAR":
-            # Values in parentheses are no level.
-            levels.append(-1 if before == "_IN" else 0)
-        elif token.type == "RPAR":
-            levels = levels[:-1] or [0]
-        before = token.type
-        yield token, len(levels) + sum(levels)
-
-
 def _explain_character(text: str, position: int) -> str:
     character = text[position : position + 2].lstrip(".")[:1] or "."
     if character in "'\"`":
@@ -189,14 +173,7 @@ class FilterError(BadInputError):
     """A filter, an order or a list of columns cannot be understood, or asks what the columns do not hold."""
 
     def __init__(self, message: str, text: str, position: int, *, what: str = "filter") -> None:
-        """Make a message that points into the text.
-
-        Args:
-            message: What is wrong and what is allowed.
-            text: The whole filter.
-            position: Index of the character at which the fault starts; the end of the text is allowed.
-            what: What the text is.
-        """
+        """Make a message that points into the text, at the character where the fault starts or at its end."""
         self.position = position
         start = max(0, position - _SHOWN // 2) if len(text) > _SHOWN else 0
         part = "".join(c if c.isprintable() else " " for c in text[start : start + _SHOWN])
@@ -289,14 +266,10 @@ class Order:
 class _TreeMaker(Transformer[Token, Any]):
     """Makes the tree from the bottom up: a method for each rule of the grammar, called with what it holds."""
 
-    def filter(self, condition: Condition | None) -> Condition | None:
-        return condition
-
-    def order_by(self, *orders: Order) -> tuple[Order, ...]:
-        return orders
-
-    def columns(self, *columns: Column) -> tuple[Column, ...]:
+    def columns(self, *columns: Any) -> tuple[Any, ...]:
         return columns
+
+    order_by = columns
 
     def order(self, column: Column, direction: Token | None) -> Order:
         return Order(column, descending=direction is not None and direction.type == "DESC")

@@ -264,7 +264,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 COLUMNS = st.builds(Column, ANY_TEXT)
 VALUES = st.builds(
     Literal,
-    st.booleans() | st.integers(-9, 2**60) | st.floats(allow_nan=False, allow_infinity=False, width=16) | ANY_TEXT,
+    st.booleans() | st.integers(-9, 10**18 - 1) | st.floats(allow_nan=False, allow_infinity=False, width=16) | ANY_TEXT,
 )
 COMPARISONS = st.builds(Comparison, COLUMNS, st.sampled_from(["=", "!=", "<", "<=", ">", ">="]), VALUES | COLUMNS)
 LEAVES = (
