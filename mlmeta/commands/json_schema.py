@@ -5,7 +5,7 @@ pydantic writes the fields; this module adds, from the catalog, every name with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import WithJsonSchema
@@ -29,22 +29,22 @@ _TYPES: dict[str, dict[str, Any]] = {
 }
 _MARK = "x-mlmeta-role"
 _ONE_KEY = {"minProperties": 1, "maxProperties": 1}
-_RANGE = {
-    "type": "object",
-    "properties": {
-        "low": {"type": "number"},
-        "high": {"type": "number"},
-        "log": {"type": "boolean", "default": False},
-    },
-    "required": ["low", "high"],
-    "additionalProperties": False,
-}
-_CHOICES = {
-    "type": "object",
-    "properties": {"choices": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES}},
-    "required": ["choices"],
-    "additionalProperties": False,
-}
+
+
+def _object(properties: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the schema of an object that has no other keys."""
+    needed = {"required": [*required]} if required else {}
+    return {"type": "object", "properties": properties, **needed, "additionalProperties": False}
+
+
+_RANGE = _object(
+    {"low": {"type": "number"}, "high": {"type": "number"}, "log": {"type": "boolean", "default": False}},
+    required=["low", "high"],
+)
+_CHOICES = _object(
+    {"choices": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES}},
+    required=["choices"],
+)
 SPACE_SCHEMA = WithJsonSchema(
     {
         "type": "object",
@@ -101,32 +101,26 @@ def _named_definition(role: str) -> dict[str, Any]:
     options = []
     for entry in _entries(role):
         properties = {"name": {"const": entry.name}, **_arguments_schema(entry)}
-        required = ["name", *_required(entry)]
-        options.append(
-            {"title": entry.name, "type": "object", "properties": properties, "required": required,
-             "additionalProperties": False}
-        )  # fmt: skip
+        options.append({"title": entry.name, **_object(properties, ["name", *_required(entry)])})
     return {"anyOf": options}
 
 
 def _called_definition(role: str) -> dict[str, Any]:
     properties = {}
     for entry in _entries(role):
-        arguments = {"type": "object", "properties": _arguments_schema(entry), "additionalProperties": False}
         required = _required(entry)
-        options = [{**arguments, "required": required}] if required else [{"enum": [True, None]}, arguments]
-        properties[entry.name] = {"anyOf": options}
+        arguments = _object(_arguments_schema(entry), required)
+        properties[entry.name] = {"anyOf": [arguments] if required else [{"enum": [True, None]}, arguments]}
     if role == "image_op":
         properties["filter"] = _filter_schema()
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    return _object(properties)
 
 
 def _filter_schema() -> dict[str, Any]:
     """Return what a filter may be: its name, or an object that names it."""
     named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-    whole = {"type": "object", "required": ["filter"], "additionalProperties": False}
-    names = {"anyOf": [{"type": "string"}, named]}
-    return {"anyOf": [{"type": "string"}, named, {**whole, "properties": {"filter": names}}]}
+    names = [{"type": "string"}, named]
+    return {"anyOf": [*names, _object({"filter": {"anyOf": names}}, ["filter"])]}
 
 
 def _entries(role: str) -> list[catalog.Entry]:
@@ -148,23 +142,17 @@ def _model_definition() -> dict[str, Any]:
         "layers": {"enum": [[], None]},
         "weights": {"type": ["string", "null"]},
     }
-    return {
-        "anyOf": [
-            {"type": "object", "properties": own, "required": ["layers"], "additionalProperties": False},
-            {"type": "object", "properties": named, "required": ["name"], "additionalProperties": False},
-        ]
-    }
+    return {"anyOf": [_object(own, ["layers"]), _object(named, ["name"])]}
 
 
 def complete_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a JSON Schema made by pydantic with the catalog's definitions put in."""
-    makers: dict[str, Callable[[], dict[str, Any]]] = {
-        "model": _model_definition,
-        "transform": _transform_definition,
-        "image_op": lambda: {**_called_definition("image_op"), **_ONE_KEY},
+    definitions = {
+        "model": _model_definition(),
+        "transform": _transform_definition(),
+        "image_op": {**_called_definition("image_op"), **_ONE_KEY},
+        **{role: _named_definition(role) for role in _NAMED_ROLES},
     }
-    definitions = {role: make() for role, make in makers.items()}
-    definitions |= {role: _named_definition(role) for role in _NAMED_ROLES}
     completed: dict[str, Any] = _put_references(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
