@@ -124,12 +124,8 @@ def _read_entries(role: str) -> Mapping[str, Entry]:
 
 
 def _read_argument(record: Mapping[str, Any]) -> Argument:
-    return Argument(
-        kinds=tuple(record["kinds"]),
-        required=record.get("required", False),
-        default=record.get("default"),
-        choices=tuple(record.get("choices", ())),
-    )
+    rows = {key: tuple(record[key]) for key in ("kinds", "choices") if key in record}
+    return Argument(**{**record, **rows})
 
 
 def explain_unknown(role: str, name: object, *, path: str = "") -> Fault:

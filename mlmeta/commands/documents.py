@@ -15,6 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -49,11 +50,6 @@ After: TypeAlias = Annotated[float, Field(ge=0, le=1, description="nothing stops
 _OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
 
 
-def _line_error(location: validation.Location, fault: Fault, came: Any) -> InitErrorDetails:
-    context = {"message": fault.message, "came": fault.came, "nearest": fault.nearest}
-    return InitErrorDetails(type=PydanticCustomError("fault", "{message}", context), loc=location, input=came)
-
-
 def _checked(rule: Callable[[Any], Iterator[validation.Located]]) -> BeforeValidator:
     """Make a validator that raises every fault that a rule finds; the rule sees plain JSON only."""
 
@@ -67,7 +63,10 @@ def _checked(rule: Callable[[Any], Iterator[validation.Located]]) -> BeforeValid
 def _raise_located(located: Sequence[validation.Located], came: Any) -> None:
     """Raise the faults, if there are any, in the way in which pydantic joins them to those of other fields."""
     if located:
-        errors = [_line_error(location, fault, came) for location, fault in located]
+        errors = [
+            InitErrorDetails(type=PydanticCustomError("fault", "{message}", vars(fault)), loc=location, input=came)
+            for location, fault in located
+        ]
         raise ValidationError.from_exception_data("commands", errors)
 
 
@@ -99,51 +98,52 @@ def _check_labels(labels: object) -> Iterator[validation.Located]:
             yield (index,), Fault("", "a label must be one line of 1 to 500 characters", came=shorten(label))
 
 
-def _check_model_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError(
-            f"must be a safe file name of 1 to {MAX_NAME_BYTES} bytes: letters, digits, spaces and . , _ - + = @ ( ), "
-            "the first a letter or digit, the last no space"
-        )
-    return name
+def _must(fits: Callable[[str], object], message: str) -> AfterValidator:
+    """Make a validator that refuses the strings which do not fit."""
+
+    def validate(text: str) -> str:
+        if not fits(text):
+            raise ValueError(message)
+        return text
+
+    return AfterValidator(validate)
 
 
-def _check_initial_weights(source: str) -> str:
-    try:
-        return _check_model_name(source)
-    except ValueError:
-        raise ValueError("must be null, auto, or the name or run id of an attempt") from None
+def _is_model_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and name == name.strip() and len(name.encode()) <= MAX_NAME_BYTES
 
 
-def _check_text(text: str) -> str:
-    if not validation.can_be_written(text):
-        raise ValueError("holds text that is not Unicode")
-    return text
+def _is_path(path: str) -> bool:
+    return bool(path.strip()) and not validation.CONTROL.search(path) and len(path) <= 4_000
 
 
-def _check_path(path: str) -> str:
-    if not _check_text(path).strip() or validation.CONTROL.search(path) or len(path) > 4_000:
-        raise ValueError("must be a path: one line of 1 to 4,000 characters")
-    return path
-
-
-def _check_run_id(run_id: str) -> str:
-    if not re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", run_id):
-        raise ValueError("must be the id of a run: 1 to 64 letters, digits, - and _")
-    return run_id
-
-
-def _check_class_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Z][A-Za-z0-9]{0,99}", name):
-        raise ValueError("must be the name of a class of torchvision.datasets, such as OxfordIIITPet")
-    return name
-
+_UNICODE = _must(validation.can_be_written, "holds text that is not Unicode")
+_MODEL_NAME = _must(
+    _is_model_name,
+    f"must be a safe file name of 1 to {MAX_NAME_BYTES} bytes: letters, digits, spaces and . , _ - + = @ ( ), "
+    "the first a letter or digit, the last no space",
+)
+_INITIAL_WEIGHTS = _must(_is_model_name, "must be null, auto, or the name or run id of an attempt")
+_PATH = _must(_is_path, "must be a path: one line of 1 to 4,000 characters")
+_RUN_ID = _must(
+    re.compile(r"[0-9a-zA-Z_-]{1,64}").fullmatch, "must be the id of a run: 1 to 64 letters, digits, - and _"
+)
+_CLASS_NAME = _must(
+    re.compile(r"[A-Z][A-Za-z0-9]{0,99}").fullmatch,
+    "must be the name of a class of torchvision.datasets, such as OxfordIIITPet",
+)
+_FILE_NAME_SCHEMA = Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES})
+_NOT_EMPTY_SCHEMA = Field(json_schema_extra={"minLength": 1})
 
 Named: TypeAlias = dict[str, Any]
 Model: TypeAlias = Annotated[Named, _checked(validation.check_model), named_schema("model")]
-Criterion: TypeAlias = Annotated[Named, _checked(validation.check_role("criterion")), named_schema("criterion")]
+Criterion: TypeAlias = Annotated[
+    Named, _checked(partial(validation.check_named, "criterion")), named_schema("criterion")
+]
 Optimizer: TypeAlias = Annotated[Named, _checked(validation.check_optimizer), named_schema("optimizer")]
-Scheduler: TypeAlias = Annotated[Named, _checked(validation.check_role("scheduler")), named_schema("scheduler")]
+Scheduler: TypeAlias = Annotated[
+    Named, _checked(partial(validation.check_named, "scheduler")), named_schema("scheduler")
+]
 ImageOps: TypeAlias = Annotated[list[Named], _checked(validation.check_image_ops), named_schema("image_op")]
 Transform: TypeAlias = Annotated[Any, _checked(validation.check_transform), named_schema("transform")]
 Space: TypeAlias = Annotated[Named, _checked(search_space.check_space), SPACE_SCHEMA]
@@ -151,22 +151,22 @@ Labels: TypeAlias = Annotated[
     list[str], _checked(_check_labels), Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS})
 ]
 PictureIds: TypeAlias = Annotated[list[str], _checked(_check_strings)]
-ModelName: TypeAlias = Annotated[
-    str, AfterValidator(_check_model_name), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES})
-]
-InitialWeights: TypeAlias = Annotated[
-    str, AfterValidator(_check_initial_weights), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES})
-]
-Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
-FilePath: TypeAlias = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
-RunId: TypeAlias = Annotated[str, AfterValidator(_check_run_id), Field(json_schema_extra={"minLength": 1})]
-ClassName: TypeAlias = Annotated[str, AfterValidator(_check_class_name), Field(json_schema_extra={"minLength": 1})]
+ModelName: TypeAlias = Annotated[str, _MODEL_NAME, _FILE_NAME_SCHEMA]
+InitialWeights: TypeAlias = Annotated[str, _INITIAL_WEIGHTS, _FILE_NAME_SCHEMA]
+Text: TypeAlias = Annotated[str, _UNICODE]
+FilePath: TypeAlias = Annotated[str, _UNICODE, _PATH, _NOT_EMPTY_SCHEMA]
+RunId: TypeAlias = Annotated[str, _RUN_ID, _NOT_EMPTY_SCHEMA]
+ClassName: TypeAlias = Annotated[str, _CLASS_NAME, _NOT_EMPTY_SCHEMA]
 
 
 class _Commands(BaseModel):
     """What all parts of a document share: unknown keys and values of another type are faults."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON that this was read from."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class FolderData(_Commands):
@@ -224,13 +224,7 @@ Data: TypeAlias = Annotated[
 ]
 
 
-class _Rule(BaseModel):
-    """What all rules share."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class CurveRule(_Rule):
+class CurveRule(_Commands):
     """Stops a training that will hardly beat the best past attempt on its task, as past learning curves go."""
 
     rule: Literal["curve"] = Field(description="stop where the attempt is unlikely to become the best on its task")
@@ -238,7 +232,7 @@ class CurveRule(_Rule):
     probability: float = Field(0.05, ge=0, le=1, description="stop below this chance to become the best")
 
 
-class MedianRule(_Rule):
+class MedianRule(_Commands):
     """Stops a training that is below the median of past attempts on its task (Golovin et al., Google Vizier, 2017)."""
 
     rule: Literal["median"] = Field(description="stop below the median of the past attempts on the task at that epoch")
@@ -246,7 +240,7 @@ class MedianRule(_Rule):
     min_attempts: int = Field(5, ge=1, le=1_000_000, description="with fewer past attempts nothing stops")
 
 
-class TopFractionRule(_Rule):
+class TopFractionRule(_Commands):
     """Stops a training that is not among the best past attempts on its task."""
 
     rule: Literal["top_fraction"] = Field(
@@ -354,10 +348,6 @@ class TrainCommands(_Commands):
     _space = field_validator("space")(_check_space_fits)
     _validated = field_validator("stop")(_check_stop)
 
-    def document(self) -> dict[str, Any]:
-        """Return the document that these commands were read from."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the canonical JSON of the document, without its ``$schema``."""
         return digest_document(self.document())
@@ -397,15 +387,11 @@ class TestCommands(_Commands):
             raise ValueError("either model_name or run_id must say which attempt to test, and not both")
         return run_id
 
-    def document(self) -> dict[str, Any]:
-        """Return the document that these commands were read from."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
-
-class Attempt(BaseModel):
+class Attempt(_Commands):
     """The Attempt document: what was commanded and what came of it; unknown keys are kept."""
 
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     id: int | Text | None = None
     name: Text
@@ -416,10 +402,6 @@ class Attempt(BaseModel):
     accuracy: float | None = None
     status: Status = Field(Status.INCOMPLETE, strict=False)
     limit: int = Field(0, ge=0, le=MAX_PICTURES)
-
-    def document(self) -> dict[str, Any]:
-        """Return the document that this attempt was read from."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def digest_document(document: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlmeta.commands.search_space import TRAINING_KEYS
+from mlmeta.commands.validation import count_repeats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,6 @@ _WEIGHTED = ("Conv", "Linear", "RNN", "LSTM", "GRU", "Bilinear", "Embedding", "M
 _WIDTHS = ("out_channels", "out_features", "hidden_size", "embed_dim", "embedding_dim", "d_model")
 # Layers that hold one other layer, under this key, and repeat it: it counts in their place.
 _STACKS = {"TransformerEncoder": "encoder_layer", "TransformerDecoder": "decoder_layer"}
-_REPEATS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
 _ACTIVATIONS = frozenset(
     "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU "
     "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold".split()
@@ -85,24 +85,20 @@ def walk_layers(layers: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapp
 
 
 def describe_architecture(layers: Iterable[tuple[str, Mapping[str, Any]]], *, n_parameters: int) -> dict[str, Any]:
-    """Return the params ``arch.*``.
-
-    Args:
-        layers: (class name, arguments) in order.
-        n_parameters: Trainable numbers of the built model.
+    """Return the params ``arch.*`` of layers, given as (class name, arguments) in order.
 
     Returns:
-        n_parameters; depth (layers with weights, repeated ones each time, normalisation not counted); width (the
-        widest of them but the last); batch_norm (whether there is any); dropout (the largest probability, 0.0 for
-        none); activation and pooling (the most frequent class, "none"); hidden (width of the last Linear before the
-        last layer with weights, 0 for none).
+        n_parameters (trainable numbers of the built model); depth (layers with weights, repeated ones each time,
+        normalisation not counted); width (the widest of them but the last); batch_norm (whether there is any); dropout
+        (the largest probability, 0.0 for none); activation and pooling (the most frequent class, "none"); hidden (width
+        of the last Linear before the last layer with weights, 0 for none).
     """
     seen = list(layers)
     weighted = [(name, arguments) for name, arguments in seen if name.startswith(_WEIGHTED)]
     before_output = [(name, _read_width(arguments)) for name, arguments in weighted[:-1]]
     return {
         "n_parameters": n_parameters,
-        "depth": sum(_count_repeats(arguments) for _, arguments in weighted),
+        "depth": sum(count_repeats(arguments) for _, arguments in weighted),
         "width": max((width for _, width in before_output), default=0),
         "batch_norm": any("BatchNorm" in name for name, _ in seen),
         "dropout": max((_read_dropout(name, arguments) for name, arguments in seen), default=0.0),
@@ -114,10 +110,6 @@ def describe_architecture(layers: Iterable[tuple[str, Mapping[str, Any]]], *, n_
 
 def _read_width(arguments: Mapping[str, Any]) -> int:
     return next((_read_int(arguments, key, 0) for key in _WIDTHS if key in arguments), 0)
-
-
-def _count_repeats(arguments: Mapping[str, Any]) -> int:
-    return max(1, sum(_read_int(arguments, key, 0) for key in _REPEATS))
 
 
 def _read_int(arguments: Mapping[str, Any], key: str, default: int) -> int:
@@ -152,22 +144,13 @@ def summarise_model(model: Mapping[str, Any]) -> str:
     return " · ".join(words)
 
 
-def write_curve(values: Sequence[float | None], *, max_characters: int = MAX_TAG) -> str:
-    """Return losses as JSON short enough for a tag; see `thin_curve`."""
-    return json.dumps(thin_curve(values, max_characters=max_characters))
-
-
-def thin_curve(values: Sequence[float | None], *, max_characters: int = MAX_TAG) -> list[float | None]:
-    """Return a curve short enough for a tag: every k-th value and the last; what is not finite is null."""
+def write_curve(values: Sequence[float | None]) -> str:
+    """Return losses as JSON short enough for a tag: every k-th value and the last; what is not finite is null."""
     rounded = [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in values]
-    every = max(1, len(json.dumps(rounded)) // (max_characters + 1))
-    while len(json.dumps(kept := _every(rounded, every))) > max_characters:
+    every = max(1, len(json.dumps(rounded)) // (MAX_TAG + 1))
+    while len(text := json.dumps([*rounded[:-1:every], *rounded[-1:]])) > MAX_TAG:
         every += 1
-    return kept
-
-
-def _every(values: list[float | None], every: int) -> list[float | None]:
-    return values if every == 1 or not values else [*values[:-1:every], values[-1]]
+    return text
 
 
 def parse_curve(text: str) -> list[float] | None:
@@ -179,12 +162,7 @@ def parse_curve(text: str) -> list[float] | None:
 
 
 def read_training(row: Mapping[str, Any] | pd.Series[Any], params: Iterable[str]) -> dict[str, Any]:
-    """Return the training of a past attempt, from its params as the history has them.
-
-    Args:
-        row: An attempt.
-        params: The columns that hold params.
-    """
+    """Return the training of a past attempt, a row of the history, from the columns that hold params."""
     document: dict[str, Any] = {}
     for column in params:
         match = _PART.fullmatch(column)

@@ -26,7 +26,8 @@ MAX_PATHS = 100
 MAX_CHOICES = 100
 _RANGE_KEYS = ("low", "high", "log")
 _ALLOWED = 'must be {"low": …, "high": …}, with "log": true for a logarithmic scale, or {"choices": […]}'
-_ROLES = {"optimizer": "optimizer", "scheduler": "scheduler", "criterion": "criterion"}
+# Those of the keys whose values have names and arguments in the catalog.
+_NAMED_KEYS = ("optimizer", "scheduler", "criterion")
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,7 @@ class Choices:
 
     def holds(self, value: Any) -> bool:
         """Return whether a value is one of them."""
-        return self.find(value) is not None
-
-    def find(self, value: Any) -> int | None:
-        """Return the place of a value; None where it is none of them."""
-        return next((i for i, one in enumerate(self.values) if read_value(value) == read_value(one)), None)
+        return any(read_value(value) == read_value(one) for one in self.values)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Return one of them, each as likely as any other."""
@@ -129,11 +126,9 @@ def _check_range(path: str, part: Mapping[str, Any]) -> Iterator[validation.Loca
 
 
 def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[validation.Located]:
-    """Check that the ends and choices of a space can stand in a training.
+    """Check that the ends and choices of a space without faults of its own can stand in the training beside it.
 
-    Args:
-        document: A space without faults of its own.
-        training: Of the same commands; a part that is missing is not looked at.
+    A part that the training lacks is not looked at.
     """
     space = read_space(document)
     for path, values in space.items():
@@ -144,8 +139,7 @@ def check_space_fits(document: Mapping[str, Any], training: Mapping[str, Any]) -
         if path == key and (names := _find_names(space, key)):
             strange = [value for value in ends if not names.holds(_read_name(value))]
             if strange:
-                message = f"{shorten(strange[0])} is none of the names that {key}.name may have"
-                yield (path,), Fault("", message)
+                yield (path,), Fault("", f"{shorten(strange[0])} is none of the names that {key}.name may have")
                 continue
         for value in ends:
             faults = [_find_fault(base, path, value) for base in _bases(space, training, key)]
@@ -196,7 +190,7 @@ def _check_part(key: str, part: Any) -> Iterator[validation.Located]:
     elif key == "optimizer":
         yield from validation.check_optimizer(part)
     elif not (key == "scheduler" and part is None):
-        yield from validation.check_role(key)(part)
+        yield from validation.check_named(key, part)
 
 
 def read_space(document: Mapping[str, Any]) -> Space:
@@ -244,16 +238,15 @@ def _rename(training: Mapping[str, Any], key: str, name: Any) -> dict[str, Any]:
 
 
 def _list_arguments(key: str, name: Any) -> frozenset[str]:
-    role = _ROLES.get(key)
-    if role is None or not isinstance(name, str) or name not in catalog.list_names(role):
+    if key not in _NAMED_KEYS or not isinstance(name, str) or name not in catalog.list_names(key):
         return frozenset()
-    return frozenset(catalog.find_entry(role, name).arguments)
+    return frozenset(catalog.find_entry(key, name).arguments)
 
 
 def _is_known(training: Mapping[str, Any], path: str) -> bool:
     """Return whether a training may have a value at a path: SGD has a momentum, Adam none."""
     key, _, rest = path.partition(".")
-    if key not in _ROLES or not rest:
+    if key not in _NAMED_KEYS or not rest:
         return True
     part = training.get(key)
     return isinstance(part, Mapping) and rest.partition(".")[0] in _list_arguments(key, part.get("name"))
@@ -273,9 +266,8 @@ def fill_training(space: Space, training: Mapping[str, Any], values: Mapping[str
     """Return a training with values for paths of the space; what it cannot have (Adam a momentum) is left out."""
     filled = copy.deepcopy(dict(training))
     for path in order_paths(space):
-        if path not in values:
-            continue
-        filled = set_value(filled, path, values[path])
+        if path in values:
+            filled = set_value(filled, path, values[path])
     return filled
 
 
@@ -287,10 +279,10 @@ def draw_training(space: Space, training: Mapping[str, Any], rng: np.random.Gene
 def set_value(training: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
     """Return a training with a value at a path; the same where it cannot have it."""
     key, _, rest = path.partition(".")
-    if key in _ROLES and rest == "name":
+    if key in _NAMED_KEYS and rest == "name":
         _, name = get_value(training, path)
         return dict(training) if name == value else _rename(training, key, value)
-    return (put_value(training, path, value) if can_have(training, path) else None) or dict(training)
+    return (put_value(training, path, value) if _is_known(training, path) else None) or dict(training)
 
 
 def fit_training(space: Space, training: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from mlmeta.commands import catalog
@@ -86,12 +87,7 @@ def can_be_written(text: str) -> bool:
 
 
 def check_named(role: str, spec: object) -> Iterator[Located]:
-    """Check ``{"name": …, argument: …}`` against the catalog's entry of that name.
-
-    Args:
-        role: A role of `mlmeta.commands.catalog`.
-        spec: The part of the document.
-    """
+    """Check ``{"name": …, argument: …}`` against the entry of that name in a role of `mlmeta.commands.catalog`."""
     if not isinstance(spec, Mapping):
         known = spec if isinstance(spec, str) and spec in catalog.list_names(role) else ""
         verb = "write" if known else "must be an object such as"
@@ -130,7 +126,7 @@ def _check_nested(argument: str, value: Any, kinds: Sequence[str]) -> Iterator[L
     elif "transforms" in kinds:
         yield from check_transform(value)
     elif "schedulers" in kinds:
-        yield from _check_list(value, lambda scheduler: check_named("scheduler", scheduler), what="schedulers")
+        yield from _check_list(value, partial(check_named, "scheduler"), what="schedulers")
     elif (wanted := _REPEATED.get(argument)) and value.get("name", wanted) != wanted:
         yield ("name",), Fault("", f"must be {wanted}", came=shorten(value["name"]))
     else:
@@ -192,14 +188,14 @@ def _measure(layers: list[Any]) -> tuple[int, int]:
     level = [layer for layer in layers if isinstance(layer, Mapping)]
     while level and depth <= MAX_DEPTH:
         depth += 1
-        count += sum(map(_count_repeats, level))
+        count += sum(map(count_repeats, level))
         values = [value for layer in level for value in layer.values()]
         level = [item for value in values for item in (value if isinstance(value, list) else [value])
                  if isinstance(item, Mapping)]  # fmt: skip
     return depth, count
 
 
-def _count_repeats(layer: Mapping[str, Any]) -> int:
+def count_repeats(layer: Mapping[str, Any]) -> int:
     """Return how many layers torch makes of one; a number that is no count is refused elsewhere."""
     repeats = [read_value(layer.get(key, 0)) for key in REPEATS]
     return max(1, sum(n for n in repeats if isinstance(n, int) and 0 < n <= MAX_REPEATS))
@@ -211,7 +207,7 @@ def check_transform(transform: object) -> Iterator[Located]:
         for name, arguments in transform.items():
             yield from _check_step_call("transform", name, arguments)
     elif isinstance(transform, list):
-        yield from _check_list(transform, lambda step: _check_step("transform", step), what="transforms")
+        yield from _check_list(transform, partial(_check_step, "transform"), what="transforms")
     else:
         message = 'must be an object such as {"ToTensor": true}, or a list of such objects'
         yield (), Fault("", message, came=shorten(transform))
@@ -220,7 +216,7 @@ def check_transform(transform: object) -> Iterator[Located]:
 def check_image_ops(image_ops: object) -> Iterator[Located]:
     """Check the picture operations: a list of ``{"method": true | {arguments}}``, one method each."""
     if isinstance(image_ops, list):
-        yield from _check_list(image_ops, lambda step: _check_step("image_op", step), what="image ops")
+        yield from _check_list(image_ops, partial(_check_step, "image_op"), what="image ops")
     else:
         message = 'must be a list, because their order counts, such as [{"convert": {"mode": "RGB"}}]'
         yield (), Fault("", message, came=shorten(image_ops))
@@ -258,10 +254,8 @@ def _check_filter(given: object) -> Iterator[Located]:
     if isinstance(given, Mapping) and given.keys() & {"name", "filter"}:
         yield from _check_numbers((), given)
     elif not isinstance(given, str):
-        yield (
-            (),
-            Fault("", 'must name a filter, such as "BLUR" or {"name": "GaussianBlur", "radius": 2}', shorten(given)),
-        )
+        message = 'must name a filter, such as "BLUR" or {"name": "GaussianBlur", "radius": 2}'
+        yield (), Fault("", message, came=shorten(given))
 
 
 def check_model(model: object) -> Iterator[Located]:
@@ -309,8 +303,3 @@ def check_optimizer(optimizer: object) -> Iterator[Located]:
             continue
         if value < 0 or (key == "lr" and value == 0):
             yield (key,), Fault("", f"must be {'a number above 0' if key == 'lr' else '0 or above'}", shorten(value))
-
-
-def check_role(role: str) -> Callable[[object], Iterator[Located]]:
-    """Return the rule for a part that is one named object of a role."""
-    return lambda spec: check_named(role, spec)

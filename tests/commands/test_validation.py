@@ -367,7 +367,7 @@ def test_the_rates_of_an_optimizer_are_checked(optimizer: Any, says: list[str]) 
     ids=lambda value: value if isinstance(value, str) else str(value)[:60],
 )
 def test_a_fault_of_a_named_object_is_told_with_its_place(role: str, spec: Any, says: str) -> None:
-    assert tell(validation.check_role(role)(spec)) == [says]
+    assert tell(validation.check_named(role, spec)) == [says]
 
 
 @pytest.mark.parametrize("value", [None, 1, 0.5, "äß犬", [1, {"a": (None, True)}], nested(64, objects=True)])
