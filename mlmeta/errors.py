@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 # A text with more faults than these is not read by anyone; `CommandsError.faults` holds all of them.
@@ -65,16 +66,9 @@ class Fault:
 
 
 class CommandsError(BadInputError):
-    """The commands are faulty; `faults` lists what was found."""
+    """The commands are faulty; `faults` lists what was found, and `n_more` were found that are not explained."""
 
     def __init__(self, faults: Sequence[Fault], *, source: str = "the commands", n_more: int = 0) -> None:
-        """Make one message of all faults.
-
-        Args:
-            faults: At least one.
-            source: The name of the document.
-            n_more: Faults that were found beside them and not explained.
-        """
         self.faults = tuple(faults)
         self.source = source
         self.n_more = n_more
@@ -86,11 +80,7 @@ class CommandsError(BadInputError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Survive the way from another process."""
-        return _make_commands_error, (self.faults, self.source, self.n_more)
-
-
-def _make_commands_error(faults: Sequence[Fault], source: str, n_more: int) -> CommandsError:
-    return CommandsError(faults, source=source, n_more=n_more)
+        return partial(CommandsError, source=self.source, n_more=self.n_more), (self.faults,)
 
 
 class PicturesError(BadInputError):
