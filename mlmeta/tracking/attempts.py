@@ -150,6 +150,12 @@ def download_weights(attempt: AttemptRecord, folder: Path) -> Path:
         raise NotFoundError(f"the attempt {attempt.name} ({attempt.run_id}) has no artifact {path}: {error}") from None
 
 
+def write_document(client: MlflowClient, run_id: str) -> None:
+    """Log the Attempt document of a run; see `make_document`."""
+    document = make_document(run_id, client=client)
+    client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
+
+
 def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[str, Any]:
     """Return the Attempt document of a run: its commands unchanged, its curve, its result.
 
@@ -162,11 +168,9 @@ def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[st
     has_test = any(item.path == "test_commands.json" for item in client.list_artifacts(run_id))
     test = json.loads(read_text(client, run_id, "test_commands.json")) if has_test else None
     history = sorted(client.get_metric_history(run_id, "train_loss"), key=lambda metric: metric.step)
-    losses = [metric.value for metric in history]
-    data = run.data
     return build_document(
-        run_id, run.info.run_name, train=train, test=test, losses=losses, tags=data.tags, params=data.params,
-        metrics=data.metrics,
+        run_id, run.info.run_name, train=train, test=test, losses=[metric.value for metric in history],
+        tags=run.data.tags, params=run.data.params, metrics=run.data.metrics,
     )  # fmt: skip
 
 
@@ -181,17 +185,9 @@ def build_document(
     params: Mapping[str, str],
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the Attempt document of what a run holds.
+    """Return the Attempt document of what a run holds: its commands, training losses by epoch, and last metrics.
 
-    Args:
-        run_id: Of the run.
-        name: Of the run.
-        train: Its train commands.
-        test: Its test commands; None for none.
-        losses: Its training losses by epoch; one that is not finite becomes null.
-        tags: Of the run.
-        params: Of the run.
-        metrics: Of the run, their last values.
+    A loss that is not finite becomes null.
     """
     return {
         "id": run_id,
@@ -207,9 +203,12 @@ def build_document(
     }
 
 
-def write_note(client: MlflowClient, run_id: str) -> str:
-    """Return the short Markdown summary of a run: the result first."""
-    run = client.get_run(run_id)
+def write_note(client: MlflowClient, run_id: str) -> None:
+    """Log the short Markdown summary of a run, its result first, as the note that MLflow shows."""
+    client.set_tag(run_id, "mlflow.note.content", _describe_run(client, client.get_run(run_id)))
+
+
+def _describe_run(client: MlflowClient, run: Run) -> str:
     metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
     status = tags.get("mlmeta.status", "")
     if "accuracy" in metrics:
@@ -228,7 +227,7 @@ def write_note(client: MlflowClient, run_id: str) -> str:
         f"{int(params.get('arch.n_parameters', 0)):,} parameters"
     )
     # A server that made the run says where its pages are.
-    page = f"\n\n[In mlmeta]({tags['mlmeta.page']}attempts/{run_id})" if "mlmeta.page" in tags else ""
+    page = f"\n\n[In mlmeta]({tags['mlmeta.page']}attempts/{run.info.run_id})" if "mlmeta.page" in tags else ""
     return f"{result}\n\n{task}.\n\n{_compare_with_incumbent(client, run)}".strip() + page
 
 
@@ -237,9 +236,8 @@ def _compare_with_incumbent(client: MlflowClient, run: Run) -> str:
     digest = run.data.tags.get("mlmeta.task_digest")
     if not digest:
         return ""
-    experiments = list_experiments(client)
     best = client.search_runs(
-        experiments, f"tags.`mlmeta.task_digest` = '{digest}' and metrics.accuracy >= 0",
+        list_experiments(client), f"tags.`mlmeta.task_digest` = '{digest}' and metrics.accuracy >= 0",
         order_by=["metrics.accuracy DESC"], max_results=2,
     )  # fmt: skip
     others = [other for other in best if other.info.run_id != run.info.run_id]

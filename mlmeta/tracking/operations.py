@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from mlmeta.errors import MlmetaError
-from mlmeta.tracking.attempts import make_document, write_note
+from mlmeta.tracking.attempts import write_document, write_note
 
 # What MLflow takes in one request: metrics, params and tags together, params or tags, and characters (of 10^6).
 MAX_ENTITIES = 1000
 MAX_PARAMS_OR_TAGS = 100
 MAX_CHARACTERS = 500_000
 
-# Operations of one lane are sent in their order. The artifact store may be away while the tracking store is not.
-LANES = {
-    "batch": "tracking",
-    "status": "tracking",
-    "dataset": "tracking",
-    "note": "tracking",
-    "text": "artifacts",
-    "files": "artifacts",
-    "document": "artifacts",
-}
+_ARTIFACT_KINDS = {"text", "files", "document"}
 # Who may not write now may be let in again later, after a new login.
 _MAY_PASS = {401, 403, 408, 425, 429}
 _FAULTS_OF_OURS = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -55,8 +47,8 @@ class Operation:
 
     @property
     def lane(self) -> str:
-        """Which store takes it: ``tracking`` or ``artifacts``."""
-        return LANES[self.kind]
+        """Which store takes it, in order: ``artifacts`` may be away while ``tracking`` is not."""
+        return "artifacts" if self.kind in _ARTIFACT_KINDS else "tracking"
 
     @property
     def reads(self) -> bool:
@@ -79,7 +71,7 @@ def parse_operation(line: str) -> Operation:
         operation = Operation(str(document["kind"]), str(document["run_id"]), dict(document["content"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"no operation: {line[:80]}") from error
-    if operation.kind not in LANES:
+    if operation.kind not in _SENDERS:
         raise ValueError(f"no operation: {line[:80]}")
     return operation
 
@@ -93,11 +85,7 @@ def make_batches(
 ) -> list[Operation]:
     """Return operations for any number of metrics, params and tags, each as much as one request takes.
 
-    Args:
-        run_id: The run.
-        metrics: Key, value, time in ms since 1970, step.
-        params: Key and value.
-        tags: Key and value.
+    Params and tags are key and value; metrics are key, value, time in ms since 1970, and step.
     """
     pieces = [
         *({"metrics": piece} for piece in _cut(metrics, MAX_ENTITIES)),
@@ -128,14 +116,14 @@ def join_operations(operations: Sequence[Operation]) -> Operation:
 def take_joinable(operations: Iterable[Operation]) -> Iterator[list[Operation]]:
     """Yield the operations in groups that `join_operations` may make one request of."""
     group: list[Operation] = []
-    total = _Size()
+    total: Counter[str] = Counter()
     for operation in operations:
         size = _measure(operation)
-        if group and not (_alike(group[-1], operation) and (total + size).fits()):
+        if group and not (_alike(group[-1], operation) and _fits(total + size)):
             yield group
-            group, total = [], _Size()
+            group, total = [], Counter()
         group.append(operation)
-        total = total + size
+        total += size
     if group:
         yield group
 
@@ -144,46 +132,23 @@ def _alike(one: Operation, other: Operation) -> bool:
     return one.kind == other.kind == "batch" and one.run_id == other.run_id
 
 
-@dataclass(frozen=True)
-class _Size:
-    """How much a request holds."""
-
-    metrics: int = 0
-    params: int = 0
-    tags: int = 0
-    characters: int = 0
-
-    def __add__(self, other: _Size) -> _Size:
-        return _Size(
-            self.metrics + other.metrics,
-            self.params + other.params,
-            self.tags + other.tags,
-            self.characters + other.characters,
-        )
-
-    def fits(self) -> bool:
-        return (
-            self.metrics + self.params + self.tags <= MAX_ENTITIES
-            and max(self.params, self.tags) <= MAX_PARAMS_OR_TAGS
-            and self.characters <= MAX_CHARACTERS
-        )
-
-
-def _measure(operation: Operation) -> _Size:
-    if operation.kind != "batch":
-        return _Size()
+def _measure(operation: Operation) -> Counter[str]:
+    """Return how much of a request an operation takes."""
     metrics, params, tags = (operation.content.get(key, ()) for key in ("metrics", "params", "tags"))
     texts = sum(len(key) + len(value) for key, value in [*params, *tags])
-    return _Size(len(metrics), len(params), len(tags), texts + 100 * len(metrics))
+    return Counter(metrics=len(metrics), params=len(params), tags=len(tags), characters=texts + 100 * len(metrics))
+
+
+def _fits(size: Counter[str]) -> bool:
+    return (
+        size["metrics"] + size["params"] + size["tags"] <= MAX_ENTITIES
+        and max(size["params"], size["tags"]) <= MAX_PARAMS_OR_TAGS
+        and size["characters"] <= MAX_CHARACTERS
+    )
 
 
 def send_operation(client: MlflowClient, operation: Operation, *, folder: Path) -> None:
-    """Do one operation; doing it again changes nothing.
-
-    Args:
-        client: Of the tracking store.
-        operation: Any.
-        folder: What the folders of files are relative to.
+    """Do one operation; doing it again changes nothing. Its files lie in `folder`, if their paths are relative.
 
     Raises:
         Exception: What MLflow and the libraries under it raise; see `may_pass`.
@@ -237,23 +202,14 @@ def _send_files(client: MlflowClient, operation: Operation, folder: Path) -> Non
     client.log_artifacts(operation.run_id, str(source))
 
 
-def _send_document(client: MlflowClient, operation: Operation, folder: Path) -> None:
-    document = make_document(operation.run_id, client=client)
-    client.log_text(operation.run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
-
-
-def _send_note(client: MlflowClient, operation: Operation, folder: Path) -> None:
-    client.set_tag(operation.run_id, "mlflow.note.content", write_note(client, operation.run_id))
-
-
 _SENDERS: dict[str, Callable[[MlflowClient, Operation, Path], None]] = {
     "batch": _send_batch,
     "status": _send_status,
     "dataset": _send_dataset,
     "text": _send_text,
     "files": _send_files,
-    "document": _send_document,
-    "note": _send_note,
+    "document": lambda client, operation, _: write_document(client, operation.run_id),
+    "note": lambda client, operation, _: write_note(client, operation.run_id),
 }
 
 

@@ -6,7 +6,6 @@ The run of a queued job is looked at here too: where it stands when a process co
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -23,7 +22,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, one_line
 from mlmeta.files import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.tracking.attempts import get_attempt_run, make_document, newest_runs, read_commands, write_note
+from mlmeta.tracking.attempts import get_attempt_run, newest_runs, read_commands, write_document, write_note
 from mlmeta.tracking.operations import join_operations, may_pass, send_operation, take_joinable
 from mlmeta.tracking.outbox import Spool, list_spools
 from mlmeta.tracking.store import open_client, search_all_runs, store_key, telling
@@ -35,7 +34,7 @@ STALE_AFTER_S = 3600.0
 # Has a run that a server made for a job, until its process takes it over; MLflow says SCHEDULED.
 QUEUED_TAG = "mlmeta.queued"
 _OPEN = ("RUNNING", "SCHEDULED")
-_STOPPED = (Status.INCOMPLETE, Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
+_STOPPED = (Status.INCOMPLETE, *_RESUMABLE)
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,18 @@ def mark_interrupted(run_id: str) -> Status:
                 raise
             raise NotFoundError(f"run_id: the tracking store has no run {run_id!r}") from None
         status = run.data.tags.get("mlmeta.status", "")
-        if run.info.status not in ("RUNNING", "SCHEDULED") or status not in MLFLOW_STATUS:
+        if run.info.status not in _OPEN or status not in MLFLOW_STATUS:
             raise BadInputError(f"the run {run_id} is not at work; its status is {status or 'not of mlmeta'}")
         ended = Status.INTERRUPTED if status in _UNFINISHED else Status(status)
-        if QUEUED_TAG in run.data.tags:
-            client.delete_tag(run_id, QUEUED_TAG)
+        take_from_queue(client, run)
         _close(client, run, ended)
     return ended
+
+
+def take_from_queue(client: MlflowClient, run: Run) -> None:
+    """Take the mark off a run that waited for its process, if it did."""
+    if QUEUED_TAG in run.data.tags:
+        client.delete_tag(run.info.run_id, QUEUED_TAG)
 
 
 def _close(client: MlflowClient, run: Run, status: Status) -> None:
@@ -134,10 +138,9 @@ def _close(client: MlflowClient, run: Run, status: Status) -> None:
     if kind == "attempt":
         # A run that was killed before its commands were written has no document.
         with contextlib.suppress(NotFoundError):
-            document = make_document(run_id, client=client)
-            client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "attempt.json")
+            write_document(client, run_id)
     if kind in ("attempt", "test"):
-        client.set_tag(run_id, "mlflow.note.content", write_note(client, run_id))
+        write_note(client, run_id)
     client.set_terminated(run_id, MLFLOW_STATUS[status])
 
 
@@ -277,10 +280,7 @@ def send_spool(client: MlflowClient | None = None, *, run_id: str | None = None)
 
     Only what is for the present tracking store is sent, in its order; what is sent is taken off at once, so that
     nothing is lost or lies twice when this is broken off. A run that is at work is left to its own process.
-
-    Args:
-        client: Of the tracking store.
-        run_id: Only this run.
+    With a `run_id` only that run is looked at.
 
     Returns:
         The ids of the runs that have everything now. What a run could not be sent is told on standard error.
@@ -333,9 +333,7 @@ def _send(client: MlflowClient, spool: Spool) -> None:
 def prepare_run(run_id: str, *, is_restart: bool) -> Status | None:
     """Make the run of a job ready to be adopted or gone on with; the caller is the only one who works on it.
 
-    Args:
-        run_id: The run of MLFLOW_RUN_ID.
-        is_restart: Whether a process of this job has died before: what it ended in MLflow has ended.
+    At a restart a process of this job has died before: what it ended in MLflow has ended.
 
     Returns:
         None if there is work to do, else how the run has ended.

@@ -29,7 +29,14 @@ from mlmeta.files import hold_run
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
 from mlmeta.tracking.attempts import COMMANDS_TAG, AttemptRecord
 from mlmeta.tracking.recorder import MlflowRecorder, read_flush_s
-from mlmeta.tracking.recovery import QUEUED_TAG, check_resumable, find_resumable, missing_run, send_kept
+from mlmeta.tracking.recovery import (
+    QUEUED_TAG,
+    check_resumable,
+    find_resumable,
+    missing_run,
+    send_kept,
+    take_from_queue,
+)
 from mlmeta.tracking.store import open_client, telling
 
 
@@ -47,12 +54,8 @@ def record_attempt(
     it went: a `KeyboardInterrupt` makes it Interrupted, any other error Failed. While it lasts, a lock tells other
     processes of this machine that the attempt is alive.
 
-    Args:
-        commands: What is done.
-        base_dir: What relative paths in them are relative to.
-        resume_run_id: The run of an attempt to go on with. Where it is not given, MLFLOW_RUN_ID may name one, see
-            `mlmeta.tracking.recovery.find_resumable`.
-        tags: More tags for the run.
+    Where no `resume_run_id` is given, MLFLOW_RUN_ID may name the run of an attempt to go on with, see
+    `mlmeta.tracking.recovery.find_resumable`. Paths in the commands are relative to `base_dir`.
 
     Raises:
         NotFoundError: If there is no such run.
@@ -68,13 +71,12 @@ def record_attempt(
             if resumed:
                 send_kept(client, resumed)
                 held.enter_context(hold_run(resumed))
-                has_commands = _take_up(client, check_resumable(client, resumed, commands), all_tags)
-                recorder = MlflowRecorder(client, resumed, flush_s=flush_s)
+                run_id = resumed
+                has_commands = _take_up(client, check_resumable(client, run_id, commands), all_tags)
             else:
+                run_id = start_run(client, commands.model_name, all_tags | _commands_tag(commands), held=held)
                 has_commands = False
-                all_tags |= _commands_tag(commands)
-                run_id = start_run(client, commands.model_name, all_tags, held=held)
-                recorder = MlflowRecorder(client, run_id, flush_s=flush_s)
+            recorder = MlflowRecorder(client, run_id, flush_s=flush_s)
         with _ending(recorder):
             if not has_commands:
                 recorder.log_document("train_commands.json", commands.document(), frees_tag=COMMANDS_TAG)
@@ -105,11 +107,7 @@ def queued_tags(commands: TrainCommands | TestCommands, *, base_dir: Path) -> di
     """Return the tags of a run that is made for a job, before its process begins; MLflow is to call it SCHEDULED.
 
     The process that `MLFLOW_RUN_ID` names it to takes the run over, and `mlmeta.queued` off it. Should it never come
-    to that, an attempt has all that `mlmeta train --resume` needs.
-
-    Args:
-        commands: What is to be done.
-        base_dir: What relative paths in them are relative to.
+    to that, an attempt has all that `mlmeta train --resume` needs. Paths in the commands are relative to `base_dir`.
     """
     queued = {QUEUED_TAG: "1"}
     if isinstance(commands, TrainCommands):
@@ -145,12 +143,8 @@ def start_run(
 ) -> str:
     """Return the id of the run to record in, named, running and locked: the one of MLFLOW_RUN_ID, or a new one.
 
-    Args:
-        client: Of the tracking store.
-        name: Of the run.
-        tags: From `first_tags`, and more.
-        held: Keeps the lock.
-        experiment_id: Where a new run is made; None for where MLflow's settings say.
+    `tags` are `first_tags` and more, `held` keeps the lock, and without an `experiment_id` MLflow's settings say where
+    a new run is made.
     """
     tags = {key: value[:MAX_TAG] for key, value in tags.items()}
     run_id = os.environ.get("MLFLOW_RUN_ID")
@@ -158,7 +152,7 @@ def start_run(
         held.enter_context(hold_run(run_id))
         client.update_run(run_id, status="RUNNING", name=name)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        _take_from_queue(client, free)
+        take_from_queue(client, free)
         return run_id
     run: Run = client.create_run(experiment_id or _experiment_id(client), run_name=name, tags=resolve_tags() | tags)
     held.enter_context(hold_run(run.info.run_id))
@@ -166,12 +160,9 @@ def start_run(
 
 
 def _find_free(client: MlflowClient, run_id: str, *, kind: str | None = None) -> Run | None:
-    """Return the run of MLFLOW_RUN_ID if it is there to be adopted: no attempt has used it, or it was queued for one.
+    """Return the run of MLFLOW_RUN_ID if something of a kind may adopt it; without a kind, anything.
 
-    Args:
-        client: Of the tracking store.
-        run_id: Of the run.
-        kind: Of what is to adopt it; None for anything.
+    It may where no attempt has used it, or where it was queued for one.
     """
     try:
         run = client.get_run(run_id)
@@ -180,11 +171,6 @@ def _find_free(client: MlflowClient, run_id: str, *, kind: str | None = None) ->
     tags = run.data.tags
     is_queued = QUEUED_TAG in tags and kind in (None, tags.get("mlmeta.kind"))
     return run if is_queued or "mlmeta.kind" not in tags else None
-
-
-def _take_from_queue(client: MlflowClient, run: Run) -> None:
-    if QUEUED_TAG in run.data.tags:
-        client.delete_tag(run.info.run_id, QUEUED_TAG)
 
 
 def _experiment_id(client: MlflowClient) -> str:
@@ -268,20 +254,14 @@ def fail_adopted_run(error: MlmetaError) -> None:
         client.set_tag(run_id, "mlmeta.error", str(error)[:MAX_TAG])
         note = f"**Failed**: nothing was trained.\n\n```\n{str(error)[:7000]}\n```"
         client.set_tag(run_id, "mlflow.note.content", note)
-        _take_from_queue(client, free)
+        take_from_queue(client, free)
         client.set_terminated(run_id, MLFLOW_STATUS[Status.FAILED])
 
 
 def record_answer(kind: str, *, name: str, note: str, write_files: Callable[[Path], None]) -> None:
     """Log the files of an answer, and a note, into the run that ``mlflow run`` started for it; it is no attempt.
 
-    Nothing is done where MLFLOW_RUN_ID names no run.
-
-    Args:
-        kind: The tag ``mlmeta.kind``.
-        name: Of the run.
-        note: Markdown; cut to what MLflow takes.
-        write_files: Writes the files into a folder.
+    Nothing is done where MLFLOW_RUN_ID names no run. The note is Markdown, and cut to what MLflow takes.
 
     Raises:
         MlmetaError: If the tracking store does not take it.
