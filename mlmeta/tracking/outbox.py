@@ -226,21 +226,18 @@ class Spool:
         refused = [json.dumps({"error": error, **json.loads(operation.to_line())}) for operation, error in rejected]
         if refused:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / _REJECTED).open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in refused)
+            with (self.folder / _REJECTED).open("a", encoding="utf-8") as put_aside:
+                put_aside.writelines(f"{line}\n" for line in refused)
         if operations:
-            self._write_operations(operations)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            header = json.dumps({"version": 1, "tracking_uri": self.tracking_uri})
+            lines = [header, *(operation.to_line() for operation in operations)]
+            with replacing(self.folder / _OPERATIONS, durable=True, part=self.folder / f"{_OPERATIONS}.part") as file:
+                file.writelines(f"{line}\n".encode() for line in lines)
         elif (self.folder / _REJECTED).exists():
             (self.folder / _OPERATIONS).unlink(missing_ok=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _write_operations(self, operations: Sequence[Operation]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        header = json.dumps({"version": 1, "tracking_uri": self.tracking_uri})
-        lines = [header, *(operation.to_line() for operation in operations)]
-        with replacing(self.folder / _OPERATIONS, durable=True, part=self.folder / f"{_OPERATIONS}.part") as file:
-            file.writelines(f"{line}\n".encode() for line in lines)
 
     def read(self) -> list[Operation]:
         """Return the operations that lie here, in their order.

@@ -145,14 +145,12 @@ class MlflowRecorder:
             told.append(f"MLflow does not take the records of run {self.run_id} ({self._outbox.error or 'no answer'})")
         if refused:
             told.append(f"MLflow refused {len(refused)} records of run {self.run_id} (the first: {refused[0][1]})")
+        kept = "there is no folder to keep them in"
         try:
             if self._spool is not None:
                 self._spool.write(unsent, refused)
-                kept = f"they are kept in {self._spool.folder}" + (
-                    ", and `mlmeta recover` sends them" if unsent else ""
-                )
-            else:
-                kept = "there is no folder to keep them in"
+                kept = f"they are kept in {self._spool.folder}"
+                kept += ", and `mlmeta recover` sends them" if unsent else ""
         except OSError as error:
             kept = f"they cannot be kept: {error}"
         if told:

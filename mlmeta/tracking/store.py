@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 # A new SQLite store takes seconds to make; its migrations are of no interest to the user.
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "urllib3.connectionpool")
-# MLflow would try a request 8 times in 4 minutes; what is written is tried again by `mlmeta.tracking.outbox`.
-_HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-# A bar for each small file would bury what an attempt says.
-_QUIET_DEFAULTS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+# MLflow would try a request 8 times in 4 minutes; what is written is tried again by `mlmeta.tracking.outbox`. A bar for
+# each small file would bury what an attempt says.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 # Several hosts cannot share the memory that write-ahead logging needs.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "gpfs", "glusterfs", "afs"}
 EXPERIMENTS_VARIABLE = "MLMETA_EXPERIMENTS"
@@ -50,18 +53,15 @@ def open_client(uri: str | None = None) -> MlflowClient:
     uri = uri or current_uri()
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for key, value in (_HTTP_DEFAULTS | _QUIET_DEFAULTS).items():
+    for key, value in _DEFAULTS.items():
         os.environ.setdefault(key, value)
-    try:
-        with _sqlite_lock(uri):
-            client = MlflowClient(tracking_uri=uri)
+    with telling(f"the tracking store {uri} cannot be opened"), _sqlite_lock(uri):
+        client = MlflowClient(tracking_uri=uri)
+        try:
             client.get_experiment("0")
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return client
-        raise MlmetaError(f"the tracking store {uri} cannot be opened: {error.message}") from None
-    except OSError as error:
-        raise MlmetaError(f"the tracking store {uri} cannot be opened: {error}") from None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
     return client
 
 
