@@ -271,9 +271,6 @@ def _are_numbers(items: Sequence[object], kinds: set[str]) -> bool:
 def read_value(value: Any) -> Any:
     """Return what a JSON value stands for; lists and dicts are read through.
 
-    Args:
-        value: Any JSON value.
-
     Returns:
         The value itself, but for strings in one of the older forms: a quoted string gives its inside, a name of
         a Pillow or torchvision enum its last part, ``True``/``False``/``None`` the constant, and a bracketed

@@ -39,12 +39,9 @@ _STOPPED = (Status.INCOMPLETE, *_RESUMABLE)
 
 @dataclass(frozen=True)
 class StaleAttempt:
-    """A run whose process is dead, though MLflow says that it runs.
+    """A run (``kind`` attempt or test) whose process is dead, though MLflow says that it runs.
 
-    Attributes:
-        kind: ``attempt``, or ``test`` for a test on its own.
-        status: The last that it recorded; another than ``incomplete``, ``Training``, ``Trained`` or ``Testing`` means
-            that it died while it was being closed.
+    Its last `status` is of work that is not done, unless it died while it was being closed.
     """
 
     run_id: str
@@ -182,11 +179,7 @@ def find_resumable(commands: TrainCommands) -> str | None:
 
 @dataclass(frozen=True)
 class StoppedAttempt:
-    """An attempt that can go on.
-
-    Attributes:
-        commands_dir: What relative paths in its commands are relative to.
-    """
+    """An attempt that can go on; relative paths in its commands are relative to `commands_dir`."""
 
     run_id: str
     name: str
