@@ -54,6 +54,19 @@ UNSUPPORTED_SCHEDULERS = {
     "LambdaLR": "needs a function, which a file of data cannot hold",
     "MultiplicativeLR": "needs a function, which a file of data cannot hold",
 }
+UNSUPPORTED_IMAGE_OPS = {
+    "alpha_composite": "needs a second picture",
+    "apply_transparency": "changes a palette in place; convert to RGBA does the same",
+    "draft": "configures the decoder of a file, and pictures arrive decoded",
+    "frombytes": "replaces the picture by bytes from elsewhere",
+    "paste": "needs a second picture",
+    "putalpha": "needs a second picture; convert to RGBA adds an opaque alpha channel",
+    "putdata": "replaces the picture by values from elsewhere",
+    "putpalette": "recolours a picture in place; remap_palette and point change colours",
+    "putpixel": "changes one pixel in place",
+    "seek": "moves between the frames of a file, and pictures arrive as one frame",
+    "split": "gives several pictures; getchannel takes one channel",
+}
 # Arguments that mlmeta decides itself, that were replaced, or that only a program can give.
 DROPPED = {
     "device", "dtype", "size_average", "reduce", "params", "optimizer", "last_epoch", "process_group",
@@ -264,7 +277,7 @@ def make_catalog() -> dict[str, Any]:
             "optimizer": UNSUPPORTED_OPTIMIZERS,
             "scheduler": UNSUPPORTED_SCHEDULERS,
             "transform": dict(UNSUPPORTED),
-            "image_op": dict(image_ops.UNSUPPORTED),
+            "image_op": UNSUPPORTED_IMAGE_OPS,
         },
     }
 

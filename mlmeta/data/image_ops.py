@@ -12,12 +12,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from PIL import Image, ImageFilter
 
-from mlmeta.commands.catalog import read_value
+from mlmeta.commands.catalog import list_unsupported, read_value
 from mlmeta.errors import BadInputError, Fault, nearest_name, shorten
 
 T = TypeVar("T")
@@ -29,40 +28,16 @@ MAX_PIXELS = 178_956_970
 MAX_FILTER_SIZE = 99
 # What Pillow and torchvision raise for a value that they do not take.
 REFUSALS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SystemError,
-    TypeError,
-    ValueError,
-    Image.DecompressionBombError,
-)
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, SystemError,
+    TypeError, ValueError, Image.DecompressionBombError,
+)  # fmt: skip
 # Methods of ``PIL.Image.Image`` that look like an operation and cannot be one, each with the reason.
-UNSUPPORTED: Mapping[str, str] = MappingProxyType(
-    {
-        "alpha_composite": "needs a second picture",
-        "apply_transparency": "changes a palette in place; convert to RGBA does the same",
-        "draft": "configures the decoder of a file, and pictures arrive decoded",
-        "frombytes": "replaces the picture by bytes from elsewhere",
-        "paste": "needs a second picture",
-        "putalpha": "needs a second picture; convert to RGBA adds an opaque alpha channel",
-        "putdata": "replaces the picture by values from elsewhere",
-        "putpalette": "recolours a picture in place; remap_palette and point change colours",
-        "putpixel": "changes one pixel in place",
-        "seek": "moves between the frames of a file, and pictures arrive as one frame",
-        "split": "gives several pictures; getchannel takes one channel",
-    }
-)
+UNSUPPORTED = list_unsupported("image_op")
 
 
 def refuse(path: str, message: str, *, came: object = None, nearest: str = "") -> BadInputError:
     """Return the error for one value; loader processes can carry it, as its only argument is its text."""
-    text = "" if came is None else shorten(came)
-    return BadInputError(str(Fault(path, message, came=text, nearest=nearest)))
+    return BadInputError(str(Fault(path, message, "" if came is None else shorten(came), nearest)))
 
 
 def explain_refusal(path: str, error: BaseException, *, library: str, given: object) -> BadInputError:
@@ -150,18 +125,16 @@ def check_pixels(n_pixels: float, *, path: str, given: object) -> None:
 
 
 # The filters that ``filter`` may name.
-FILTERS: Mapping[str, Callable[..., ImageFilter.Filter]] = MappingProxyType(
-    {
-        made.__name__: made
-        for made in (
-            ImageFilter.BLUR, ImageFilter.CONTOUR, ImageFilter.DETAIL, ImageFilter.EDGE_ENHANCE,
-            ImageFilter.EDGE_ENHANCE_MORE, ImageFilter.EMBOSS, ImageFilter.FIND_EDGES, ImageFilter.SHARPEN,
-            ImageFilter.SMOOTH, ImageFilter.SMOOTH_MORE, ImageFilter.GaussianBlur, ImageFilter.BoxBlur,
-            ImageFilter.UnsharpMask, ImageFilter.MedianFilter, ImageFilter.MinFilter, ImageFilter.MaxFilter,
-            ImageFilter.ModeFilter, ImageFilter.RankFilter, ImageFilter.Kernel,
-        )
-    }
-)  # fmt: skip
+FILTERS: Mapping[str, Callable[..., ImageFilter.Filter]] = {
+    made.__name__: made
+    for made in (
+        ImageFilter.BLUR, ImageFilter.CONTOUR, ImageFilter.DETAIL, ImageFilter.EDGE_ENHANCE,
+        ImageFilter.EDGE_ENHANCE_MORE, ImageFilter.EMBOSS, ImageFilter.FIND_EDGES, ImageFilter.SHARPEN,
+        ImageFilter.SMOOTH, ImageFilter.SMOOTH_MORE, ImageFilter.GaussianBlur, ImageFilter.BoxBlur,
+        ImageFilter.UnsharpMask, ImageFilter.MedianFilter, ImageFilter.MinFilter, ImageFilter.MaxFilter,
+        ImageFilter.ModeFilter, ImageFilter.RankFilter, ImageFilter.Kernel,
+    )
+}  # fmt: skip
 
 
 def _read_filter(value: Any, path: str) -> ImageFilter.Filter:
@@ -221,25 +194,23 @@ _QUANTIZE = {"method": _read_enum(Image.Quantize), "palette": _refuse_picture}
 _TRANSFORM = {"method": _read_enum(Image.Transform)}
 
 # Every operation by its name in the commands.
-SUPPORTED: Mapping[str, Operation] = MappingProxyType(
-    {
-        "convert": Operation(Image.Image.convert, _DITHER | _PALETTE),
-        "copy": Operation(Image.Image.copy),
-        "crop": Operation(Image.Image.crop),
-        "effect_spread": Operation(Image.Image.effect_spread),
-        "filter": Operation(Image.Image.filter, {"filter": _read_filter}),
-        "getchannel": Operation(Image.Image.getchannel),
-        "point": Operation(_map_points),
-        "quantize": Operation(Image.Image.quantize, _DITHER | _QUANTIZE),
-        "reduce": Operation(Image.Image.reduce),
-        "remap_palette": Operation(Image.Image.remap_palette, {"source_palette": _read_palette_bytes}),
-        "resize": Operation(Image.Image.resize, _RESAMPLE),
-        "rotate": Operation(Image.Image.rotate, _RESAMPLE),
-        "thumbnail": Operation(_shrink_to_thumbnail, _RESAMPLE),
-        "transform": Operation(Image.Image.transform, _RESAMPLE | _TRANSFORM),
-        "transpose": Operation(Image.Image.transpose, {"method": _read_enum(Image.Transpose)}),
-    }
-)
+SUPPORTED: Mapping[str, Operation] = {
+    "convert": Operation(Image.Image.convert, _DITHER | _PALETTE),
+    "copy": Operation(Image.Image.copy),
+    "crop": Operation(Image.Image.crop),
+    "effect_spread": Operation(Image.Image.effect_spread),
+    "filter": Operation(Image.Image.filter, {"filter": _read_filter}),
+    "getchannel": Operation(Image.Image.getchannel),
+    "point": Operation(_map_points),
+    "quantize": Operation(Image.Image.quantize, _DITHER | _QUANTIZE),
+    "reduce": Operation(Image.Image.reduce),
+    "remap_palette": Operation(Image.Image.remap_palette, {"source_palette": _read_palette_bytes}),
+    "resize": Operation(Image.Image.resize, _RESAMPLE),
+    "rotate": Operation(Image.Image.rotate, _RESAMPLE),
+    "thumbnail": Operation(_shrink_to_thumbnail, _RESAMPLE),
+    "transform": Operation(Image.Image.transform, _RESAMPLE | _TRANSFORM),
+    "transpose": Operation(Image.Image.transpose, {"method": _read_enum(Image.Transpose)}),
+}
 
 
 def _count_pixels(name: str, image: Image.Image, arguments: Mapping[str, Any]) -> float:
