@@ -22,7 +22,8 @@ from random import Random
 from PIL import Image, ImageFilter
 
 from mlmeta.data.dog_drawing import BREEDS, TABLES, Colour, Pen, blob, colour, draw_dog, read_colours
-from mlmeta.errors import BadInputError, Fault, nearest_name, shorten
+from mlmeta.data.image_ops import refuse
+from mlmeta.errors import nearest_name
 
 # The palettes of the scenes: sky above, sky at the horizon, ground at the horizon, ground in front, things that stand
 # there. All are pale: on strong colours a small network learns the background by heart before it learns the dogs.
@@ -61,8 +62,7 @@ def list_samples(name: str, *, size: int | None = None, n_per_label: int | None 
         BadInputError: There is no such set, or a number is out of range.
     """
     if name not in SAMPLE_LABELS:
-        fault = Fault("name", "must be digits or dogs", shorten(name), nearest_name(name, SAMPLE_LABELS))
-        raise BadInputError(str(fault))
+        raise refuse("name", "must be digits or dogs", came=name, nearest=nearest_name(name, SAMPLE_LABELS))
     if name == "digits":
         edge = _check_number("size", size, default=8, least=8, most=1024)
         return _list_digits(edge, _check_number("n_per_label", n_per_label, default=10_000, least=1, most=10_000))
@@ -73,7 +73,7 @@ def list_samples(name: str, *, size: int | None = None, n_per_label: int | None 
 def _check_number(path: str, value: int | None, *, default: int, least: int, most: int) -> int:
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BadInputError(str(Fault(path, f"must be a whole number from {least} to {most}", shorten(value))))
+        raise refuse(path, f"must be a whole number from {least} to {most}", came=value)
     return value
 
 
@@ -112,16 +112,12 @@ def _draw_digit(pixels: bytes, size: int) -> Image.Image:
 
 
 def _list_dogs(size: int, n_per_label: int) -> list[SamplePicture]:
-    return [
-        SamplePicture(
-            f"dogs/{breed}/{index:04d}",
-            breed,
-            f"dogs-v1/{breed}/{index}/{size}".encode(),
-            partial(_draw_dog_picture, breed, index, size),
-        )
-        for breed in BREEDS
-        for index in range(n_per_label)
-    ]
+    return [_make_dog(breed, index, size) for breed in BREEDS for index in range(n_per_label)]
+
+
+def _make_dog(breed: str, index: int, size: int) -> SamplePicture:
+    key = f"dogs-v1/{breed}/{index}/{size}".encode()
+    return SamplePicture(f"dogs/{breed}/{index:04d}", breed, key, partial(_draw_dog_picture, breed, index, size))
 
 
 def _draw_dog_picture(breed: str, index: int, size: int) -> Image.Image:
