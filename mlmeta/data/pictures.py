@@ -21,16 +21,8 @@ from pathlib import Path
 from PIL import Image
 
 from mlmeta.commands.documents import Data, FolderData, ManifestData, SampleData, strip_operators
-from mlmeta.data.sources import (
-    DAMAGED,
-    SUFFIXES,
-    Found,
-    Part,
-    quiet_pillow,
-    read_folder,
-    read_manifest,
-    refuse_labels,
-)
+from mlmeta.data.samples import list_samples
+from mlmeta.data.sources import DAMAGED, SUFFIXES, Found, Part, quiet_pillow, read_folder, read_manifest, refuse_labels
 from mlmeta.data.torchvision_datasets import read_torchvision
 from mlmeta.errors import PicturesError, suggest
 
@@ -65,11 +57,7 @@ class PictureSet:
     @property
     def task_digest(self) -> str:
         """SHA-256 (hex) of the task: its labels, whatever their order, its pictures, and the score, accuracy."""
-        task = {
-            "labels": sorted(_name_labels(self.label_names)),
-            "data": self.digest,
-            "score": "accuracy",
-        }
+        task = {"labels": sorted(_name_labels(self.label_names)), "data": self.digest, "score": "accuracy"}
         return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()
 
     def select(self, part: Part) -> list[Picture]:
@@ -92,8 +80,7 @@ def find_pictures(
     Raises:
         PicturesError: If there is no such place, no picture, or a label without (training) pictures.
     """
-    found = _read_source(data, label_names, base_dir)
-    source = describe_source(data, base_dir)
+    found, source = _read_source(data, label_names, base_dir)
     if not found:
         raise PicturesError(f"data: {source} holds no picture ({', '.join(sorted(SUFFIXES))}) under a label")
     labels = tuple(label_names) or tuple(sorted({picture.label for picture in found}))
@@ -102,37 +89,30 @@ def find_pictures(
     index = _match_labels(labels, {picture.label for picture in found}, source)
     wanted = sorted((picture for picture in found if picture.label in index), key=lambda picture: picture.id)
     parts = {picture.part for picture in wanted}
-    chooser = _PartChooser(0.0 if "test" in parts else data.test_fraction, 0.0 if "validation" in parts else validation)
-    _check_ids(wanted)
+    shares: dict[Part, float] = {"test": data.test_fraction, "validation": validation}
+    shares = {part: share for part, share in shares.items() if part not in parts}
+    for one, other in itertools.pairwise(wanted):
+        if one.id == other.id:
+            raise PicturesError(f"data: two pictures have the id {one.id!r}, labels {one.label!r} and {other.label!r}")
     with quiet_pillow():
-        pictures = tuple(_place(picture, index[picture.label], chooser) for picture in wanted)
+        pictures = tuple(_place(picture, index[picture.label], shares) for picture in wanted)
     if training:
         check_training_pictures(pictures, labels)
     return PictureSet(labels, pictures, _digest_pictures(pictures, labels), source)
 
 
-def describe_source(data: Data, base_dir: Path) -> str:
-    """Return in words where pictures come from."""
-    if isinstance(data, FolderData | ManifestData):
-        return f"{data.source} {base_dir / data.path}"
-    return f"{data.source} {data.name}"
-
-
-def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list[Found]:
-    if isinstance(data, FolderData):
-        return read_folder(base_dir / data.path, label_names)
+def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> tuple[list[Found], str]:
+    """Return the pictures of a source, and in words where they come from."""
     if isinstance(data, SampleData):
-        return _read_sample(data)
+        samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
+        found = [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
+        return found, f"sample {data.name}"
+    path = base_dir / data.path
+    if isinstance(data, FolderData):
+        return read_folder(path, label_names), f"folder {path}"
     if isinstance(data, ManifestData):
-        return read_manifest(base_dir / data.path)
-    return read_torchvision(data, root=base_dir / data.path)
-
-
-def _read_sample(data: SampleData) -> list[Found]:
-    from mlmeta.data.samples import list_samples
-
-    samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
-    return [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
+        return read_manifest(path), f"manifest {path}"
+    return read_torchvision(data, root=path), f"torchvision {data.name}"
 
 
 def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> dict[str, int]:
@@ -171,41 +151,14 @@ def _same_pictures(first: str, second: str, name: str) -> PicturesError:
     return PicturesError(f"label_names: {first!r} and {second!r} name the same pictures, those of {name!r}")
 
 
-def _check_ids(found: Sequence[Found]) -> None:
-    """Check that sorted pictures have different ids.
-
-    Raises:
-        PicturesError: If two have one id.
-    """
-    for one, other in itertools.pairwise(found):
-        if one.id == other.id:
-            raise PicturesError(f"data: two pictures have the id {one.id!r}, labels {one.label!r} and {other.label!r}")
-
-
-@dataclass(frozen=True)
-class _PartChooser:
-    """Decides a picture's part from its content, where the source does not."""
-
-    test: float
-    validation: float
-
-    def choose(self, given: Part | None, digest: str) -> Part:
-        if given in ("test", "validation"):
-            return given
-        if self.test and content_share(digest, "test") < self.test:
-            return "test"
-        if self.validation and content_share(digest, "validation") < self.validation:
-            return "validation"
-        return "train"
-
-
 def content_share(digest: str, salt: str) -> float:
     """Return a number in [0, 1) that a picture's content and a salt decide, evenly spread."""
     value = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
     return int.from_bytes(value[:8]) / 2**64
 
 
-def _place(found: Found, label: int, chooser: _PartChooser) -> Picture:
+def _place(found: Found, label: int, shares: Mapping[Part, float]) -> Picture:
+    """Return a picture of the task; where its source names no part but training, its content and the shares do."""
     try:
         content, open_picture = found.read_content(), found.open
     except DAMAGED as error:
@@ -215,7 +168,10 @@ def _place(found: Found, label: int, chooser: _PartChooser) -> Picture:
     if found.is_file and open_picture is found.open:
         # Pixels are kept under their content's digest, and a file may change meanwhile.
         open_picture = partial(found.open, sha256=digest)
-    return Picture(found.id, label, chooser.choose(found.part, digest), digest, open_picture)
+    part: Part = found.part or "train"
+    if part == "train":
+        part = next((other for other, share in shares.items() if content_share(digest, other) < share), "train")
+    return Picture(found.id, label, part, digest, open_picture)
 
 
 def _refuse(error: Exception) -> Image.Image:
@@ -225,8 +181,7 @@ def _refuse(error: Exception) -> Image.Image:
 def find_conflicts(pictures: Iterable[Picture]) -> list[Picture]:
     """Return the pictures whose content stands under more than one label, those of one content side by side.
 
-    Args:
-        pictures: Those that can be read, such as ``DecodedPictures.pictures``: two empty files are no picture.
+    Give it those that can be read, such as ``DecodedPictures.pictures``: two empty files are no picture.
     """
     by_digest: dict[str, list[Picture]] = {}
     for picture in pictures:
