@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 
 if TYPE_CHECKING:
-    from mlmeta.commands.documents import FolderData, ManifestData, TestCommands, TorchvisionData, TrainCommands
-
+    from mlmeta.commands.documents import TestCommands, TrainCommands
 
 ROOTS_VARIABLE = "MLMETA_DATA_ROOT"
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -57,13 +56,13 @@ def join_roots(roots: Sequence[Path | str]) -> str:
     return os.pathsep.join(str(root) for root in roots)
 
 
-def read_roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...] | None:
+def read_roots() -> tuple[Path, ...] | None:
     """Return the data roots that MLMETA_DATA_ROOT names, links resolved.
 
     Returns:
         None where the variable is not set: all files may be opened. Empty where it is set and empty: none may.
     """
-    text = environ.get(ROOTS_VARIABLE)
+    text = os.environ.get(ROOTS_VARIABLE)
     return None if text is None else _split_roots(text)
 
 
@@ -95,21 +94,18 @@ def confine_commands(commands: TrainCommands | TestCommands, roots: Sequence[Pat
 
 def _find_faults(commands: TrainCommands | TestCommands, roots: Sequence[Path]) -> Iterator[Fault]:
     data = commands.data
-    if data is not None and data.source == "torchvision" and data.download:
-        yield Fault("data.download", "nothing is fetched for commands that came over HTTP; must be false", "true")
     if data is not None and data.source != "sample":
-        yield from _check_data(data, roots)
+        if data.source == "torchvision" and data.download:
+            yield Fault("data.download", "nothing is fetched for commands that came over HTTP; must be false", "true")
+        if roots:
+            wanted = "file" if data.source == "manifest" else "folder"
+            yield from _check_path("data.path", data.path, roots, wanted=wanted)
+        else:
+            message = "the server has no data root (--data-root): only the samples that mlmeta brings may be used"
+            yield Fault("data.source", message, repr(data.source))
     weights = (commands.model or {}).get("weights")
     if weights:
         yield from _check_path("model.weights", str(weights), roots, wanted="file")
-
-
-def _check_data(data: FolderData | ManifestData | TorchvisionData, roots: Sequence[Path]) -> Iterator[Fault]:
-    if not roots:
-        message = "the server has no data root (--data-root): only the samples that mlmeta brings may be used"
-        yield Fault("data.source", message, repr(data.source))
-        return
-    yield from _check_path("data.path", data.path, roots, wanted="file" if data.source == "manifest" else "folder")
 
 
 def _check_path(key: str, path: str, roots: Sequence[Path], *, wanted: str) -> Iterator[Fault]:
@@ -151,11 +147,7 @@ def _is_padded(part: str) -> bool:
 
 
 def check_inside(file: Path, roots: Sequence[Path]) -> Path:
-    """Return a file's path with all links resolved; it need not be there.
-
-    Args:
-        file: Absolute, or relative to the working folder.
-        roots: The data roots, links resolved.
+    """Return a file's path with all links resolved, as those of the data roots have to be; it need not be there.
 
     Raises:
         OutsideRootsError: If it lies in none of them.
@@ -230,17 +222,13 @@ def open_confined(file: Path) -> BinaryIO:
     path = confine_path(file)
     _check_regular(path.stat())
     # The name may mean something else by now.
-    stream = open(path, "rb", opener=_open_without_waiting)
+    stream = open(path, "rb", opener=lambda name, flags: open_descriptor(name, flags | getattr(os, "O_NONBLOCK", 0)))
     try:
         _check_regular(os.fstat(stream.fileno()))
     except OSError:
         stream.close()
         raise
     return stream
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return open_descriptor(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_regular(status: os.stat_result) -> None:
@@ -312,13 +300,8 @@ def check_tree(folder: Path) -> None:
     if roots is None:
         return
     for path, folders, names in os.walk(check_inside(folder, roots)):
-        for name in (*folders, *names):
-            if (entry := Path(path, name)).is_symlink():
-                _check_link(entry, roots)
-
-
-def _check_link(link: Path, roots: Sequence[Path]) -> None:
-    try:
-        check_inside(link, roots)
-    except OutsideRootsError:
-        raise OutsideRootsError(f"the link {link.name}") from None
+        for link in filter(Path.is_symlink, (Path(path, name) for name in (*folders, *names))):
+            try:
+                check_inside(link, roots)
+            except OutsideRootsError:
+                raise OutsideRootsError(f"the link {link.name}") from None
