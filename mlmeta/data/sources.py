@@ -77,18 +77,16 @@ def refuse_labels(labels: Sequence[str], names: Iterable[str], *, lack: str) -> 
 
 
 def _explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> PicturesError:
+    siblings: list[str] = []
     if wanted == "manifest" and path.is_dir():
-        return PicturesError(
-            f'data.path: {path} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
-        )
-    if wanted == "folder" and path.exists():
-        return PicturesError(
-            f'data.path: {path} is a file, not a folder (a table of pictures is {{"source": "manifest"}})'
-        )
-    siblings = []
-    with suppress(OSError):
-        siblings = [name for name, is_folder in list_folder(path.parent) if is_folder == (wanted == "folder")]
-    return PicturesError(f"data.path: there is no {wanted} {path}{suggest(path.name, siblings)}")
+        text = f'{path} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
+    elif wanted == "folder" and path.exists():
+        text = f'{path} is a file, not a folder (a table of pictures is {{"source": "manifest"}})'
+    else:
+        with suppress(OSError):
+            siblings = [name for name, is_folder in list_folder(path.parent) if is_folder == (wanted == "folder")]
+        text = f"there is no {wanted} {path}{suggest(path.name, siblings)}"
+    return PicturesError(f"data.path: {text}")
 
 
 # Manifests
@@ -97,10 +95,8 @@ def _explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> Pictu
 def read_manifest(file: Path) -> list[Found]:
     """Return the pictures that a manifest lists; their paths are relative to its folder.
 
-    A picture's id is its ``id`` or else its ``path``. Rows are counted from 1, below the header.
-
-    Args:
-        file: A Parquet table if its suffix is .parquet or .pq, else a CSV table in UTF-8.
+    It is a Parquet table if its suffix is .parquet or .pq, else a CSV table in UTF-8. A picture's id is its ``id`` or
+    else its ``path``. Rows are counted from 1, below the header.
 
     Raises:
         PicturesError: If the file is missing, unreadable or empty, lacks a column, a row is faulty, or pictures
@@ -118,7 +114,12 @@ def read_manifest(file: Path) -> list[Found]:
     found = [_to_picture(row, number, file) for number, row in enumerate(rows, start=1)]
     _check_repeated([os.path.normpath(str(row["path"])) for row in rows], "path", file)
     _check_repeated([picture.id for picture in found], "id", file)
-    _check_files(rows, file)
+    missing = [number for number, row in enumerate(rows) if _is_missing(_locate(row, file))]
+    if missing:
+        raise PicturesError(
+            f"data.path: {len(missing)} of the {len(rows)} pictures of {file} are not there, the first in row "
+            f"{missing[0] + 1}: {_locate(rows[missing[0]], file)}"
+        )
     return found
 
 
@@ -156,8 +157,10 @@ def _to_picture(row: _Row, number: int, file: Path) -> Found:
     path, label, picture_id = (_read_text(row.get(name)) for name in ("path", "label", "id"))
     if not path or not label:
         raise PicturesError(f"data.path: row {number} of {file} has no {'label' if path else 'path'}")
-    part = _read_part(_read_text(row.get("split")), number, file)
-    return file_picture(_locate(row, file), id=picture_id or path, label=label, part=part)
+    split = _read_text(row.get("split"))
+    if split and split.lower() not in PARTS:
+        raise PicturesError(f"data.path: row {number} of {file} has the split {split!r}; allowed: {', '.join(PARTS)}")
+    return _file_picture(_locate(row, file), id=picture_id or path, label=label, part=PARTS.get(split.lower()))
 
 
 def _read_text(value: object) -> str:
@@ -169,12 +172,6 @@ def _locate(row: _Row, file: Path) -> Path:
     return file.parent / _read_text(row["path"])
 
 
-def _read_part(split: str, number: int, file: Path) -> Part | None:
-    if split and split.lower() not in PARTS:
-        raise PicturesError(f"data.path: row {number} of {file} has the split {split!r}; allowed: {', '.join(PARTS)}")
-    return PARTS[split.lower()] if split else None
-
-
 def _check_repeated(values: Sequence[str], column: str, file: Path) -> None:
     rows: dict[str, int] = {}
     for number, value in enumerate(values, start=1):
@@ -183,16 +180,6 @@ def _check_repeated(values: Sequence[str], column: str, file: Path) -> None:
                 f"data.path: {file} lists the {column} {value!r} twice, in the rows {rows[value]} and {number}"
             )
         rows[value] = number
-
-
-def _check_files(rows: Sequence[_Row], file: Path) -> None:
-    missing = [number for number, row in enumerate(rows, start=1) if _is_missing(_locate(row, file))]
-    if missing:
-        first = _locate(rows[missing[0] - 1], file)
-        raise PicturesError(
-            f"data.path: {len(missing)} of the {len(rows)} pictures of {file} are not there, the first in row "
-            f"{missing[0]}: {first}"
-        )
 
 
 def _is_missing(picture: Path) -> bool:
@@ -211,10 +198,7 @@ def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
 
     Hidden files and folders, files without a picture's suffix, and links that lead back to the folder are left out.
     What has a picture's suffix and is no file (a pipe, a link to nowhere) is given as a picture that cannot be read.
-
-    Args:
-        root: The folder.
-        label_names: The wanted labels; empty for every folder.
+    `label_names` are the wanted labels; empty for every folder.
 
     Raises:
         PicturesError: If there is no such folder, it cannot be read, or a wanted label has no folder.
@@ -283,7 +267,7 @@ def _read_labels(
             continue
         for path in _picture_files(folder):
             picture_id = _printable(path.relative_to(root).as_posix())
-            yield file_picture(path, id=picture_id, label=_printable(label), part=part)
+            yield _file_picture(path, id=picture_id, label=_printable(label), part=part)
 
 
 def _printable(name: str) -> str:
@@ -305,8 +289,7 @@ def _picture_files(folder: Path) -> Iterator[Path]:
 # Files of pictures
 
 
-def file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
-    """Return a file as a picture."""
+def _file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
     return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True)
 
 
