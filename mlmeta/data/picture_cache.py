@@ -47,7 +47,7 @@ from numpy.lib import format as npy
 from PIL import Image, ImageFilter
 
 from mlmeta.data.image_ops import ImageOps
-from mlmeta.errors import BadInputError, shorten
+from mlmeta.errors import BadInputError, one_line, shorten
 from mlmeta.files import cache_folder, replacing
 
 # Raised whenever an entry of an older mlmeta would give other pixels than this one, or be read in another way.
@@ -67,14 +67,6 @@ _INDEX = "index.json"
 # What reading a damaged index, or NumPy's header of the pixels, raises.
 _FAULTS = (KeyError, TypeError, ValueError, ArithmeticError, SyntaxError, tokenize.TokenError)
 _LOG = logging.getLogger(__name__)
-
-
-class DamagedEntryError(Exception):
-    """An entry is not one that `RowWriter` made, or no longer all of it."""
-
-
-class CacheFullError(OSError):
-    """The cache's limit, or the disk, does not take an entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,22 +107,21 @@ def read_rows(entry: Path) -> PictureRows:
     """Open an entry; nothing but its index is read.
 
     Raises:
-        DamagedEntryError: If it is not a whole entry of this format.
-        OSError: If it is not there or cannot be opened.
+        OSError: If it is not there, cannot be opened, or is not (or no longer) a whole entry of this format.
     """
     text = (entry / _INDEX).read_bytes()
     file = entry / _pixels_name(text)
     if not file.exists():
-        raise DamagedEntryError("it has no pixels that belong to its index")
+        raise OSError("it has no pixels that belong to its index")
     try:
         index = json.loads(text)
         pixels = np.asarray(npy.open_memmap(file, mode="r"))
         if index["format"] != FORMAT or pixels.dtype != np.uint8 or pixels.shape != tuple(index["shape"]):
-            raise DamagedEntryError("its pixels do not fit its index")
+            raise OSError("its pixels do not fit its index")
         rows = {digest: row for row, digest in enumerate(index["digests"])}
         return PictureRows(entry, index["source"], index["mode"], pixels, rows, index["skipped"])
     except _FAULTS as error:
-        raise DamagedEntryError(f"it is cut off, or something else: {error}") from None
+        raise OSError(f"it is cut off, or something else: {error}") from None
 
 
 def _pixels_name(index: bytes) -> str:
@@ -232,25 +223,6 @@ def _remove(path: Path) -> None:
         gone.unlink() if gone.is_file() else shutil.rmtree(gone)
 
 
-def read_limit(folder: Path, *, used_bytes: int = 0) -> int:
-    """Return how many bytes the cache may take: ``$MLMETA_CACHE_GB``, else `MAX_BYTES` or 20 % of the free disk.
-
-    Args:
-        folder: The cache folder; it need not be there.
-        used_bytes: What the cache takes already, which counts as free.
-
-    Raises:
-        BadInputError: If MLMETA_CACHE_GB is not a number from 0.
-    """
-    given = os.environ.get("MLMETA_CACHE_GB", "").strip()
-    if given:
-        with contextlib.suppress(ValueError):
-            if 0 <= (gigabytes := float(given)) < math.inf:
-                return int(gigabytes * 10**9)
-        raise BadInputError(f"MLMETA_CACHE_GB: must be a number of gigabytes from 0 (no cache); got {shorten(given)}")
-    return min(MAX_BYTES, int(FREE_SHARE * (_free_bytes(folder) + used_bytes)))
-
-
 def _free_bytes(folder: Path) -> int:
     there = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path())
     return shutil.disk_usage(there).free
@@ -270,7 +242,7 @@ class Entry:
             return "kept by an older mlmeta, no longer used", ()
         try:
             rows = read_rows(self.path)
-        except (DamagedEntryError, OSError) as error:
+        except OSError as error:
             return f"damaged: {error}", ()
         return rows.source, rows.pixels.shape
 
@@ -283,8 +255,22 @@ class PictureCache:
 
     @property
     def limit_bytes(self) -> int:
-        """What all entries together may take; 0 for no cache."""
-        return read_limit(self.folder, used_bytes=sum(entry.size_bytes for entry in self.entries()))
+        """What all entries together may take; 0 for no cache.
+
+        It is ``$MLMETA_CACHE_GB``, else `MAX_BYTES` or a share of the disk that they leave free.
+
+        Raises:
+            BadInputError: If MLMETA_CACHE_GB is not a number from 0.
+        """
+        if given := os.environ.get("MLMETA_CACHE_GB", "").strip():
+            with contextlib.suppress(ValueError):
+                if 0 <= (gigabytes := float(given)) < math.inf:
+                    return int(gigabytes * 10**9)
+            raise BadInputError(
+                f"MLMETA_CACHE_GB: must be a number of gigabytes from 0 (no cache); got {shorten(given)}"
+            )
+        used_bytes = sum(entry.size_bytes for entry in self.entries())
+        return min(MAX_BYTES, int(FREE_SHARE * (_free_bytes(self.folder) + used_bytes)))
 
     def entries(self) -> list[Entry]:
         """Return all entries, the least recently used first."""
@@ -311,7 +297,7 @@ class PictureCache:
         """Remove the least recently used entries until `n_bytes` more fit.
 
         Raises:
-            CacheFullError: If they do not fit all the same.
+            OSError: If they do not fit all the same.
         """
         self._remove_leftovers()
         entries, limit = self.entries(), self.limit_bytes
@@ -322,10 +308,10 @@ class PictureCache:
                 self._evict(entry)
                 needed -= entry.size_bytes
         if needed > limit:
-            raise CacheFullError(f"{_gigabytes(n_bytes)} do not fit its limit, {_gigabytes(limit)} (MLMETA_CACHE_GB)")
+            raise OSError(f"{_gigabytes(n_bytes)} do not fit its limit, {_gigabytes(limit)} (MLMETA_CACHE_GB)")
         free = _free_bytes(self.folder)
         if n_bytes + _SPARE_BYTES > free:
-            raise CacheFullError(f"{_gigabytes(n_bytes)} are needed, and the disk has {_gigabytes(free)} free")
+            raise OSError(f"{_gigabytes(n_bytes)} are needed, and the disk has {_gigabytes(free)} free")
 
     def _evict(self, entry: Entry) -> None:
         _remove(entry.path)
@@ -347,14 +333,12 @@ def _gigabytes(n_bytes: int) -> str:
 def format_entries(cache: PictureCache) -> str:
     """Return the entries as a table for people, the most recently used first, and what they take of the limit."""
     entries = cache.entries()[::-1]
-    table: list[tuple[str, ...]] = [
-        ("last used", "pictures", "shape", "size", "source") if entries else ("no entries",)
-    ]
+    table = [["last used", "pictures", "shape", "size", "source"] if entries else ["no entries"]]
     for entry in entries:
         source, shape = entry.describe()
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
         n, form = (f"{shape[0]:,}", "×".join(map(str, shape[1:]))) if shape else ("", "")
-        table.append((used, n, form, _gigabytes(entry.size_bytes), " ".join(source.split())))
+        table.append([used, n, form, _gigabytes(entry.size_bytes), " ".join(source.split())])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     total = sum(entry.size_bytes for entry in entries)
@@ -387,7 +371,7 @@ class CacheSlot:
             rows = read_rows(self.entry)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (DamagedEntryError, OSError) as error:
+        except OSError as error:
             _LOG.warning("mlmeta: %s in the picture cache cannot be used (%s); it is made again", self.entry, error)
             return None
         if not all(digest in rows.rows or digest in rows.skipped for digest in digests):
@@ -422,10 +406,9 @@ class CacheSlot:
 
     def warn(self, error: Exception) -> None:
         """Say in one line that the cache does not help this time."""
-        reason = " ".join(str(error).split()) or type(error).__name__
         _LOG.warning(
             "mlmeta: pictures go without the cache in %s (%s): they are kept in memory as far as they fit, and decoded "
-            "again in every epoch beyond that", self.cache.folder, reason,
+            "again in every epoch beyond that", self.cache.folder, one_line(error),
         )  # fmt: skip
 
 
@@ -448,10 +431,8 @@ def find_slot(digests: Iterable[str], image_ops: ImageOps, *, reader: str, sourc
 def make_key(digests: Iterable[str], image_ops: ImageOps, *, reader: str) -> str | None:
     """Return the name of an entry, or None where an operation draws at random.
 
-    Args:
-        digests: SHA-256 (hex) of the pictures' contents; their order does not matter.
-        image_ops: The picture operations.
-        reader: How contents become pictures, where that is not the content's own: ``file``, ``torchvision GTSRB``.
+    `digests` are the SHA-256 (hex) of the pictures' contents, in any order; `reader` says how contents become pictures,
+    where that is not the content's own: ``file``, ``torchvision GTSRB``.
     """
     if any(op.name == "effect_spread" for op in image_ops.ops):
         return None

@@ -33,7 +33,6 @@ from mlmeta.data.picture_cache import (
     format_entries,
     make_key,
     pictures_folder,
-    read_limit,
 )
 from mlmeta.data.pictures import Picture, find_pictures
 from mlmeta.data.sources import open_file
@@ -300,7 +299,7 @@ def test_the_limit_is_what_the_environment_says(
     folder: Path, monkeypatch: pytest.MonkeyPatch, given: str, n_bytes: int
 ) -> None:
     monkeypatch.setenv("MLMETA_CACHE_GB", given)
-    assert read_limit(folder) == n_bytes
+    assert PictureCache(folder).limit_bytes == n_bytes
 
 
 @pytest.mark.parametrize("given", ["much", "-1", "nan", "inf"])
@@ -317,7 +316,10 @@ def test_without_a_word_the_limit_is_a_share_of_the_free_disk(
     folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, used: int, limit: int
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**13, 0, free))
-    assert read_limit(folder, used_bytes=used) == limit
+    folder.mkdir(parents=True)
+    (folder / "a.rows").touch()
+    os.truncate(folder / "a.rows", used)
+    assert PictureCache(folder).limit_bytes == limit
 
 
 def test_a_limit_of_nothing_is_no_cache(opened: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
