@@ -94,22 +94,24 @@ def prepare_task(
     found = find_pictures(
         commands.data, commands.label_names, base_dir=base_dir, validation=commands.validation, training=training
     )
-    _check_n_labels(commands, found)
+    if commands.n_labels and commands.n_labels != len(found.label_names):
+        message = f"says {commands.n_labels}; the data has {len(found.label_names)} labels"
+        raise CommandsError([Fault("n_labels", message)])
+    reader = _name_reader(commands.data)
     decoded = decode_first(found.pictures, image_ops)
     input_shape = read_input_shape(decoded, transform)
     if check_shape:
         check_shape(found, input_shape)
     if not probe:
-        digests = [picture.digest for picture in found.pictures]
-        slot = find_slot(digests, image_ops, reader=_name_reader(commands.data), source=found.source)
+        digests = (picture.digest for picture in found.pictures)
+        slot = find_slot(digests, image_ops, reader=reader, source=found.source)
         decoded = decode_pictures(found.pictures, image_ops, slot=slot)
     if training and not probe:
         # Those that cannot be read are left out by now.
         check_training_pictures(decoded.pictures, found.label_names)
     if training:
         _check_training_shape(decoded, train_transform, input_shape)
-    described = [_name_reader(commands.data), *commands.image_ops]
-    return Task(found, decoded, transform, train_transform, input_shape, described)
+    return Task(found, decoded, transform, train_transform, input_shape, [reader, *commands.image_ops])
 
 
 def _name_reader(data: Data) -> str:
@@ -117,12 +119,6 @@ def _name_reader(data: Data) -> str:
     if isinstance(data, TorchvisionData):
         return f"torchvision {data.name}"
     return "sample" if isinstance(data, SampleData) else "file"
-
-
-def _check_n_labels(commands: TrainCommands, found: PictureSet) -> None:
-    if commands.n_labels and commands.n_labels != len(found.label_names):
-        message = f"says {commands.n_labels}; the data has {len(found.label_names)} labels"
-        raise CommandsError([Fault("n_labels", message)])
 
 
 def _check_training_shape(decoded: DecodedPictures, transform: Transform, expected: tuple[int, int, int]) -> None:
