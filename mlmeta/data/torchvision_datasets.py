@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -54,20 +54,17 @@ def read_torchvision(data: TorchvisionData, *, root: Path) -> list[Found]:
         check_tree(root)
     except OSError as error:
         raise PicturesError(f"data.path: {data.path} cannot be read: {error}") from None
+    import torchvision
+
     found = []
     for part, call in DATASETS[data.name].items():
         try:
-            found += _list_pictures(_open_dataset(data, root, call), data.name, part)
+            download = {} if data.name in NOT_DOWNLOADED else {"download": data.download}
+            dataset = getattr(torchvision.datasets, data.name)(root, **download, **call)
+            found += _list_pictures(dataset, data.name, part)
         except (*DAMAGED, ImportError) as error:
             raise _explain_refusal(data, root, error) from None
     return found
-
-
-def _open_dataset(data: TorchvisionData, root: Path, call: Mapping[str, Any]) -> Any:
-    import torchvision
-
-    cls = getattr(torchvision.datasets, data.name)
-    return cls(root, **call) if data.name in NOT_DOWNLOADED else cls(root, download=data.download, **call)
 
 
 def _explain_refusal(data: TorchvisionData, root: Path, error: BaseException) -> PicturesError:
@@ -82,18 +79,18 @@ def _explain_refusal(data: TorchvisionData, root: Path, error: BaseException) ->
 def _list_pictures(dataset: Any, name: str, part: Part | None) -> list[Found]:
     targets, files = _read_targets(dataset), _read_files(dataset)
     labels = _name_classes(_first_attribute(dataset, _CLASSES), targets)
-    order = range(len(targets))
-    if files:
-        # Some classes list a folder in the file system's order.
-        order = sorted(order, key=lambda index: (labels[index], str(files[index])))  # type: ignore[assignment]
+    # Some classes list a folder in the file system's order.
+    order = sorted(range(len(targets)), key=lambda index: (labels[index], str(files[index])) if files else index)
     width = len(str(len(targets)))
-    return [
-        Found(
-            f"{name}/{part or 'all'}/{number:0{width}d}", labels[index], part,
-            *_make_readers(dataset, index, files), is_file=bool(files),
-        )
-        for number, index in enumerate(order)
-    ]  # fmt: skip
+    found = []
+    for number, index in enumerate(order):
+        picture_id = f"{name}/{part or 'all'}/{number:0{width}d}"
+        if files:
+            read, open_picture = partial(read_file, files[index]), partial(_open_file, files[index])
+        else:
+            read, open_picture = partial(_read_pixels, dataset, index), partial(_open_picture, dataset, index)
+        found.append(Found(picture_id, labels[index], part, read, open_picture, is_file=bool(files)))
+    return found
 
 
 def _first_attribute(dataset: Any, names: Sequence[str]) -> Any:
@@ -138,14 +135,6 @@ def _read_files(dataset: Any) -> list[Path]:
         names = dataset._characters
         files = [Path(dataset.target_folder, names[t], file) for file, t in dataset._flat_character_images]
     return [Path(file) for file in files]
-
-
-def _make_readers(
-    dataset: Any, index: int, files: Sequence[Path]
-) -> tuple[Callable[[], bytes], Callable[..., Image.Image]]:
-    if files:
-        return partial(read_file, files[index]), partial(_open_file, files[index])
-    return partial(_read_pixels, dataset, index), partial(_open_picture, dataset, index)
 
 
 def _open_file(path: Path, *, sha256: str | None = None) -> Image.Image:
