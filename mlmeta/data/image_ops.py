@@ -189,26 +189,25 @@ class Operation:
 
 _RESAMPLE = {"resample": _read_enum(Image.Resampling, ANTIALIAS=Image.Resampling.LANCZOS)}
 _DITHER = {"dither": _read_enum(Image.Dither)}
-_PALETTE = {"palette": _read_enum(Image.Palette)}
-_QUANTIZE = {"method": _read_enum(Image.Quantize), "palette": _refuse_picture}
-_TRANSFORM = {"method": _read_enum(Image.Transform)}
 
 # Every operation by its name in the commands.
 SUPPORTED: Mapping[str, Operation] = {
-    "convert": Operation(Image.Image.convert, _DITHER | _PALETTE),
+    "convert": Operation(Image.Image.convert, _DITHER | {"palette": _read_enum(Image.Palette)}),
     "copy": Operation(Image.Image.copy),
     "crop": Operation(Image.Image.crop),
     "effect_spread": Operation(Image.Image.effect_spread),
     "filter": Operation(Image.Image.filter, {"filter": _read_filter}),
     "getchannel": Operation(Image.Image.getchannel),
     "point": Operation(_map_points),
-    "quantize": Operation(Image.Image.quantize, _DITHER | _QUANTIZE),
+    "quantize": Operation(
+        Image.Image.quantize, _DITHER | {"method": _read_enum(Image.Quantize), "palette": _refuse_picture}
+    ),
     "reduce": Operation(Image.Image.reduce),
     "remap_palette": Operation(Image.Image.remap_palette, {"source_palette": _read_palette_bytes}),
     "resize": Operation(Image.Image.resize, _RESAMPLE),
     "rotate": Operation(Image.Image.rotate, _RESAMPLE),
     "thumbnail": Operation(_shrink_to_thumbnail, _RESAMPLE),
-    "transform": Operation(Image.Image.transform, _RESAMPLE | _TRANSFORM),
+    "transform": Operation(Image.Image.transform, _RESAMPLE | {"method": _read_enum(Image.Transform)}),
     "transpose": Operation(Image.Image.transpose, {"method": _read_enum(Image.Transpose)}),
 }
 
@@ -284,9 +283,6 @@ class ImageOps:
 
 def build_image_ops(image_ops: Sequence[Mapping[str, Any]] | None) -> ImageOps:
     """Return the picture operations of the commands as one function from picture to picture.
-
-    Args:
-        image_ops: Items of one method name and its arguments; none for no operation.
 
     Raises:
         BadInputError: If an item is malformed, names no supported method, or has a value that no table and no

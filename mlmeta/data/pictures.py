@@ -132,11 +132,6 @@ def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> d
             raise _same_pictures(labels[positions[0]], labels[positions[1]], name)
         if positions:
             index[name] = positions[0]
-    _check_labels_matched(labels, names, index, source)
-    return index
-
-
-def _check_labels_matched(labels: Sequence[str], names: Iterable[str], index: Mapping[str, int], source: str) -> None:
     matched = set(index.values())
     bare = [label for position, label in enumerate(labels) if position not in matched]
     names_by_bare = {strip_operators(name): name for name in index}
@@ -145,6 +140,7 @@ def _check_labels_matched(labels: Sequence[str], names: Iterable[str], index: Ma
             raise _same_pictures(labels[index[name]], label, name)
     if bare:
         raise refuse_labels(bare, set(names) - index.keys(), lack=f"a picture in {source}")
+    return index
 
 
 def _same_pictures(first: str, second: str, name: str) -> PicturesError:
