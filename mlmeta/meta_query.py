@@ -195,20 +195,7 @@ def similar_tasks(
     experiments: Sequence[str] | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """Return the tasks that are most like one, nearest first; see `mlmeta.analysis.task_similarity.rank_similar_tasks`.
-
-    Args:
-        task_or_config: A task that the history knows, by name or digest; or a commands file, whose pictures are
-            then looked at (this needs torch).
-        limit: At most so many.
-        history: The table to look into; None to read it.
-        experiments: Names of experiments; None for all.
-        tracking_uri: Of the store; None for MLflow's own setting.
-
-    Raises:
-        NotFoundError: If there is no such task and no such file; names the nearest.
-        BadInputError: If the commands or their pictures cannot be used.
-    """
+    """Return the tasks that are most like one; see `mlmeta.analysis.task_similarity.find_similar_tasks`."""
     from mlmeta.analysis.task_similarity import find_similar_tasks
 
     return find_similar_tasks(_load(history, experiments, tracking_uri), task_or_config, limit=limit)

@@ -12,11 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.special import ndtri
 
 from mlmeta.commands.params import format_param
 from mlmeta.history.table import (
@@ -172,7 +173,10 @@ class EncodedAttempts:
         A param that `table` lacks is missing; a word that was not seen before counts as rare, and as none of the
         known words where no word was rare.
         """
-        return self.relate_rates(_encode(self._recipes, table, n_features=len(self.names)))
+        params = table.reindex(columns=[recipe.param for recipe in self._recipes])
+        blocks = [recipe.encode(ParamColumn(params[recipe.param])) for recipe in self._recipes]
+        relative = np.zeros((len(table), int(self._relative_rate is not None)))
+        return self.relate_rates(np.hstack([*blocks, relative]))
 
     def columns_of(self, param: str, *, relative: bool = False) -> Ints:
         """Return the indices of a param's features, without one of the two that say the same with the optimizer.
@@ -226,16 +230,15 @@ def encode_attempts(table: pd.DataFrame, params: Sequence[str] | None = None) ->
     chosen = list_making_params(table) if params is None else list(params)
     for param in chosen:
         check_column(table, param, what="param")
-    recipes, blocks = [], []
+    recipes, blocks = [], [np.zeros((len(table), 0))]
     for param in dict.fromkeys(chosen):
-        column = ParamColumn(table[param], len(table))
+        column = ParamColumn(table[param])
         recipe = plan_features(param, column)
-        block = recipe.encode(column) if recipe else np.zeros((len(table), 0))
+        block = recipe.encode(column) if recipe else blocks[0]
         if recipe and (params is not None or (len(block) and np.ptp(block, axis=0).any())):
             recipes.append(recipe)
             blocks.append(block)
-    matrix = np.hstack(blocks) if blocks else np.zeros((len(table), 0))
-    return _add_relative_rate(matrix, tuple(recipes))
+    return _add_relative_rate(np.hstack(blocks), tuple(recipes))
 
 
 def score_ranks(table: pd.DataFrame, metric: str) -> Floats:
@@ -261,9 +264,8 @@ def score_ranks(table: pd.DataFrame, metric: str) -> Floats:
     by_task = scores.groupby(table["task"])
     m = by_task.transform("count").to_numpy(dtype=np.float64, na_value=np.nan)
     ranks = by_task.rank(method="average").to_numpy(dtype=np.float64, na_value=np.nan)
-    levels, places = np.unique(np.where(m > 1, (ranks - 0.5) / np.maximum(m, 1), np.nan), return_inverse=True)
-    normal = NormalDist()
-    return np.array([np.nan if np.isnan(p) else normal.inv_cdf(p) for p in levels], dtype=np.float64)[places]
+    z: Floats = ndtri(np.where(m > 1, (ranks - 0.5) / np.maximum(m, 1), np.nan))
+    return z
 
 
 def score_quantiles(table: pd.DataFrame, metric: str) -> Floats:
@@ -278,18 +280,7 @@ def score_quantiles(table: pd.DataFrame, metric: str) -> Floats:
         return z
     chance = 1 / np.where(labels >= 2, labels, np.nan)
     shares = (read_scores(table, metric) - chance) / (1 - chance)
-    normal = NormalDist()
-    for row in np.flatnonzero(alone & np.isfinite(shares)):
-        z[row] = normal.inv_cdf(float(np.clip(shares[row], *_LONE_SHARES)))
-    return z
-
-
-def _encode(recipes: Sequence[ParamRecipe], table: pd.DataFrame, *, n_features: int) -> Floats:
-    """Return shape (n, n_features); features made of two params stand at the end and are 0."""
-    n = len(table)
-    blocks = [r.encode(ParamColumn(table[r.param] if r.param in table.columns else None, n)) for r in recipes]
-    matrix = np.hstack(blocks) if blocks else np.zeros((n, 0))
-    return np.hstack([matrix, np.zeros((n, n_features - matrix.shape[1]))])
+    return np.where(alone & np.isfinite(shares), ndtri(np.clip(shares, *_LONE_SHARES)), z)
 
 
 def _add_relative_rate(matrix: Floats, recipes: tuple[ParamRecipe, ...]) -> EncodedAttempts:
@@ -315,24 +306,22 @@ def _measure_rates(matrix: Floats, *, rate: int, missing: int | None, optimizers
     return _RelativeRate(matrix.shape[1], rate, missing, optimizers, medians, median)
 
 
+@dataclass(frozen=True, eq=False)
 class ParamColumn:
-    """One param of n attempts, read as numbers and as words.
+    """One param of n attempts, read as numbers and as words."""
 
-    Attributes:
-        is_missing: bool, shape (n,).
-        numbers: float64, shape (n,); booleans and the words "true" and "false" are 1 and 0; NaN where the value is
-            missing or another word.
-    """
+    values: pd.Series[Any]
 
-    def __init__(self, values: pd.Series[Any] | None, n: int) -> None:
-        """Read a column; None is one of n missing values."""
-        self._values = pd.Series([None] * n, dtype=object) if values is None else values
-        self.is_missing = self._values.isna().to_numpy(dtype=bool)
-        self.numbers = self._read_numbers()
+    @cached_property
+    def is_missing(self) -> npt.NDArray[np.bool_]:
+        """Where there is no value, bool, shape (n,)."""
+        return self.values.isna().to_numpy(dtype=bool)
 
-    def _read_numbers(self) -> Floats:
-        if pd.api.types.is_numeric_dtype(self._values):
-            return self._values.to_numpy(dtype=np.float64, na_value=np.nan)
+    @cached_property
+    def numbers(self) -> Floats:
+        """Float64, shape (n,): booleans and the words "true" and "false" are 1 and 0, NaN is for other words too."""
+        if pd.api.types.is_numeric_dtype(self.values):
+            return self.values.to_numpy(dtype=np.float64, na_value=np.nan)
         codes, words = self.words
         numbers = [_read_number(word) for word in words]
         return np.array([*(np.nan if x is None else x for x in numbers), np.nan])[codes]
@@ -340,8 +329,8 @@ class ParamColumn:
     @cached_property
     def words(self) -> tuple[Ints, list[str]]:
         """Each attempt's index into the distinct values as texts, -1 where missing, and these texts."""
-        is_text = isinstance(self._values.dtype, pd.StringDtype)
-        texts = self._values if is_text else self._values.map(_format, na_action="ignore")
+        is_text = isinstance(self.values.dtype, pd.StringDtype)
+        texts = self.values if is_text else self.values.map(_format, na_action="ignore")
         codes, words = pd.factorize(texts.astype(object))
         return codes.astype(np.int64), [str(word) for word in words]
 

@@ -123,7 +123,7 @@ def _choose_points(sample: Sample, param: str, *, n_points: int) -> _Points:
     """Return the values of a param to look at: numbers in order, then words by frequency, then "missing"."""
     given, encoded = sample.table[param], sample.encoded
     features, scale = encoded.matrix[:, encoded.columns_of(param)], encoded.scale_of(param)
-    is_number = ~np.isnan(ParamColumn(given, len(given)).numbers) & (scale != "")
+    is_number = ~np.isnan(ParamColumn(given).numbers) & (scale != "")
     parts = []
     if is_number.any():
         parts.append(_choose_numbers(features[is_number], scale=scale, n_points=n_points))

@@ -163,13 +163,11 @@ def importance(load: _Load, *, metric: str, effect: str | None, task: str | None
     history = load()
     from mlmeta.analysis.importance import measure_importance
     from mlmeta.analysis.marginal_effects import marginal_effect
-    from mlmeta.analysis.search import find_task
 
-    chosen = None if task is None else find_task(history, task)
     if effect is None:
-        found = measure_importance(history, metric, task=chosen)
+        found = measure_importance(history, metric, task=task)
     else:
-        found = marginal_effect(history, effect, metric=metric, task=chosen)
+        found = marginal_effect(history, effect, metric=metric, task=task)
     return _Answer(found, note=found.attrs.get("note") or "")
 
 
