@@ -42,18 +42,18 @@ def measure_importance(
     metric: str = "accuracy",
     *,
     task: str | None = None,
-    params: Sequence[str] | None = None,
     n_repeats: int = 20,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return how much each param matters for the score, the most important first.
+
+    The params are those that `mlmeta.analysis.features.encode_attempts` chooses.
 
     Args:
         table: Attempts as `mlmeta.history.loading.load_attempts` gives them; of more than 2,000 with a score, 2,000
             are drawn.
         metric: The score, taken as rank quantiles within each task (`mlmeta.analysis.features.score_ranks`).
         task: Name or digest of the one task to look at; None for all of them.
-        params: The params to look at; None for those that `mlmeta.analysis.features.encode_attempts` chooses.
         n_repeats: How many forests are fitted, and how often each param is shuffled; at least 2.
         seed: Decides all that is drawn.
 
@@ -68,9 +68,9 @@ def measure_importance(
     Raises:
         TooFewAttemptsError: If fewer than 20 attempts have a score to compare.
         NotFoundError: If there is no such task.
-        BadInputError: If the table lacks the metric or a param.
+        BadInputError: If the table lacks the metric.
     """
-    sample = draw_sample(table, metric, task=task, params=params, seed=seed)
+    sample = draw_sample(table, metric, task=task, seed=seed)
     if not sample.params:
         return _without_params(sample)
     n_repeats = max(2, n_repeats)
@@ -155,10 +155,7 @@ class HeldOut:
 def measure_held_out(sample: Sample, *, n_repeats: int, seed: int) -> HeldOut:
     """Return held-out R² and its drop for each of the sample's params, in their order.
 
-    Args:
-        sample: The attempts.
-        n_repeats: How often each param is shuffled, at least 2; of more than 500 attempts less often.
-        seed: Decides folds, models and shuffling.
+    Each is shuffled `n_repeats` times, at least twice; of more than 500 attempts less often.
     """
     rng = np.random.default_rng(seed)
     n, params = len(sample.scores), sample.params

@@ -74,7 +74,6 @@ def draw_sample(
     metric: str,
     *,
     task: str | None,
-    params: Sequence[str] | None = None,
     extra: str | None = None,
     as_ranks: bool = True,
     seed: int = 0,
@@ -85,8 +84,7 @@ def draw_sample(
         table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
         metric: The score.
         task: Name or digest of the one task to look at; None for all of them.
-        params: As for `encode_attempts`.
-        extra: A param that is encoded in any case.
+        extra: A param that is encoded beside those that `encode_attempts` chooses.
         as_ranks: Whether scores are rank quantiles within their task (`score_ranks`), higher is better. Otherwise
             they stay as they are, and a failed attempt has the worst one that is finite.
         seed: Decides which attempts are drawn.
@@ -94,7 +92,7 @@ def draw_sample(
     Raises:
         TooFewAttemptsError: If fewer than 20 attempts have a score to compare.
         NotFoundError: If there is no such task.
-        BadInputError: If the table lacks the metric or a param.
+        BadInputError: If the table lacks the metric or the param.
     """
     if extra is not None:
         check_column(table, extra, what="param")
@@ -103,12 +101,12 @@ def draw_sample(
     kept = np.flatnonzero(np.isfinite(scores))
     if len(kept) < LEAST_ATTEMPTS:
         raise TooFewAttemptsError(_explain_too_few(chosen, metric, task=task, n_kept=len(kept)))
-    named = [*list_making_params(chosen), *(params or []), *([extra] if extra else [])]
+    named = [*list_making_params(chosen), *([extra] if extra else [])]
     kept = kept[_find_order(chosen.iloc[kept], named, scores[kept])]
     if len(kept) > MOST_ATTEMPTS:
         kept = np.random.default_rng(seed).choice(kept, MOST_ATTEMPTS, replace=False)
     rows = chosen.iloc[kept].reset_index(drop=True)
-    encoded = encode_attempts(rows.drop(columns=metric), params)
+    encoded = encode_attempts(rows.drop(columns=metric))
     if extra is not None and extra not in encoded.params:
         encoded = encode_attempts(rows, [*dict.fromkeys(encoded.params), extra])
     tasks = pd.factorize(rows["task"])[0].astype(np.int64) if task is None else np.zeros(len(rows), dtype=np.int64)
@@ -157,14 +155,7 @@ def fit_forest(sample: Sample, rows: Ints, *, n_trees: int, seed: int, bootstrap
     A leaf holds at least 3 attempts. Where commands are repeated it holds about two of them, or a thirtieth of all
     attempts if that is less: otherwise the forest would know each of them by heart. Splits are the best ones of half
     the features; random ones, as of extremely randomised trees, would make much of words and booleans, for which
-    every split is the best one.
-
-    Args:
-        sample: The attempts.
-        rows: Those to fit to, repeated ones too.
-        n_trees: How many trees.
-        seed: Decides what each tree sees.
-        bootstrap: Whether each tree sees a resample of `rows`.
+    every split is the best one. `rows` may hold an attempt several times.
     """
     from sklearn.ensemble import RandomForestRegressor
 

@@ -101,11 +101,6 @@ def test_the_seed_decides_all(attempts: pd.DataFrame) -> None:
     assert not np.allclose(importance_of(first), importance_of(other)[first["param"]])
 
 
-def test_only_the_params_that_are_asked_for_are_measured(attempts: pd.DataFrame) -> None:
-    frame = measure_importance(attempts, task="digits-0", params=["seed", "optimizer.lr"], n_repeats=3)
-    assert set(frame["param"]) == {"seed", "optimizer.lr"}
-
-
 def test_losses_are_better_when_they_are_lower(attempts: pd.DataFrame) -> None:
     frame = measure_importance(attempts, "train_loss", task="digits-0", n_repeats=3)
     assert frame.attrs["n_attempts"] == 64 - int(attempts.query("task == 'digits-0'")["train_loss"].isna().sum())
@@ -133,6 +128,7 @@ def test_chance_is_said_to_be_chance() -> None:
 def test_equal_scores_are_said_to_be_equal() -> None:
     frame = measure_importance(made_table([0.5] * 30, x=np.arange(30.0)), n_repeats=2)
     assert frame[["importance", "permutation"]].to_numpy().tolist() == [[0.0, 0.0]]
+    assert np.isnan(frame.attrs["r2"])
     assert frame.attrs["note"] == "all attempts have the same score"
 
 
@@ -161,7 +157,6 @@ def test_too_few_attempts_are_refused_everywhere(attempts: pd.DataFrame, ask: An
     ("arguments", "error", "message"),
     [
         ({"metric": "acuracy"}, BadInputError, "Did you mean 'accuracy'"),
-        ({"params": ["optimizer.name", "optimizer.l"]}, BadInputError, "Did you mean 'optimizer.lr'"),
         ({"task": "digits"}, NotFoundError, "Did you mean 'digits-"),
     ],
 )
@@ -182,15 +177,8 @@ def test_hand_made_runs_with_half_the_params_count_too(attempts: pd.DataFrame) -
     assert "note" not in frame.index
 
 
-def noisy_table(n: int) -> pd.DataFrame:
-    """One task whose score is 2x + y and some noise, with a z that does nothing."""
-    rng = np.random.default_rng(0)
-    x, y, z = rng.normal(size=(n, 3)).T
-    return made_table(2 * x + y + rng.normal(0, 0.1, n), x=x, y=y, z=z)
-
-
 def test_shuffled_errors_are_those_of_scikit_learn() -> None:
-    sample = draw_sample(noisy_table(300), "accuracy", task=None)
+    sample = draw_sample(additive_table(300), "accuracy", task=None)
     model = RandomForestRegressor(30, random_state=0).fit(sample.encoded.matrix, sample.scores)
     rows = np.arange(150)
     squares = measure_shuffled_squares(
@@ -211,7 +199,7 @@ def test_shuffled_errors_are_those_of_scikit_learn() -> None:
 
 
 def test_shuffling_a_param_means_any_value_of_it_with_equal_chance() -> None:
-    sample = draw_sample(noisy_table(40), "accuracy", task=None)
+    sample = draw_sample(additive_table(40), "accuracy", task=None)
     model = RandomForestRegressor(5, random_state=0).fit(sample.encoded.matrix, sample.scores)
     rows = np.arange(40)
     squares = measure_shuffled_squares(
@@ -226,7 +214,7 @@ def test_shuffling_a_param_means_any_value_of_it_with_equal_chance() -> None:
 
 
 def test_held_out_r2_is_that_of_predictions_by_models_that_have_not_seen_them() -> None:
-    sample = draw_sample(noisy_table(200), "accuracy", task=None)
+    sample = draw_sample(additive_table(200), "accuracy", task=None)
     held_out = measure_held_out(sample, n_repeats=2, seed=0)
     rng, predicted = np.random.default_rng(0), np.empty(200)
     for fitted, held in split_folds(sample, seed=0):
@@ -237,7 +225,7 @@ def test_held_out_r2_is_that_of_predictions_by_models_that_have_not_seen_them() 
 
 
 def test_what_matters_costs_r2_and_what_does_not_costs_none() -> None:
-    held_out = measure_held_out(draw_sample(noisy_table(300), "accuracy", task=None), n_repeats=10, seed=0)
+    held_out = measure_held_out(draw_sample(additive_table(300), "accuracy", task=None), n_repeats=10, seed=0)
     # Shuffled, 2x differs from itself by a variance of 2 * 4, of the 5 that the score has; y by 2 * 1. The forest's
     # own predictions vary less.
     np.testing.assert_allclose(held_out.drops / held_out.r2, [1.6, 0.4, 0.0], atol=0.25)
@@ -254,13 +242,6 @@ def test_commands_that_are_known_by_heart_from_other_tasks_explain_nothing() -> 
     tasks = np.repeat([f"task {i}" for i in range(8)], 40)
     table = made_table(np.tile(luck, 8) + rng.normal(0, 0.01, 320), task=tasks, x=x, y=y, z=z)
     assert measure_held_out(draw_sample(table, "accuracy", task=None), n_repeats=2, seed=0).r2 < 0.1
-
-
-def test_equal_scores_leave_nothing_to_explain() -> None:
-    table = made_table([0.5] * 40, x=np.arange(40.0), y=np.arange(40.0), z=np.arange(40.0))
-    held_out = measure_held_out(draw_sample(table, "accuracy", task=None), n_repeats=2, seed=0)
-    assert np.isnan(held_out.r2)
-    assert held_out.drops.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_shuffled_optimizer_takes_learning_rates_of_its_own_range() -> None:
