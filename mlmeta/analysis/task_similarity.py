@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.spatial.distance import cdist
 
 from mlmeta.analysis.search import find_task
 from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.parsing import load_train_commands
 from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import NotFoundError, shorten, suggest
-from mlmeta.history.table import Floats, check_column, lower_is_better, read_numbers
+from mlmeta.history.table import Floats, lower_is_better, read_numbers
 
 NEW_TASK = "new task"
 TASK_COLUMNS = ("task", "task_digest", "n_attempts", "best_score", "label_names", *META_FEATURES)
@@ -50,18 +51,13 @@ def task_table(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
 
     Args:
         table: Attempts as `mlmeta.history.loading.load_attempts` gives them.
-        metric: The score; its name says whether lower is better.
+        metric: The score; its name says whether lower is better. No attempt need have it.
 
     Returns:
         Columns `TASK_COLUMNS`: task, task_digest, n_attempts, best_score (NaN without a finite one), label_names (a
         tuple, empty where they are not known), and the meta-features, float64, NaN where they are not known. What
         an attempt lacks is taken from the others of its task.
-
-    Raises:
-        BadInputError: If the table lacks the metric. An empty table need not have it.
     """
-    if len(table):
-        check_column(table, metric, what="metric")
     # pandas copies every column of every task, and what the table knows of them.
     needed = [name for name in ("task", metric, *_READ) if name in table.columns]
     known = table.loc[table["task"].notna(), list(dict.fromkeys(needed))]
@@ -142,7 +138,7 @@ def rank_similar_tasks(tasks: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _describe_task(task: str, attempts: pd.DataFrame, metric: str) -> dict[str, Any]:
-    scores = attempts[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+    scores = read_numbers(attempts, metric)
     finite = scores[np.isfinite(scores)]
     best = (finite.min() if lower_is_better(metric) else finite.max()) if finite.size else np.nan
     digests = _read_texts(attempts, "tags.mlmeta.task_digest")
@@ -293,7 +289,7 @@ def place_tasks(distances: npt.ArrayLike) -> tuple[Floats, float]:
     places = _scale_classically(wanted)
     for _ in range(_N_STEPS):
         places = _majorize(wanted, places)
-    lost = np.square(wanted - measure_distances(places)).sum()
+    lost = np.square(wanted - cdist(places, places)).sum()
     return places, float(np.sqrt(lost / max(np.square(wanted).sum(), 1e-300)))
 
 
@@ -309,19 +305,14 @@ def _scale_classically(distances: Floats) -> Floats:
     return places
 
 
-def measure_distances(places: Floats) -> Floats:
-    """Return the distance of each place to each, shape (n, n)."""
-    distances: Floats = np.linalg.norm(places[:, None] - places[None, :], axis=2)
-    return distances
-
-
 def _majorize(wanted: Floats, places: Floats) -> Floats:
     """Return better places: the Guttman transform with equal weights."""
-    now = measure_distances(places)
+    now = cdist(places, places)
     ratios = np.divide(wanted, now, out=np.zeros_like(now), where=now > 1e-12)
     step = -ratios
     step[np.diag_indices_from(step)] = ratios.sum(axis=1)
-    return step @ places / len(places)
+    moved: Floats = step @ places / len(places)
+    return moved
 
 
 def find_similar_tasks(table: pd.DataFrame, task_or_config: str | Path, *, limit: int | None = 10) -> pd.DataFrame:
@@ -337,7 +328,7 @@ def find_similar_tasks(table: pd.DataFrame, task_or_config: str | Path, *, limit
         NotFoundError: If there is no such task and no such file; names the nearest.
         BadInputError: If the commands or their pictures cannot be used.
     """
-    tasks = task_table(table if "accuracy" in table.columns else table.assign(accuracy=np.nan))
+    tasks = task_table(table)
     try:
         name = find_task(table, str(task_or_config))
     except NotFoundError:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.spatial.distance import cdist
 
-from mlmeta.analysis.task_similarity import measure_distances, place_tasks
+from mlmeta.analysis.task_similarity import place_tasks
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.history.table import Floats
 from mlmeta.reports.attempt_plots import PALETTE
@@ -332,7 +333,7 @@ def plot_task_map(
 
 def _spread_labels(places: Floats) -> list[str]:
     """Return where each name stands: on the side that faces away from the nearest other task."""
-    distances = measure_distances(places)
+    distances = cdist(places, places)
     np.fill_diagonal(distances, np.inf)
     if len(places) < 2:
         return ["top center"] * len(places)

@@ -109,8 +109,7 @@ def find_similar(table: pd.DataFrame, task: str, limit: int) -> pd.DataFrame:
         NotFoundError: If there is no such task; names the nearest.
     """
     # Never `similar_tasks`, which takes the name of a task that it does not know for that of a file.
-    tasks = task_table(table if "accuracy" in table.columns else table.assign(accuracy=np.nan))
-    return rank_similar_tasks(tasks, find_task(table, task)).head(limit)
+    return rank_similar_tasks(task_table(table), find_task(table, task)).head(limit)
 
 
 def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
@@ -122,8 +121,7 @@ def map_tasks(table: pd.DataFrame, metric: str) -> dict[str, Any]:
     if metric in table.columns:
         # Refuses what is no number.
         read_scores(table, metric)
-    tasks = task_table(table if metric in table.columns else table.assign(**{metric: np.nan}), metric)
-    tasks = tasks.sort_values("task", ignore_index=True)
+    tasks = task_table(table, metric).sort_values("task", ignore_index=True)
     if not len(tasks):
         return {"tasks": [], "distances": [], "stress": 0.0}
     distances = task_distances(tasks).to_numpy(dtype=np.float64)
