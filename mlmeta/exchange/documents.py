@@ -219,11 +219,7 @@ def read_entries(file: Path, *, mapping: Mapping[str, str] | None = None) -> Ite
 
     JSON is strict, as in commands files. A document may have `mlmeta.commands.parsing.MAX_FILE_BYTES`, a list of them
     `MAX_LIST_BYTES`; JSON lines and tables may be of any length. Nothing is raised: a file that cannot be read, or not
-    to its end, gives an entry with the number 0.
-
-    Args:
-        file: The file.
-        mapping: For a table, see `mlmeta.exchange.csv_tables.read_table`.
+    to its end, gives an entry with the number 0. `mapping` is for a table, see `mlmeta.exchange.csv_tables.read_table`.
     """
     try:
         with file.open("rb") as raw, _unpack(raw) as stream:

@@ -80,8 +80,8 @@ class ImportedRuns:
                 with telling(f"the half-made run {run.info.run_id} cannot be removed"):
                     self._client.delete_run(run.info.run_id)
 
-    def add(self, record: RunRecord, *, digest: str, base_dir: Path, experiment_id: str) -> str:
-        """Make the run of an attempt; return its id.
+    def add(self, record: RunRecord, *, digest: str, base_dir: Path, experiment_id: str) -> None:
+        """Make the run of an attempt.
 
         Raises:
             RefusedError: If MLflow does not take it.
@@ -106,8 +106,6 @@ class ImportedRuns:
                     self._client.delete_run(run_id)
             message = f"MLflow does not take the attempt {record.name}: {error}"
             raise (MlmetaError if may_pass(error) else RefusedError)(message) from error
-        self.digests.add(digest)
-        return run_id
 
     def _write(self, run_id: str, record: RunRecord, last: Mapping[str, str]) -> None:
         # MLflow reads the whole run for all but the last of these, so it is filled after them.

@@ -125,7 +125,7 @@ class _Importer:
         self._tasks = tasks
         self._runs = runs
         self._experiment_id = experiment_id
-        self._digests = set() if runs is None else set(runs.digests)
+        self._digests = set() if runs is None else runs.digests
         self.result = ImportResult()
 
     def run(

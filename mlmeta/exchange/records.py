@@ -84,12 +84,8 @@ def make_record(
 ) -> RunRecord:
     """Return what the run of an attempt holds.
 
-    Args:
-        attempt: From its document.
-        task: Of the attempt.
-        network: The params ``arch.*``, without the prefix.
-        file_name: Where the document comes from.
-        now_s: When an attempt ended whose document does not say it; seconds since 1970.
+    `network` has the params ``arch.*`` without the prefix. An attempt whose document does not say when it ended ended
+    at `now_s`, seconds since 1970.
     """
     facts, commands = attempt.facts, attempt.commands
     start_ms, end_ms = settle_times(facts, now_s=now_s)

@@ -31,10 +31,6 @@ def write_lines(*documents: Any, name: str = "a.jsonl") -> str:
     return name
 
 
-def test_the_commands_are_import_and_export() -> None:
-    assert [command.name for command in COMMANDS] == ["import", "export"]
-
-
 @pytest.mark.usefixtures("store")
 def test_documents_go_in_and_come_out_as_json_lines() -> None:
     file = write_lines(*read_documents()[:3])

@@ -54,15 +54,6 @@ def without_test(params: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in params.items() if key not in ("test.n_pictures", "test.seed")}
 
 
-def test_documents_go_in_and_come_out_unchanged() -> None:
-    documents = list(read_documents()[::200])
-    assert counts(import_attempts([write_lines(documents)])) == (5, 0, 0)
-    exported = sorted(export_attempts(all=True), key=lambda document: document["id"])
-    assert [json.dumps(document) for document in exported] == [
-        json.dumps(document) for document in sorted(documents, key=lambda document: document["id"])
-    ]
-
-
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     extra=st.recursive(
