@@ -181,9 +181,7 @@ class EncodedAttempts:
     def columns_of(self, param: str, *, relative: bool = False) -> Ints:
         """Return the indices of a param's features, without one of the two that say the same with the optimizer.
 
-        Args:
-            param: The param.
-            relative: Whether a learning rate is told relative to its optimizer, or as it is.
+        A learning rate is told relative to its optimizer if `relative`, else as it is.
         """
         told_otherwise = -1
         if self._relative_rate:

@@ -75,15 +75,10 @@ def match_filter(table: pd.DataFrame, text: str) -> pd.Series[bool]:
 
 
 def sort_rows(table: pd.DataFrame, order_by: Sequence[str] | str) -> npt.NDArray[np.int64]:
-    """Return the positions of the rows in another order; missing values come last, and equal ones keep their order.
+    """Return the positions of the rows in another order, int64 (n,).
 
-    Args:
-        table: Attempts, n rows.
-        order_by: ``"accuracy DESC"``, or several of them, the first one first. Text that is a number goes by its
-            number, before other text.
-
-    Returns:
-        int64 (n,).
+    Of several orders the first counts most. Missing values come last, and equal ones keep their order; text that is a
+    number goes by its number, before other text.
 
     Raises:
         FilterError: If an order cannot be understood or names a column that is not there.
@@ -103,14 +98,8 @@ def sort_rows(table: pd.DataFrame, order_by: Sequence[str] | str) -> npt.NDArray
 def find_column(table: pd.DataFrame, column: Column | str, *, text: str = "", what: str = "column") -> str:
     """Return the table's own name of a column that was named as MLflow's users do.
 
-    Args:
-        table: Attempts.
-        column: The name, or where it stands in `text`.
-        text: The filter or order, for the error.
-        what: What the text is.
-
     Raises:
-        FilterError: If there is no such column; names the nearest.
+        FilterError: If there is no such column; names the nearest, and points into `text`, which is a `what`.
     """
     wanted = Column(column) if isinstance(column, str) else column
     name = resolve_column(wanted.name, table.columns, kinds=table.attrs.get("kinds", {}))
@@ -154,18 +143,14 @@ class _Evaluation:
         unknown = values.missing.copy()
         found = np.zeros_like(unknown)
         if values.kind is not Kind.NOTHING:
-            found = self._find(values, condition, unknown)
+            match condition:
+                case Comparison(_, sign, Literal() as literal):
+                    found = self._compare(values, sign, literal, unknown)
+                case Membership(_, literals):
+                    found = self._find_members(values, literals, unknown)
+                case Like(_, pattern, ignore_case):
+                    found = self._find_like(values, pattern, ignore_case=ignore_case)
         return pd.arrays.BooleanArray(found, unknown)
-
-    def _find(self, values: ColumnValues, condition: Comparison | Membership | Like, unknown: _Bools) -> _Bools:
-        match condition:
-            case Comparison(_, sign, Literal() as literal):
-                return self._compare(values, sign, literal, unknown)
-            case Membership(_, literals):
-                return self._find_members(values, literals, unknown)
-            case Like(_, pattern, ignore_case):
-                return self._find_like(values, pattern, ignore_case=ignore_case)
-        raise TypeError(f"{condition} is no condition on one column")
 
     def _compare(self, values: ColumnValues, sign: str, literal: Literal, unknown: _Bools) -> _Bools:
         """Compare a column with a value; sets `unknown` where neither true nor false can be said."""
@@ -297,14 +282,12 @@ def _as_boolean(value: bool | int | float | str) -> bool | None:
 
 
 def _read_times(text: str) -> tuple[int, int]:
+    moment = datetime.fromisoformat(text)
+    start = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
     try:
-        day = datetime.combine(date.fromisoformat(text), datetime.min.time(), tzinfo=UTC)
+        date.fromisoformat(text)
     except ValueError:
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        start = (moment - _EPOCH) // timedelta(milliseconds=1)
         return start, start
-    start = (day - _EPOCH) // timedelta(milliseconds=1)
     return start, start + _DAY_MS - 1
 
 

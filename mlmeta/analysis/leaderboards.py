@@ -18,7 +18,6 @@ from mlmeta.history.table import FACTS, is_numeric, lower_is_better
 MAX_ATTEMPTS = 100
 # Numbers of a run that are no goal: none of them is the best.
 _NO_GOALS = ("learning_rate", "epoch")
-_KINDS = ("metric", "param")
 
 
 def direction(metric: str) -> str:
@@ -31,11 +30,8 @@ def rank_attempts(
 ) -> pd.DataFrame:
     """Return the best attempts, the best first.
 
-    Args:
-        table: Attempts.
-        task: Name or digest of the task; None for all, whose scores mean different things.
-        metric: What they are ranked by; its name says whether lower is better.
-        limit: At most so many.
+    The metric's name says whether lower is better. The task is named, or told by its digest; None is for all tasks,
+    whose scores mean different things.
 
     Returns:
         `rank` (int64, from 1; equal scores share the better rank), `FACTS`, the params in which these attempts
@@ -60,11 +56,8 @@ def rank_attempts(
 def find_best_values(table: pd.DataFrame, param: str, *, metric: str = "accuracy", share: float = 0.25) -> pd.DataFrame:
     """Return which values of a param worked on which tasks: where the better attempts of each task lie.
 
-    Args:
-        table: Attempts.
-        param: The param.
-        metric: What they are ranked by; its name says whether lower is better.
-        share: Which part of a task's attempts are its better ones, 0 to 1; at least one.
+    The metric's name says whether lower is better. The better ones are a `share` of a task's attempts, 0 to 1, and at
+    least one.
 
     Returns:
         One row a task: `task`, `n_attempts` (with both param and metric), `best_score`, `best_value` (the best
@@ -99,13 +92,7 @@ def select_pareto_front(
     """Return the attempts that no other beats: more of one number would cost more of the other.
 
     An attempt is left out where another one has at least as much of `maximize` for at most as much of `minimize`
-    and is better in one of them.
-
-    Args:
-        table: Attempts.
-        maximize: A column of numbers of which more is better.
-        minimize: A column of numbers of which less is better.
-        task: Name or digest of the task; None for all.
+    and is better in one of them. The task is named, or told by its digest; None is for all tasks.
 
     Returns:
         `FACTS`, the params in which these attempts differ, and the two columns, sorted by `minimize`.
@@ -165,24 +152,18 @@ def compare_table(
     for name in ordering:
         chosen = chosen.sort_values(name, ascending=lower_is_better(name), kind="stable", na_position="last")
     kinds = table.attrs.get("kinds", {})
-    rows = {name: [_plain(value) for value in chosen[name]] for name in _list_fields(table)}
+    fields = [*FACTS, "experiment"] + [f for kind in ("metric", "param") for f in table.columns if kinds.get(f) == kind]
+    rows = {name: [_plain(value) for value in chosen[name]] for name in fields if name in table.columns}
     always = {"run_id", *ordering}
-    shown = {name: values for name, values in rows.items() if all_columns or name in always or _differ(values)}
+    shown = {name: values for name, values in rows.items() if all_columns or name in always or len(set(values)) > 1}
     attempts = _name_attempts(chosen)
     result = pd.DataFrame.from_dict(shown, orient="index", columns=attempts, dtype=object)
-    has_goal = [(kinds.get(name) == "metric" and name not in _NO_GOALS) or name == "duration_s" for name in shown]
-    goals = [name if goal and is_numeric(table[name]) else None for name, goal in zip(shown, has_goal, strict=True)]
-    best = [_find_best(shown[goal], goal, attempts) if goal else None for goal in goals]
+    goals = {name for name in shown if kinds.get(name) == "metric" and name not in _NO_GOALS} | {"duration_s"}
+    goals = {name for name in goals & shown.keys() if is_numeric(table[name])}
+    best = [_find_best(values, name, attempts) if name in goals else None for name, values in shown.items()]
     result.insert(0, "field", list(shown))
     result.insert(len(result.columns), "best", pd.Series(best, dtype=object).to_numpy())
     return result.reset_index(drop=True)
-
-
-def _list_fields(table: pd.DataFrame) -> list[str]:
-    kinds = table.attrs.get("kinds", {})
-    facts = [*FACTS, "experiment"]
-    others = [name for kind in _KINDS for name in table.columns if kinds.get(name) == kind]
-    return [name for name in [*facts, *others] if name in table.columns]
 
 
 def _name_attempts(chosen: pd.DataFrame) -> list[str]:
@@ -198,10 +179,6 @@ def _plain(value: Any) -> Any:
     if pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    return any(value != values[0] for value in values[1:])
 
 
 def _find_best(values: Sequence[Any], field: str, attempts: Sequence[str]) -> str | None:

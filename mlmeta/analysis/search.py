@@ -23,9 +23,7 @@ _PART_OF_ID = re.compile(r"[0-9a-f]{6,}")
 def find_attempts(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return one row for each name, in their order; an attempt that is named twice comes once.
 
-    Args:
-        table: Attempts.
-        names: A run id, a model name (then its newest attempt), or the first six or more characters of a run id.
+    A name is a run id, a model name (then its newest attempt), or the first six or more characters of a run id.
 
     Raises:
         NotFoundError: If there is no such attempt; names the nearest.

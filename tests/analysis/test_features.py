@@ -10,7 +10,7 @@ from scipy.stats import norm, rankdata
 
 from mlmeta.analysis.features import EncodedAttempts, encode_attempts, score_ranks
 from mlmeta.errors import BadInputError
-from mlmeta.history.table import list_params, lower_is_better
+from mlmeta.history.table import list_params
 
 
 @pytest.fixture(scope="module")
@@ -269,12 +269,3 @@ def test_an_empty_table_has_no_ranks() -> None:
 def test_a_score_that_is_none_is_refused(metric: str) -> None:
     with pytest.raises(BadInputError, match=metric):
         score_ranks(score_table([0.1, 0.2]), metric)
-
-
-@pytest.mark.parametrize(
-    ("metric", "lower"),
-    [("accuracy", False), ("val_accuracy", False), ("macro_f1", False), ("train_loss", True), ("epoch_seconds", True),
-     ("duration_s", True), ("pictures_per_second", False)],
-)  # fmt: skip
-def test_the_name_of_a_metric_says_its_direction(metric: str, lower: bool) -> None:
-    assert lower_is_better(metric) is lower
