@@ -59,9 +59,7 @@ def add_lessons(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         scores = read_scores(table, metric)
     if metric == "accuracy" and {"val_accuracy", "kept_val_accuracy"} & set(table.columns):
         scores, stds = _fill(table, scores)
-    taught = table.assign(**{metric: scores, STD_COLUMN: stds})
-    taught.attrs = dict(table.attrs)
-    return taught
+    return table.assign(**{metric: scores, STD_COLUMN: stds})
 
 
 def split_lessons(history: pd.DataFrame, task_digest: str, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -73,13 +71,10 @@ def split_lessons(history: pd.DataFrame, task_digest: str, metric: str) -> tuple
     if not len(history):
         return history, history
     taught = add_lessons(history, metric)
-    digests = history.get("tags.mlmeta.task_digest", pd.Series(None, index=history.index, dtype=object))
-    same = (digests == task_digest).fillna(False).to_numpy(dtype=bool)
-    ended = history["status"].isin(_TAUGHT).to_numpy(dtype=bool)
-    past, own = taught[~same & ended & history["task"].notna().to_numpy()], taught[same & ended]
-    for table in (past, own):
-        table.attrs = dict(history.attrs)
-    return past, own
+    taught = taught[taught["status"].isin(_TAUGHT)]
+    digests = taught.get(_DIGEST, pd.Series(None, index=taught.index, dtype=object))
+    is_own = (digests == task_digest).fillna(False).astype(bool)
+    return taught[~is_own & taught["task"].notna()], taught[is_own]
 
 
 def _fill(table: pd.DataFrame, scores: Floats) -> tuple[Floats, Floats]:
@@ -128,7 +123,6 @@ class Shipped:
                 known = set(zip(past[column], past["model_name"], strict=True))
                 is_left &= np.array([one not in known for one in zip(here, names, strict=True)], dtype=bool)
         attempts = self.attempts[is_left].reset_index(drop=True)
-        attempts.attrs = dict(self.attempts.attrs)
         tasks = self.tasks[self.tasks["task"].isin(attempts["task"])].reset_index(drop=True)
         return Shipped(attempts, tasks)
 
@@ -142,20 +136,15 @@ def read_shipped() -> Shipped:
 def parse_shipped(document: Mapping[str, Any]) -> Shipped:
     """Return the attempts of a document such as `shipped_attempts.json`."""
     tasks = pd.DataFrame([_make_task(task) for task in document["tasks"]], columns=list(TASK_COLUMNS))
-    rows = [_make_attempt(document, attempt) for attempt in document["attempts"]]
-    attempts = pd.DataFrame(rows)
-    params = {name for training in document["trainings"] for name in training} | {"arch.n_parameters"}
-    attempts.attrs["kinds"] = dict.fromkeys(sorted(params), "param") | {"accuracy": "metric"}
+    trainings = pd.DataFrame(document["trainings"])
+    columns = ["task", "training", "accuracy", "arch.n_parameters", "model_name"]
+    attempts = pd.DataFrame(document["attempts"], columns=columns).join(trainings, on="training")
+    attempts["task"] = tasks["task"].to_numpy()[attempts["task"]]
+    attempts["status"] = np.where(attempts["accuracy"].isna(), Status.FAILED, Status.COMPLETE)
+    attempts.attrs["kinds"] = dict.fromkeys(["arch.n_parameters", *trainings], "param") | {"accuracy": "metric"}
     return Shipped(attempts, tasks)
 
 
 def _make_task(task: Mapping[str, Any]) -> dict[str, Any]:
     named = {"task": _PREFIX + task["task"], "task_digest": task["task_digest"], "n_attempts": 0}
     return {**named, "label_names": tuple(task["label_names"]), **task["features"]}
-
-
-def _make_attempt(document: Mapping[str, Any], attempt: list[Any]) -> dict[str, Any]:
-    task, training, score, n_parameters, name = attempt
-    status = Status.FAILED if score is None else Status.COMPLETE
-    facts = {"model_name": name, "task": _PREFIX + document["tasks"][task]["task"], "status": status}
-    return {**facts, "accuracy": score, "arch.n_parameters": n_parameters, **document["trainings"][training]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +54,12 @@ class NewTask:
 
     def n_scored(self, metric: str) -> int:
         """Return how many past attempts, on this task and others, have a score."""
-        tables = [table for table in (self.past, self.own) if len(table)]
-        return sum(int(np.count_nonzero(np.isfinite(read_numbers(table, metric)))) for table in tables)
+        return sum(int(np.isfinite(read_numbers(table, metric)).sum()) for table in (self.past, self.own))
 
     @property
     def distances(self) -> pd.Series[float]:
         """The distance of each past task."""
-        ranked = rank_similar_tasks(self.tasks, NEW_TASK)
-        return pd.Series(ranked["distance"].to_numpy(), index=ranked["task"].to_numpy())
+        return rank_similar_tasks(self.tasks, NEW_TASK).set_index("task")["distance"]
 
 
 def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame | None, metric: str) -> NewTask:
@@ -88,8 +87,8 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
     tasks = pd.concat([known, new], ignore_index=True) if len(known) else new
     if len(known) > MOST_TASKS:
         near = set(rank_similar_tasks(tasks, NEW_TASK)["task"].head(MOST_TASKS))
-        past, tasks = past[past["task"].isin(near)], tasks[tasks["task"].isin({*near, NEW_TASK})]
-        tasks, past.attrs = tasks.reset_index(drop=True), dict(history.attrs)
+        past = past[past["task"].isin(near)]
+        tasks = tasks[tasks["task"].isin({*near, NEW_TASK})].reset_index(drop=True)
     shipped = read_shipped().without(history, prepared.pictures.task_digest)
     return NewTask(commands, counts, prepared.input_shape, tasks, own, past, shipped)
 
@@ -104,31 +103,23 @@ def fit_proposals(
     for proposal in proposals:
         if len(kept) == at_most:
             break
-        try:
-            commands = _check_fit(task, proposal, networks)
-        except MlmetaError:
-            continue
-        key = digest_document({"model": commands.model})
-        params = _type_params(commands)
-        arch = {f"arch.{name}": value for name, value in networks[key].items()}
-        counts = {f"task.{name}": value for name, value in task.counts.items()}
-        facts = {"run_id": f"proposal-{len(kept)}", "model_name": commands.model_name, "status": "Incomplete"}
-        rows.append(facts | {"task": NEW_TASK} | params | arch | counts)
-        kept.append(proposal)
+        with contextlib.suppress(MlmetaError):
+            rows.append(_describe_attempt(task, proposal, networks))
+            kept.append(proposal)
     return kept, rows
 
 
 def explain_unfit(task: NewTask, proposal: Proposal) -> str:
     """Return why a proposal cannot be built for a task; empty where it can."""
     try:
-        _check_fit(task, proposal, {})
+        _describe_attempt(task, proposal, {})
     except MlmetaError as error:
         return " ".join(str(error).split())
     return ""
 
 
-def _check_fit(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, Any]]) -> TrainCommands:
-    """Return a proposal's commands; its network is described in `networks`, if it is not there yet.
+def _describe_attempt(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the attempt of a proposal as a row; its network is described in `networks`, if it is not there yet.
 
     Raises:
         MlmetaError: If it cannot be built.
@@ -138,7 +129,9 @@ def _check_fit(task: NewTask, proposal: Proposal, networks: dict[str, dict[str, 
     if key not in networks:
         networks[key] = _describe_network(commands, task)
     build_optimizer(commands.optimizer, [torch.nn.Parameter(torch.zeros(1))])
-    return commands
+    arch = {f"arch.{name}": value for name, value in networks[key].items()}
+    counts = {f"task.{name}": value for name, value in task.counts.items()}
+    return {"task": NEW_TASK} | _type_params(commands) | arch | counts
 
 
 def _describe_network(commands: TrainCommands, task: NewTask) -> dict[str, Any]:

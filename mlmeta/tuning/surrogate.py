@@ -25,7 +25,7 @@ from mlmeta.analysis.features import score_quantiles, score_ranks
 from mlmeta.analysis.task_similarity import task_distances
 from mlmeta.history.table import FAILED, Floats, Ints, lower_is_better, read_scores
 from mlmeta.tuning.lessons import Shipped
-from mlmeta.tuning.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings
+from mlmeta.tuning.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings, fill_unknown
 
 # Of more past attempts this many are learnt from: a fit grows with their cube.
 MOST_ATTEMPTS = 1_200
@@ -279,9 +279,7 @@ def _draw(past: pd.DataFrame, z: Floats, n: int, seed: int) -> tuple[pd.DataFram
         drawn = past["task"].iloc[order]
         nth = drawn.groupby(drawn.to_numpy()).cumcount().to_numpy()
         places = np.sort(order[np.argsort(nth, kind="stable")[:n]])
-    chosen = past.iloc[places]
-    chosen.attrs["kinds"] = past.attrs.get("kinds")
-    return chosen, z[places]
+    return past.iloc[places], z[places]
 
 
 def _join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -305,16 +303,12 @@ def _read_chances(tasks: pd.DataFrame, metric: str) -> Floats:
     """
     if not metric.endswith("accuracy"):
         return np.full(len(tasks), np.nan)
-    chances = np.minimum(np.exp(-tasks["ln_n_labels"].to_numpy(dtype=np.float64)), 0.99)
-    known = chances[np.isfinite(chances)]
-    filled: Floats = np.where(np.isfinite(chances), chances, np.median(known) if known.size else 0.0)
-    return filled
+    return fill_unknown(np.minimum(np.exp(-tasks["ln_n_labels"].to_numpy(dtype=np.float64)), 0.99))
 
 
 def _correct(scores: Floats, chances: Floats) -> Floats:
     """Return scores as shares of the way from chance to 1, where chance is known."""
-    corrected: Floats = np.where(np.isnan(chances), scores, (scores - chances) / (1 - chances))
-    return corrected
+    return np.where(np.isnan(chances), scores, (scores - chances) / (1 - chances))
 
 
 def _restore(values: Floats, chance: float) -> Floats:

@@ -104,7 +104,7 @@ def name_features(table: pd.DataFrame, tasks: pd.DataFrame, *, shift: float = PL
         "dropout": read_numbers(table, "arch.dropout"),
         "hidden": np.log2(1 + np.maximum(read_numbers(table, "arch.hidden"), 0)),
     }
-    named = [(name, _fill(values)) for name, values in features.items()]
+    named = [(name, fill_unknown(values)) for name, values in features.items()]
     named += [(f"optimizer={word}", (optimizer == word).astype(np.float64)) for word in _kinds(optimizer, _PLAIN)]
     activation = _words(table, "arch.activation")
     named += [(f"activation={word}", (activation == word).astype(np.float64)) for word in _kinds(activation, ("ReLU",))]
@@ -121,7 +121,7 @@ def _name_others(table: pd.DataFrame) -> list[tuple[str, Floats]]:
     for i, (name, param) in enumerate(zip(encoded.names, encoded.params, strict=True)):
         values, bare = encoded.matrix[:, i], param.removeprefix("params.")
         if bare.partition(".")[0] not in _TOLD:
-            values = _fill(np.where(table[param].isna().to_numpy(), np.nan, values))
+            values = fill_unknown(np.where(table[param].isna().to_numpy(), np.nan, values))
         if bare not in _KNOWN and np.ptp(values) > 0:
             others.append((f"other={name}", (values - values.min()) / np.ptp(values)))
     return others
@@ -144,6 +144,7 @@ def _log(logarithm: np.ufunc, values: Floats) -> Floats:
     return logs
 
 
-def _fill(values: Floats) -> Floats:
+def fill_unknown(values: Floats) -> Floats:
+    """Return values with the median of those that are finite, 0 without any, in place of the others."""
     known = values[np.isfinite(values)]
     return np.where(np.isfinite(values), values, np.median(known) if known.size else 0.0)

@@ -125,7 +125,6 @@ def test_a_long_history_leaves_the_shipped_attempts_no_room() -> None:
     is_here = table["task"] == "digits-0"
     past, here = table[~is_here], table[is_here].reset_index(drop=True)
     many = past.loc[past.index.repeat(2)].reset_index(drop=True)
-    many.attrs = here.attrs = table.attrs
     assert len(many) > MOST_ATTEMPTS
     tasks = task_table(table)
     alone = Surrogate(many, here, tasks, "digits-0").predict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ def test_attempts_on_the_same_pictures_are_its_own(toy_document: dict[str, Any],
     digest = prepare_task(parse_train_commands(toy_document), base_dir=Path()).pictures.task_digest
     mine = history["task"] == "digits-1"
     digests = history["tags.mlmeta.task_digest"].mask(mine, digest)
-    same = history.assign(**{"tags.mlmeta.task_digest": digests})
-    same.attrs = history.attrs
-    task = look(toy_document, same)
+    task = look(toy_document, history.assign(**{"tags.mlmeta.task_digest": digests}))
     assert set(task.own["run_id"]) == set(history["run_id"][mine])
     assert len(task.past) == len(history) - len(task.own)
     assert "digits-1" not in set(task.tasks["task"])
@@ -56,10 +55,5 @@ def test_only_what_can_be_built_is_kept_and_the_rest_says_why(
 
 
 def test_no_more_is_fitted_than_is_wanted(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
-    fit = Proposal(take_training(parse_train_commands(toy_document)), "fit")
-
-    def forever() -> Any:
-        while True:
-            yield fit
-
-    assert len(fit_proposals(look(toy_document, history), forever(), at_most=3)[0]) == 3
+    forever = itertools.repeat(Proposal(take_training(parse_train_commands(toy_document)), "fit"))
+    assert len(fit_proposals(look(toy_document, history), forever, at_most=3)[0]) == 3

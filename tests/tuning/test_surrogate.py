@@ -10,6 +10,7 @@ import pytest
 from attempt_table import make_table
 
 from mlmeta.analysis.task_similarity import task_table
+from mlmeta.data.metafeatures import META_FEATURES
 from mlmeta.errors import BadInputError
 from mlmeta.tuning.surrogate import MOST_ATTEMPTS, Surrogate
 from mlmeta.tuning.training_features import LENGTHS, describe_trainings, name_features
@@ -22,8 +23,13 @@ def split(task: str, n_per_task: int = 64) -> tuple[pd.DataFrame, pd.DataFrame, 
     table = make_table(n_per_task)
     is_here = (table["task"] == task).to_numpy()
     past, here = table[~is_here].reset_index(drop=True), table[is_here].reset_index(drop=True)
-    past.attrs = here.attrs = table.attrs
     return past, here, task_table(table)
+
+
+def ask(task: str) -> tuple[Surrogate, np.ndarray]:
+    """Return a surrogate that knows all tasks but one, and has the attempts on that one before it; and their scores."""
+    past, here, tasks = split(task)
+    return Surrogate(past, here.drop(columns="accuracy"), tasks, task), here["accuracy"].to_numpy()
 
 
 def regret(scores: np.ndarray, row: int) -> float:
@@ -32,25 +38,21 @@ def regret(scores: np.ndarray, row: int) -> float:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_first_choice_on_a_task_never_seen_is_among_the_best(task: str) -> None:
-    past, here, tasks = split(task)
-    surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, task)
-    assert regret(here["accuracy"].to_numpy(), surrogate.choose(1, len(here))[0]) < 0.2
+    surrogate, scores = ask(task)
+    assert regret(scores, surrogate.choose(1, len(scores))[0]) < 0.2
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_of_a_task_never_seen_are_predicted_with_an_honest_spread(task: str) -> None:
-    past, here, tasks = split(task)
-    predicted = Surrogate(past, here.drop(columns="accuracy"), tasks, task).predict()
-    scores = here["accuracy"].to_numpy()
+    surrogate, scores = ask(task)
+    predicted = surrogate.predict()
     assert np.corrcoef(predicted.mean, scores)[0, 1] > 0.4
     assert np.mean(np.abs(scores - predicted.mean) <= 1.645 * predicted.std) > 0.6
     assert np.all((predicted.mean >= 0) & (predicted.mean <= 1) & (predicted.std > 0))
 
 
 def test_attempts_on_the_task_itself_make_predictions_better_and_surer() -> None:
-    past, here, tasks = split("cifar-dev-4")
-    scores = here["accuracy"].to_numpy()
-    surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, "cifar-dev-4")
+    surrogate, scores = ask("cifar-dev-4")
     before = surrogate.predict()
     for row in range(0, 64, 2):
         surrogate.observe(row, float(scores[row]))
@@ -61,9 +63,8 @@ def test_attempts_on_the_task_itself_make_predictions_better_and_surer() -> None
 
 
 def test_a_task_of_unknown_labels_has_the_usual_chance() -> None:
-    past, here, tasks = split("cifar-dev-0")
+    _, here, tasks = split("cifar-dev-0")
     past = here.assign(task="the same, labels unknown")
-    past.attrs = here.attrs
     own = tasks[tasks["task"] == "cifar-dev-0"]
     both = pd.concat([own.assign(task="the same, labels unknown", ln_n_labels=np.nan), own], ignore_index=True)
     predicted = Surrogate(past, here.drop(columns="accuracy"), both, "cifar-dev-0").predict()
@@ -71,16 +72,14 @@ def test_a_task_of_unknown_labels_has_the_usual_chance() -> None:
 
 
 def test_candidates_that_were_tried_are_not_chosen_again() -> None:
-    past, here, tasks = split("cifar-dev-0")
-    surrogate = Surrogate(past, here, tasks, "cifar-dev-0")
+    surrogate, _ = ask("cifar-dev-0")
     first = surrogate.choose(3, 64)
     assert not set(first) & set(surrogate.choose(61, 64, tried=first))
     assert surrogate.choose(5, 64, tried=range(64)) == []
 
 
 def test_a_copy_observes_for_itself() -> None:
-    past, here, tasks = split("cifar-dev-0")
-    surrogate = Surrogate(past, here, tasks, "cifar-dev-0")
+    surrogate, _ = ask("cifar-dev-0")
     before = surrogate.predict()
     copy.copy(surrogate).observe(0, 0.1)
     np.testing.assert_array_equal(surrogate.predict().mean, before.mean)
@@ -97,8 +96,7 @@ def test_what_a_proposal_does_not_tell_is_no_difference() -> None:
 
 
 def test_a_failed_attempt_speaks_against_its_like() -> None:
-    past, here, tasks = split("digits-0")
-    surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, "digits-0")
+    surrogate, _ = ask("digits-0")
     first = surrogate.choose(1, 64)[0]
     before = surrogate.predict().z
     surrogate.observe(first, None)
@@ -107,10 +105,9 @@ def test_a_failed_attempt_speaks_against_its_like() -> None:
 
 
 def test_an_uncertain_score_says_less_than_a_certain_one() -> None:
-    past, here, tasks = split("digits-0")
 
     def expect(**options: float) -> tuple[float, float]:
-        surrogate = Surrogate(past, here.drop(columns="accuracy"), tasks, "digits-0")
+        surrogate, _ = ask("digits-0")
         surrogate.observe(0, 0.9)
         before = surrogate.predict()
         surrogate.observe(1, 0.2, **options)
@@ -132,10 +129,10 @@ def test_a_loss_is_better_when_it_is_lower() -> None:
 
 
 def test_choices_to_try_together_differ() -> None:
-    past, here, tasks = split("cifar-dev-0")
-    chosen = Surrogate(past, here, tasks, "cifar-dev-0").choose(10, len(here))
+    surrogate, _ = ask("cifar-dev-0")
+    chosen = surrogate.choose(10, 64)
     assert len(set(chosen)) == 10
-    everything = Surrogate(past, here, tasks, "cifar-dev-0").choose(100, len(here))
+    everything = surrogate.choose(100, 64)
     assert sorted(everything) == list(range(64))
     assert everything[:10] == chosen
 
@@ -151,9 +148,7 @@ def test_the_evidence_is_the_same_training_on_other_tasks_where_there_is_one() -
 @pytest.mark.parametrize("n_past", [0, 1, 2])
 def test_next_to_no_past_is_enough_to_go_on(n_past: int) -> None:
     past, here, tasks = split("digits-0")
-    few = past.iloc[:n_past]
-    few.attrs = past.attrs
-    surrogate = Surrogate(few, here, tasks, "digits-0")
+    surrogate = Surrogate(past.iloc[:n_past], here, tasks, "digits-0")
     assert len(surrogate.choose(3, 64)) == 3
     surrogate.observe(0, 0.5)
     surrogate.observe(1, 0.9)
@@ -165,9 +160,7 @@ def test_next_to_no_past_is_enough_to_go_on(n_past: int) -> None:
 
 def test_tasks_that_cannot_all_be_compared_are_a_past_too() -> None:
     past, here, tasks = split("digits-0")
-    features = [
-        name for name in tasks.columns if name not in ("task", "task_digest", "n_attempts", "best_score", "label_names")
-    ]
+    features = list(META_FEATURES)
     draw = np.random.default_rng(0)
     tasks.loc[:, features] = tasks[features].where(draw.random((len(tasks), len(features))) < 0.1)
     surrogate = Surrogate(past, here, tasks, "digits-0")
@@ -177,16 +170,13 @@ def test_tasks_that_cannot_all_be_compared_are_a_past_too() -> None:
 
 def test_attempts_that_all_failed_are_a_past_too() -> None:
     past, here, tasks = split("digits-0")
-    failed = past.assign(status="Failed", accuracy=np.nan)
-    failed.attrs = past.attrs
-    surrogate = Surrogate(failed, here, tasks, "digits-0")
+    surrogate = Surrogate(past.assign(status="Failed", accuracy=np.nan), here, tasks, "digits-0")
     assert np.isfinite(surrogate.predict().z).all()
 
 
 def test_of_a_long_history_every_task_keeps_its_share() -> None:
     past, here, tasks = split("digits-0")
-    many = pd.concat([past] * 3, ignore_index=True)
-    many.attrs = past.attrs
+    many = past.loc[past.index.repeat(3)].reset_index(drop=True)
     surrogate = Surrogate(many, here, tasks, "digits-0")
     assert len(surrogate.past) == MOST_ATTEMPTS
     assert surrogate.past["task"].value_counts().min() >= MOST_ATTEMPTS // 12 - 1
@@ -200,11 +190,10 @@ def test_a_metric_that_nobody_has_is_refused() -> None:
 
 def test_a_learning_rate_is_told_by_optimizer_and_momentum() -> None:
     table = make_table(4)
-    tasks = task_table(table)
     rows = table.iloc[[0, 0, 0]].assign(
         **{"optimizer.name": ["SGD", "SGD", "Adam"], "optimizer.lr": 0.01, "optimizer.momentum": [0.9, 0.0, None]}
     )
-    rates = dict(name_features(rows, tasks, shift=2.0))["rate"]
+    rates = dict(name_features(rows, task_table(table), shift=2.0))["rate"]
     np.testing.assert_allclose(rates, [-2 + 1 - 2, -2 - 2, -2], atol=1e-9)
 
 
