@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -51,27 +51,30 @@ class Proposal:
 
     training: Mapping[str, Any]
     origin: str
-    run_ids: tuple[str, ...] = field(default=())
+    run_ids: tuple[str, ...] = ()
     candidate: TrainCommands | None = None
 
 
 def take_training(commands: TrainCommands) -> dict[str, Any]:
     """Return how the commands train: values of `TRAINING_KEYS`."""
-    whole = commands.model_dump(mode="json", include=set(TRAINING_KEYS))
-    return {key: whole[key] for key in TRAINING_KEYS}
+    return commands.model_dump(mode="json", include=set(TRAINING_KEYS))
 
 
 def digest_training(training: Mapping[str, Any]) -> str:
     """Return a digest that is equal for trainings that are the same, whatever pictures their models are made for."""
-    parts = {key: copy.deepcopy(training.get(key)) for key in TRAINING_KEYS}
-    model = parts["model"]
-    if isinstance(model, dict) and model.get("layers"):
-        parts["model"] = {"layers": [_without_channels(model["layers"][0]), *model["layers"][1:]]}
-    return digest_document(parts)
+    parts = {key: training.get(key) for key in TRAINING_KEYS}
+    return digest_document(parts | {"model": _without_channels(parts["model"])})
 
 
-def _without_channels(layer: Any) -> Any:
-    return {**layer, "in_channels": "auto"} if isinstance(layer, dict) and "in_channels" in layer else layer
+def _without_channels(model: Any) -> Any:
+    """Return a model whose first layer takes pictures of any channels."""
+    layers = model.get("layers") if isinstance(model, dict) else None
+    if not layers:
+        return model
+    first = layers[0]
+    if isinstance(first, dict) and "in_channels" in first:
+        first = {**first, "in_channels": "auto"}
+    return {"layers": [first, *layers[1:]]}
 
 
 def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -> TrainCommands:
@@ -83,10 +86,8 @@ def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -
     document = {key: value for key, value in base.document().items() if key not in (*TRAINING_KEYS, "space")}
     document |= {key: copy.deepcopy(training[key]) for key in TRAINING_KEYS if key in training}
     document["model_name"] = name
-    layers = document["model"].get("layers")
-    if layers:
-        # The winner's pictures may have had other channels.
-        document["model"] = {"layers": [_without_channels(layers[0]), *layers[1:]]}
+    # The winner's pictures may have had other channels.
+    document["model"] = _without_channels(document["model"])
     return parse_train_commands(document, source="a proposal")
 
 

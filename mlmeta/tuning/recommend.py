@@ -120,15 +120,20 @@ def recommend_commands(
     if candidates is not None and not candidates:
         return []
     task = look_at_task(commands, base_dir or Path(), history, metric)
-    _warn_of_no_scores(task, metric)
+    n_known = len(task.past) + len(task.own)
+    if n_known and not task.n_scored(metric):
+        _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}", candidate=one) for one in candidates or ()]
-    is_cold = not (len(task.past) or len(task.own) or given)
+    is_cold = not (n_known or given)
     wanted = given or list(_propose(task, metric, np.random.default_rng(seed)))
     proposals, rows = fit_proposals(task, wanted, at_most=n if is_cold else None)
     if not proposals:
         _refuse_unfit(task, wanted, are_candidates=bool(given))
         return []
-    _warn_of_unfit(task, [one for one in given if one not in proposals])
+    for one in given:
+        if one not in proposals:
+            why = explain_unfit(task, one)
+            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
     fresh, nearest = _find_fresh(task, pd.DataFrame(rows), keep_all=bool(given))
     new, proposals = pd.DataFrame([rows[row] for row in fresh]), [proposals[row] for row in fresh]
     surrogate = _make_surrogate(task, new, metric, seed)
@@ -141,49 +146,23 @@ def recommend_commands(
     ]
 
 
-def _warn_of_no_scores(task: NewTask, metric: str) -> None:
-    n_known = len(task.past) + len(task.own)
-    if n_known and not task.n_scored(metric):
-        _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
-
-
-def _warn_of_unfit(task: NewTask, candidates: Sequence[Proposal]) -> None:
-    for one in candidates:
-        why = explain_unfit(task, one)
-        _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
-
-
-def judge_attempts(
-    commands: TrainCommands,
-    *,
-    base_dir: Path | None = None,
-    history: pd.DataFrame | None = None,
-    metric: str = "accuracy",
-    seed: int = 0,
-) -> dict[str, float]:
+def judge_attempts(commands: TrainCommands, *, base_dir: Path) -> dict[str, float]:
     """Return what every attempt on the task of some commands should be worth, by its own score so far and all others.
 
     After a few epochs a score is hardly more than chance where there are few validation pictures; what is known of
     attempts like it then says more.
 
-    Args:
-        commands: Say what the task is.
-        base_dir: What relative paths of the commands are relative to; None for the working folder.
-        history: The table of `mlmeta.history.loading.load_attempts`; None to read it.
-        metric: The score; its name says whether lower is better.
-        seed: As for `recommend_commands`.
-
     Returns:
         By run id, a normal quantile among attempts on the task, higher is better.
 
     Raises:
-        BadInputError: If the commands or their pictures cannot be used, or the metric is none.
+        BadInputError: If the commands or their pictures cannot be used.
         MlmetaError: If the history cannot be read.
     """
-    task = look_at_task(commands, base_dir or Path(), history, metric)
+    task = look_at_task(commands, base_dir, None, "accuracy")
     if not len(task.own):
         return {}
-    worth = _make_surrogate(task, task.own.iloc[:0], metric, seed).predict().z
+    worth = _make_surrogate(task, task.own.iloc[:0], "accuracy", seed=0).predict().z
     return dict(zip(task.own["run_id"], worth.tolist(), strict=True))
 
 
@@ -230,8 +209,7 @@ def _find_fresh(
 
 def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[Proposal]:
     """Yield what might be tried, each once: without a past the defaults first, then the commands themselves."""
-    closeness = {str(name): -float(distance) for name, distance in task.distances.items()}
-    winners = find_winners(task.past, metric, closeness) if len(task.past) else []
+    winners = find_winners(task.past, metric, dict(-task.distances)) if len(task.past) else []
     best_here = find_winners(task.own.assign(task="this task"), metric, {}) if len(task.own) > 1 else []
     known = [*best_here, *winners]
     given = take_training(task.commands)
@@ -260,18 +238,14 @@ def _explain(
     near: pd.Series[Any] | None,
 ) -> Recommendation:  # fmt: skip
     commands = write_commands(task.commands, proposal, number_name(task.commands.model_name, rank))
-    distances = task.distances
-    found = [] if near is None else [_make_evidence(near, 0.0, metric)]
+    past, similar, distances = surrogate.past, surrogate.find_evidence(row, 10 * _N_TIMED), task.distances
     # What it is taken from first, then what the surrogate goes by.
-    past = surrogate.past
     place_of = {run_id: place for place, run_id in enumerate(past["run_id"] if len(past) else ())}
     sources = [place_of[run_id] for run_id in proposal.run_ids if run_id in place_of]
-    telling = dict.fromkeys([*sources, *surrogate.find_evidence(row, 2 * N_EVIDENCE)])
-    for place in list(telling)[: N_EVIDENCE - len(found)]:
-        one = past.iloc[place]
-        found.append(_make_evidence(one, float(distances.get(one["task"], np.nan)), metric))
-    evidence = tuple(found)
-    seconds = _expect_seconds(task, surrogate.past.iloc[surrogate.find_evidence(row, 10 * _N_TIMED)])
+    telling = [past.iloc[place] for place in list(dict.fromkeys([*sources, *similar]))[:N_EVIDENCE]]
+    found = [_make_evidence(one, float(distances.get(one["task"], np.nan)), metric) for one in telling]
+    evidence = tuple((found if near is None else [_make_evidence(near, 0.0, metric), *found])[:N_EVIDENCE])
+    seconds = _expect_seconds(task, past.iloc[similar])
     mean, std = float(predicted.mean[row]), float(predicted.std[row])
     return Recommendation(commands, mean, std, seconds, evidence, _say_why(task, proposal, evidence, metric))
 
@@ -308,6 +282,6 @@ def _expect_seconds(task: NewTask, similar: pd.DataFrame) -> float:
     here["n_epoch"] = float(task.commands.n_epoch)
     for name, value in here.items():
         there = read_numbers(similar, name)
-        seconds = seconds * np.where(there > 0, value / np.where(there > 0, there, 1.0), 1.0)
+        seconds = seconds * (value / np.where(there > 0, there, value))
     known = seconds[np.isfinite(seconds) & (seconds > 0)]
     return float(np.median(known)) if known.size else math.nan

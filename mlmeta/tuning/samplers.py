@@ -37,8 +37,7 @@ from mlmeta.tuning.lessons import split_lessons
 from mlmeta.tuning.proposals import derive_space, digest_training, find_winners, make_commands, take_training
 from mlmeta.tuning.recommend import Recommendation, judge_attempts, recommend_commands
 
-OPTUNA_SAMPLERS = ("tpe", "gp", "random")
-SAMPLERS = ("mlmeta", *OPTUNA_SAMPLERS)
+SAMPLERS = ("mlmeta", "tpe", "gp", "random")
 # Of the winners on other tasks this many are looked at first.
 _N_WINNERS = 3
 _MOST_ASKED = 20
@@ -124,7 +123,7 @@ class _OptunaSampler:
             if digest in tried:
                 continue
             tried.add(digest)
-            commands = make_commands(self._commands, training, f"{self._commands.model_name}-{len(found) + 1}")
+            commands = make_commands(self._commands, training, self._commands.model_name)
             reason = f"Drawn from the search space by Optuna's {self._name} sampler."
             found.append(Recommendation(commands, math.nan, math.nan, math.nan, (), reason))
         return found
@@ -144,7 +143,7 @@ class _OptunaSampler:
         return samplers.GPSampler(seed=seed) if self._name == "gp" else samplers.RandomSampler(seed=seed)
 
     def _describe(self, space: Space) -> dict[str, Any]:
-        """Return Optuna's distributions; choices, which may be any JSON, are drawn by their number."""
+        """Return Optuna's distributions, those that `_suggest` draws from."""
         known = self._optuna.distributions
         return {
             path: known.CategoricalDistribution(list(range(len(one.values)))) if not isinstance(one, Range)

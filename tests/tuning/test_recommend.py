@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from mlmeta.cli import cli
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.commands.search_space import TRAINING_KEYS
+from mlmeta.data.task import prepare_task
 from mlmeta.errors import BadInputError
+from mlmeta.history.table import list_params, with_kinds
 from mlmeta.training.loop import train_attempt
 from mlmeta.training.preparation import prepare_training
 from mlmeta.tuning.proposals import derive_space, find_winners, number_name, read_defaults, take_training, vary
@@ -34,16 +35,25 @@ def recommend(document: dict[str, Any], history: pd.DataFrame, **options: Any) -
     return recommend_commands(parse_train_commands(document), history=history, **options)
 
 
+@pytest.fixture
+def digest(toy_document: dict[str, Any]) -> str:
+    """What the history knows the task of the toy document by."""
+    return prepare_task(parse_train_commands(toy_document), base_dir=Path()).pictures.task_digest
+
+
+def join(history: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    return with_kinds(pd.concat([history, more], ignore_index=True), history.attrs["kinds"])
+
+
 def trainings(found: list[Recommendation]) -> list[str]:
-    whole = [one.commands.model_dump(mode="json", include=set(TRAINING_KEYS)) for one in found]
-    return [json.dumps(one, sort_keys=True) for one in whole]
+    return [json.dumps(take_training(one.commands), sort_keys=True) for one in found]
 
 
 # Proposals.
 
 
 def test_a_training_is_read_back_from_its_params(history: pd.DataFrame) -> None:
-    params = [name for name, kind in history.attrs["kinds"].items() if kind == "param"]
+    params = list_params(history)
     documents = {document["name"]: document["training_commands"] for document in read_documents()}
     for _, row in history.iloc[::29].iterrows():
         training = read_training(row, params)
@@ -62,9 +72,7 @@ def test_winners_are_the_best_of_each_task_near_tasks_first(history: pd.DataFram
 
 
 def test_a_failed_attempt_is_no_winner(history: pd.DataFrame) -> None:
-    failed = history.assign(status="Failed")
-    failed.attrs = history.attrs
-    assert find_winners(failed, "accuracy", {}) == []
+    assert find_winners(history.assign(status="Failed"), "accuracy", {}) == []
 
 
 def test_variations_stay_near_what_they_are_made_of() -> None:
@@ -176,10 +184,8 @@ def test_a_space_of_which_nothing_fits_the_pictures_is_refused(
     toy_document: dict[str, Any], history: pd.DataFrame
 ) -> None:
     # Pictures of 8 pixels have no room for such a kernel.
-    layers = [
-        {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 2},
-        *toy_document["model"]["layers"],
-    ]
+    convolution = {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 2}
+    layers = [convolution, *toy_document["model"]["layers"]]
     space = {"model.layers.0.kernel_size": {"low": 50, "high": 60}}
     with pytest.raises(
         BadInputError, match=r"space: none of .* trainings drawn from it can be built for these pictures"
@@ -188,10 +194,9 @@ def test_a_space_of_which_nothing_fits_the_pictures_is_refused(
 
 
 def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
-    toy_document: dict[str, Any], history: pd.DataFrame
+    toy_document: dict[str, Any], history: pd.DataFrame, digest: str
 ) -> None:
     first = recommend(toy_document, history, n=3)
-    task_digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
     rows = []
     for number, one in enumerate(first):
         params = {f"optimizer.{key}": value for key, value in one.commands.optimizer.items()}
@@ -200,11 +205,9 @@ def test_attempts_on_the_task_itself_count_and_are_not_proposed_again(
             source
             | params
             | {"run_id": f"own-{number}", "task": "colours", "status": "Diverged", "accuracy": np.nan}
-            | {"tags.mlmeta.task_digest": task_digest, "batch_size": one.commands.batch_size}
+            | {"tags.mlmeta.task_digest": digest, "batch_size": one.commands.batch_size}
         )
-    both = pd.concat([history, pd.DataFrame(rows)], ignore_index=True)
-    both.attrs = history.attrs
-    second = recommend(toy_document, both, n=3)
+    second = recommend(toy_document, join(history, pd.DataFrame(rows)), n=3)
     assert "and 3 on this task" in second[0].reason
     assert trainings(second)[0] != trainings(first)[0]
 
@@ -218,13 +221,12 @@ def test_of_many_tasks_the_nearest_are_learnt_from(
     assert len({evidence.task for evidence in one.evidence}) <= 3
 
 
-def test_an_attempt_that_was_not_tested_is_no_failure(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
-    digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
+def test_an_attempt_that_was_not_tested_is_no_failure(
+    toy_document: dict[str, Any], history: pd.DataFrame, digest: str
+) -> None:
     best = history[history["accuracy"] == history["accuracy"].max()].head(1)
     own = best.assign(**{"run_id": "own", "accuracy": np.nan, "tags.mlmeta.task_digest": digest})
-    both = pd.concat([history, own], ignore_index=True)
-    both.attrs = history.attrs
-    before, after = (recommend(toy_document, table, n=1)[0] for table in (history, both))
+    before, after = (recommend(toy_document, table, n=1)[0] for table in (history, join(history, own)))
     assert after.score_mean == pytest.approx(before.score_mean, abs=0.02)
 
 
@@ -232,15 +234,11 @@ def test_an_attempt_that_was_not_tested_is_no_failure(toy_document: dict[str, An
 def test_a_history_of_next_to_nothing_is_enough(
     toy_document: dict[str, Any], history: pd.DataFrame, n_past: int
 ) -> None:
-    few = history.iloc[:n_past]
-    few.attrs = history.attrs
-    assert len(recommend(toy_document, few, n=3)) == 3
+    assert len(recommend(toy_document, history.iloc[:n_past], n=3)) == 3
 
 
 def test_attempts_of_which_all_failed_leave_the_defaults(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
-    failed = history.assign(status="Failed", accuracy=np.nan)
-    failed.attrs = history.attrs
-    assert len(recommend(toy_document, failed, n=3)) == 3
+    assert len(recommend(toy_document, history.assign(status="Failed", accuracy=np.nan), n=3)) == 3
 
 
 @pytest.mark.parametrize("n_past", [1, 6])
@@ -249,7 +247,6 @@ def test_a_first_attempt_that_failed_is_no_hindrance(
 ) -> None:
     # Nothing has ever been tested: the table has no such column.
     failed = history.iloc[:n_past].drop(columns=["accuracy", "test_accuracy"], errors="ignore").assign(status="Failed")
-    failed.attrs = history.attrs
     assert len(recommend(toy_document, failed, n=3)) == 3
     assert f"none of {n_past} past attempts has the metric 'accuracy' to learn from" in caplog.text
     with pytest.raises(BadInputError, match="no attempt has the metric 'macro_f1'"):
@@ -257,14 +254,11 @@ def test_a_first_attempt_that_failed_is_no_hindrance(
 
 
 def test_attempts_on_the_task_itself_are_the_first_evidence(
-    toy_document: dict[str, Any], history: pd.DataFrame
+    toy_document: dict[str, Any], history: pd.DataFrame, digest: str
 ) -> None:
-    digest = prepare_training(parse_train_commands(toy_document), base_dir=Path()).task.pictures.task_digest
     own = history[history["task"] == "digits-0"].head(20)
     own = own.assign(**{"task": "colours", "tags.mlmeta.task_digest": digest, "model_name": "own-" + own["model_name"]})
-    both = pd.concat([history, own], ignore_index=True)
-    both.attrs = history.attrs
-    found = recommend(toy_document, both, n=3)
+    found = recommend(toy_document, join(history, own), n=3)
     for one in found:
         assert [evidence.task == "colours" for evidence in one.evidence] == [True, False, False]
         first = one.evidence[0]
@@ -278,14 +272,12 @@ def test_attempts_that_were_pruned_do_not_make_a_training_seem_short(
 ) -> None:
     pruned = history.assign(status=[*["Pruned"] * 3, "Complete"] * 208)
     pruned["duration_s"] = pruned["duration_s"].mask(pruned["status"] == "Pruned", 1e-6)
-    pruned.attrs = history.attrs
     whole, half = (recommend(toy_document, table, n=1)[0].seconds for table in (history, pruned))
     assert half > whole / 20
 
 
 def test_attempts_without_meta_features_are_a_history_too(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
     plain = history.drop(columns=[name for name in history.columns if name.startswith("tags.mlmeta.task")])
-    plain.attrs = history.attrs
     assert len(recommend(toy_document, plain, n=2)) == 2
 
 
@@ -377,7 +369,6 @@ def test_attempts_alone_on_their_tasks_teach(toy_document: dict[str, Any], histo
     lone = history.groupby("task", as_index=False).head(1).reset_index(drop=True)
     lone["optimizer.name"] = "Adagrad"
     lone["accuracy"] = 0.99
-    lone.attrs = dict(history.attrs)
     found = recommend(toy_document, lone, n=100)
     assert "Adagrad" in {one.commands.optimizer["name"] for one in found}
     assert any(one.evidence for one in found)
@@ -386,12 +377,8 @@ def test_attempts_alone_on_their_tasks_teach(toy_document: dict[str, Any], histo
 def test_rates_at_which_trainings_diverged_are_not_drawn(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
     document = {**toy_document, "optimizer": {"name": "Adam", "lr": 0.001}}
     bad = history.head(8).assign(**{"status": "Diverged", "optimizer.name": "Adam", "optimizer.lr": 1e15})
-    bad.attrs = dict(history.attrs)
-    space = derive_space(take_training(parse_train_commands(document)), bad)
-    assert (
-        space["optimizer.lr"]
-        == derive_space(take_training(parse_train_commands(document)), history.head(0))["optimizer.lr"]
-    )
+    training = take_training(parse_train_commands(document))
+    assert derive_space(training, bad)["optimizer.lr"] == derive_space(training, history.head(0))["optimizer.lr"]
 
 
 def test_what_it_is_taken_from_is_the_first_evidence(toy_document: dict[str, Any], history: pd.DataFrame) -> None:
@@ -424,9 +411,8 @@ def test_what_differs_is_told(store: str, toy_document: dict[str, Any], tmp_path
     other = {**toy_document, "optimizer": {**toy_document["optimizer"], "weight_decay": 0.125}, "n_epoch": 9}
     for name, document in (("given", toy_document), ("other", other)):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
-    done = run(
-        "recommend", str(tmp_path / "given.json"), "--candidate", str(tmp_path / "other.json"), "--format", "json"
-    )
+    given, candidate = (str(tmp_path / f"{name}.json") for name in ("given", "other"))
+    done = run("recommend", given, "--candidate", candidate, "--format", "json")
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
     assert row["differs"] == "optimizer.weight_decay 0.125, n_epoch 9"

@@ -103,10 +103,8 @@ def test_a_failed_attempt_counts_as_the_worst(
 @pytest.mark.parametrize("name", ["tpe", "gp", "random"])
 def test_what_was_tried_is_not_proposed_again(toy_document: dict[str, Any], store: str, name: str) -> None:
     # As a user writes it who knows his pictures; proposals have "auto" there.
-    layers = [
-        {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 3},
-        *toy_document["model"]["layers"],
-    ]
+    convolution = {"name": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 3}
+    layers = [convolution, *toy_document["model"]["layers"]]
     document = toy_document | {"model": {"layers": layers}, "space": {"batch_size": {"choices": [2, 3, 4]}}}
     remember(document, {"batch_size": 2}, {"batch_size": 4})
     assert [one["batch_size"] for one in propose(document, 3, name=name)] == [3]
