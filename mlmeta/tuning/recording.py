@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import MAX_TAG, flatten_params
-from mlmeta.errors import BadInputError, NotFoundError, suggest
+from mlmeta.errors import BadInputError, NotFoundError, one_line, suggest
 from mlmeta.files import hold_run
 from mlmeta.status import MLFLOW_STATUS, Status
 from mlmeta.tracking.attempts import read_commands
@@ -31,7 +31,6 @@ from mlmeta.tracking.store import open_client, search_all_runs, telling
 
 KIND = "tuning"
 PARENT_TAG, ROUND_TAG = "mlflow.parentRunId", "mlmeta.tuning_round"
-INCUMBENT_TAG, INCUMBENT_RUN_TAG = "mlmeta.incumbent", "mlmeta.incumbent_run_id"
 _SETTINGS_TAG = "mlmeta.tuning"
 
 
@@ -93,19 +92,16 @@ class TuningRecorder:
             "tuning_epochs": float(sum(attempt.n_epochs for attempt in attempts)),
             "tuning_seconds": self.seconds,
         }
-        tags = {}
+        now, step = int(time.time() * 1000), len(attempts)
+        tags = {"mlmeta.heartbeat": str(now // 1000)}
         if incumbent is not None:
             metrics["incumbent_val_accuracy"] = incumbent.val_accuracy
             if not math.isnan(incumbent.accuracy):
                 metrics["incumbent_accuracy"] = incumbent.accuracy
-            tags = {INCUMBENT_TAG: incumbent.name, INCUMBENT_RUN_TAG: incumbent.run_id}
-        now, step = int(time.time() * 1000), len(attempts)
+            tags |= {"mlmeta.incumbent": incumbent.name, "mlmeta.incumbent_run_id": incumbent.run_id}
         with _warning(f"the progress of the tuning {self.run_id} is not recorded"):
-            self._client.log_batch(
-                self.run_id,
-                metrics=[Metric(key, value, now, step) for key, value in metrics.items()],
-                tags=[RunTag("mlmeta.heartbeat", str(now // 1000)), *(RunTag(*item) for item in tags.items())],
-            )
+            measured = [Metric(key, value, now, step) for key, value in metrics.items()]
+            self._client.log_batch(self.run_id, metrics=measured, tags=_make_tags(tags))
 
     def log_note(self, note: str) -> None:
         """Record the note that people read first."""
@@ -115,8 +111,8 @@ class TuningRecorder:
     def end(self, status: Status, *, error: str = "") -> None:
         """Record the state that it ends in."""
         with _warning(f"the end of the tuning {self.run_id} is not recorded"):
-            tags = [RunTag("mlmeta.status", status)] + ([RunTag("mlmeta.error", error[:MAX_TAG])] if error else [])
-            self._client.log_batch(self.run_id, tags=tags)
+            tags = {"mlmeta.status": status} | ({"mlmeta.error": error[:MAX_TAG]} if error else {})
+            self._client.log_batch(self.run_id, tags=_make_tags(tags))
             self._client.set_terminated(self.run_id, MLFLOW_STATUS[status])
 
 
@@ -130,7 +126,7 @@ def record_tuning(
         commands: What is tuned.
         base_dir: What relative paths in them are relative to.
         settings: How it is tuned, plain JSON.
-        resume_run_id: The run to go on in.
+        resume_run_id: The run to go on in; None for a new one.
 
     Raises:
         BadInputError: If another process of this machine works on it.
@@ -150,10 +146,14 @@ def record_tuning(
                 run_id = resume_run_id
                 client.update_run(run_id, status="RUNNING")
                 before = client.get_run(run_id).data.metrics.get("tuning_seconds", 0.0)
-                client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+                client.log_batch(run_id, tags=_make_tags(tags))
             else:
                 run_id = start_run(client, f"tuning of {commands.model_name}", tags, held=held)
-                _describe(client, run_id, commands, settings)
+                text = json.dumps(commands.document(), indent=2, ensure_ascii=False)
+                client.log_text(run_id, text, "train_commands.json")
+                facts = {"model_name": commands.model_name, "n_epoch": commands.n_epoch}
+                params = flatten_params({"tuning": settings} | facts)
+                client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
         recorder = TuningRecorder(client, run_id, seconds_before=before)
         try:
             yield recorder
@@ -163,12 +163,6 @@ def record_tuning(
             recorder.end(Status.INTERRUPTED if stopped else Status.FAILED, error="" if stopped else str(error))
             raise
         recorder.end(Status.COMPLETE)
-
-
-def _describe(client: MlflowClient, run_id: str, commands: TrainCommands, settings: Mapping[str, Any]) -> None:
-    client.log_text(run_id, json.dumps(commands.document(), indent=2, ensure_ascii=False), "train_commands.json")
-    params = flatten_params({"tuning": dict(settings), "model_name": commands.model_name, "n_epoch": commands.n_epoch})
-    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
 
 
 def find_tuning(name_or_run_id: str) -> StoppedTuning:
@@ -225,9 +219,13 @@ def _read_attempt(client: MlflowClient, run: Run) -> TunedAttempt:
     )
 
 
+def _make_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(key, str(value)) for key, value in tags.items()]
+
+
 @contextlib.contextmanager
 def _warning(what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        sys.stderr.write(f"mlmeta: {what}: {' '.join(str(error).split())[:300]}\n")
+        sys.stderr.write(f"mlmeta: {what}: {one_line(error)}\n")

@@ -107,7 +107,7 @@ def tune_task(
         record_tuning(commands, base_dir=base_dir, settings=asdict(settings), resume_run_id=resume_run_id) as recorder,
         progress or TuningProgress(commands) as shown,
     ):
-        tuning = Tuning(commands.model_name, settings, base_dir, recorder, sampler, shown, commands.n_epoch)
+        tuning = Tuning(commands, settings, base_dir, recorder, sampler, shown)
         try:
             while tuning.go_on():
                 proposals = first or tuning.propose()
@@ -178,7 +178,7 @@ def write_note(tuned: Tuned) -> str:
 def describe_result(tuned: Tuned) -> str:
     """Return in a sentence or two which attempt is best, and what it cost to find it."""
     n = len(tuned.attempts)
-    cost = f"{n} attempt{'s' if n != 1 else ''}, {tuned.n_epochs} epochs, {tuned.seconds:.0f} s"
+    cost = f"{n} attempt{'s'[: n != 1]}, {tuned.n_epochs} epochs, {tuned.seconds:.0f} s"
     if tuned.incumbent is None:
         return f"No attempt learnt anything ({cost})."
     best = tuned.incumbent
@@ -255,13 +255,12 @@ def rank_attempts(attempts: Sequence[TunedAttempt]) -> list[TunedAttempt]:
 class Tuning:
     """One tuning at work; what is not in MLflow is lost without harm."""
 
-    name: str
+    commands: TrainCommands
     settings: TuningSettings
     base_dir: Path
     recorder: TuningRecorder
     sampler: Sampler
     shown: TuningProgress
-    n_epoch: int
     epoch_s: float = 0.0
     epoch_s_of: dict[str, float] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
@@ -277,27 +276,27 @@ class Tuning:
     def n_wanted(self) -> int:
         """Return how many attempts are to be begun in the present round."""
         attempts = self.attempts()
-        current = self._current_round(attempts)
-        n_before = sum(attempt.round < current for attempt in attempts)
-        return max(0, self.settings.round_left(n_before + len(self.refused)) - (len(attempts) - n_before))
+        _, members = self._find_round(attempts)
+        n_before = len(attempts) - len(members)
+        return max(0, self.settings.round_left(n_before + len(self.refused)) - len(members))
 
     def go_on(self) -> bool:
         """Return whether there is anything to do: attempts to begin, or to finish."""
-        attempts = self.attempts()
-        current = self._current_round(attempts)
-        if any(attempt.round == current for attempt in attempts) and not self._is_over(final=True):
+        _, members = self._find_round(self.attempts())
+        if members and not self._is_over(final=True):
             return True
         return self.n_wanted() > 0 and not self._is_over()
 
-    def _current_round(self, attempts: Sequence[TunedAttempt]) -> int:
-        """Return the number of the round at work: the last, or the one after it if that has been cut and finished."""
+    def _find_round(self, attempts: Sequence[TunedAttempt]) -> tuple[int, list[TunedAttempt]]:
+        """Return the number of the round at work, and its attempts: the last, or a new one if that is finished."""
         last = max((attempt.round for attempt in attempts), default=1)
-        statuses = {attempt.status for attempt in attempts if attempt.round == last}
-        return last + 1 if statuses and not statuses & {Status.INTERRUPTED, *_AT_WORK} else last
+        members = [attempt for attempt in attempts if attempt.round == last]
+        is_done = members and not {attempt.status for attempt in members} & {Status.INTERRUPTED, *_AT_WORK}
+        return (last + 1, []) if is_done else (last, members)
 
     def _is_over(self, *, final: bool = False) -> bool:
         """Return whether the time is used up; unless `final`, all but what the best of the round still needs."""
-        return self._left() <= (0.0 if final else self.epoch_s * self.n_epoch)
+        return self._left() <= (0.0 if final else self.epoch_s * self.commands.n_epoch)
 
     def _left(self) -> float:
         # With what it had taken before it was stopped.
@@ -314,10 +313,8 @@ class Tuning:
 
     def run_round(self, proposals: Sequence[Recommendation]) -> bool:
         """Train the first epochs of what is proposed, cut, and train the best; return whether there was anything."""
-        attempts = self.attempts()
-        number = self._current_round(attempts)
-        members = [attempt for attempt in attempts if attempt.round == number]
-        until = min(self.settings.first_epochs, self.n_epoch)
+        number, members = self._find_round(self.attempts())
+        until = min(self.settings.first_epochs, self.commands.n_epoch)
         for attempt in members:
             if attempt.status == Status.INTERRUPTED and attempt.n_epochs < until:
                 self._go_on_with(attempt, until)
@@ -325,14 +322,13 @@ class Tuning:
             if members and self._is_over():
                 break
             self._begin(proposal, number, until)
-            self.log_progress()
-            members = [attempt for attempt in self.attempts() if attempt.round == number]
+            members = [attempt for attempt in self.log_progress()[0] if attempt.round == number]
         self._cut(number)
         return bool(members or proposals)
 
     def _begin(self, proposal: Recommendation, number: int, until: int) -> None:
         made = len(self.attempts()) + len(self.refused)
-        commands = proposal.commands.model_copy(update={"model_name": number_name(self.name, made + 1)})
+        commands = proposal.commands.model_copy(update={"model_name": number_name(self.commands.model_name, made + 1)})
         tags = {PARENT_TAG: self.recorder.run_id, ROUND_TAG: str(number)}
         if not self._train(commands, self.base_dir, until, round_number=number, tags=tags, proposal=proposal):
             self.refused.add(digest_training(take_training(commands)))
@@ -351,7 +347,7 @@ class Tuning:
                 run_id, trained, _ = run_attempt(
                     commands, base_dir=base_dir, test=False, until_epoch=until, progress=shown, **options
                 )
-                shown.end(trained.stopped or (f"{len(trained.curve)} of {self.n_epoch} epochs"))
+                shown.end(trained.stopped or f"{len(trained.curve)} of {commands.n_epoch} epochs")
                 self.epoch_s = self.epoch_s_of[run_id] = float(trained.curve[-1]["epoch_seconds"])
             except (DivergedError, AttemptFailedError) as error:
                 shown.end(str(error))
@@ -367,11 +363,8 @@ class Tuning:
         n_kept -= sum(attempt.status in FINISHED for attempt in members)
         waiting, how = self._rank([attempt for attempt in members if attempt.status == Status.INTERRUPTED])
         for place, attempt in enumerate(waiting[max(n_kept, 0) :], start=n_kept + 1):
-            prune_attempt(
-                attempt.run_id,
-                f"place {place} of {len(members)} in round {number} after {attempt.n_epochs} "
-                f"epoch{'s' if attempt.n_epochs != 1 else ''}, by {how}",
-            )
+            epochs = f"{attempt.n_epochs} epoch{'s'[: attempt.n_epochs != 1]}"
+            prune_attempt(attempt.run_id, f"place {place} of {len(members)} in round {number} after {epochs}, by {how}")
             Checkpoint(attempt.run_id).put_aside()
             self.shown.mark(attempt.name, Status.PRUNED)
         for attempt in waiting[: max(n_kept, 0)]:
@@ -391,8 +384,8 @@ class Tuning:
         """Return up to which epoch the time allows to train an attempt."""
         left, epoch_s = self._left(), self.epoch_s_of.get(attempt.run_id, self.epoch_s)
         if math.isinf(left) or not epoch_s:
-            return self.n_epoch
-        return min(self.n_epoch, attempt.n_epochs + max(0, int(left / epoch_s)))
+            return self.commands.n_epoch
+        return min(self.commands.n_epoch, attempt.n_epochs + max(0, int(left / epoch_s)))
 
     def log_progress(self) -> tuple[list[TunedAttempt], TunedAttempt | None]:
         """Record how far it is; return its attempts and the incumbent."""

@@ -21,6 +21,9 @@ from mlmeta.tuning.progress import TuningProgress
 from mlmeta.tuning.recording import TunedAttempt, list_attempts
 from mlmeta.tuning.tune import Tuned, TuningSettings, choose_incumbent, rank_attempts, resume_tuning, tune_task
 
+HOT = {"name": "SGD", "lr": 1e30}
+DIVERGING = {"optimizer": HOT, "space": {"optimizer": {"choices": [HOT]}, "batch_size": {"low": 4, "high": 9}}}
+
 
 def tune(document: dict[str, Any], **settings: Any) -> Tuned:
     commands = parse_train_commands(document | {"n_epoch": 3})
@@ -139,12 +142,7 @@ def test_a_killed_attempt_of_a_tuning_is_taken_up(toy_document: dict[str, Any], 
 
 
 def test_an_attempt_that_diverges_is_a_lesson(toy_document: dict[str, Any], store: str) -> None:
-    rates = {"optimizer": {"choices": [{"name": "SGD", "lr": 1e30}]}, "batch_size": {"low": 4, "high": 9}}
-    document = toy_document | {
-        "optimizer": {"name": "SGD", "lr": 1e30},
-        "space": rates,
-    }
-    tuned = tune(document, attempts=2, round_size=2)
+    tuned = tune(toy_document | DIVERGING, attempts=2, round_size=2)
     assert {one.status for one in tuned.attempts} == {"Diverged"}
     assert tuned.incumbent is None
 
@@ -268,8 +266,7 @@ def test_the_table_shows_results_before_how_they_came_about(
 def test_a_tuning_in_which_nothing_learnt_fails(
     toy_document: dict[str, Any], store: str, write_json: Any, tmp_path: Path
 ) -> None:
-    rates = {"optimizer": {"choices": [{"name": "SGD", "lr": 1e30}]}, "batch_size": {"low": 4, "high": 9}}
-    config = write_json(toy_document | {"optimizer": {"name": "SGD", "lr": 1e30}, "space": rates})
+    config = write_json(toy_document | DIVERGING)
     result = CliRunner().invoke(cli, ["tune", str(config), "--attempts", "1", "--write", str(tmp_path / "best.json")])
     assert (result.exit_code, "No attempt learnt anything" in result.output) == (1, True)
     assert not (tmp_path / "best.json").exists()
