@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 # These have a column of their own.
 _SHOWN = ("optimizer.name", "optimizer.lr", "scheduler.name", "scheduler")
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @click.command()
@@ -84,11 +83,10 @@ def recommend(
     if folder is not None:
         _write_files({folder / _file_name(one): _format_commands(one.commands, config.parent, folder) for one in found})
     if to_run:
-        files = {_file_name(one): _format_commands(one.commands, config.parent) for one in found}
-        _record_recommendations(table, files, reasons=[one.reason for one in found])
+        _record_recommendations(found, table, config.parent)
 
 
-def _record_recommendations(table: pd.DataFrame, files: Mapping[str, str], *, reasons: Sequence[str]) -> None:
+def _record_recommendations(found: Sequence[Recommendation], table: pd.DataFrame, base_dir: Path) -> None:
     """Log recommendations.csv and .json, the commands under ``next/``, and a note."""
     from mlmeta.reports.tables import escape_markdown, write_output
     from mlmeta.tracking.runs import record_answer
@@ -97,10 +95,10 @@ def _record_recommendations(table: pd.DataFrame, files: Mapping[str, str], *, re
         for form in ("csv", "json"):
             write_output(table, folder / f"recommendations.{form}", form=form)
         (folder / "next").mkdir()
-        for file, text in files.items():
-            (folder / "next" / file).write_text(text, encoding="utf-8")
+        for one in found:
+            (folder / "next" / _file_name(one)).write_text(_format_commands(one.commands, base_dir), encoding="utf-8")
 
-    note = "\n".join(f"{rank}. {escape_markdown(reason)}" for rank, reason in enumerate(reasons, start=1))
+    note = "\n".join(f"{rank}. {escape_markdown(one.reason)}" for rank, one in enumerate(found, start=1))
     record_answer("recommendation", name="recommend", note=note, write_files=write_files)
 
 
@@ -121,9 +119,9 @@ def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.Dat
         rows.append(
             {
                 "rank": rank,
-                "expected": _round(one.score_mean),
-                "std": _round(one.score_std),
-                "seconds": _round(one.seconds),
+                "expected": one.score_mean,
+                "std": one.score_std,
+                "seconds": one.seconds,
                 "optimizer": commands.optimizer.get("name"),
                 "lr": commands.optimizer.get("lr"),
                 "batch_size": commands.batch_size,
@@ -134,6 +132,8 @@ def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.Dat
             }
         )
     table = pd.DataFrame(rows)
+    for name in ("expected", "std", "seconds"):
+        table[name] = table[name].map("{:.3g}".format).astype("float64")
     return table if (table["differs"] != "").any() else table.drop(columns="differs")
 
 
@@ -144,10 +144,6 @@ def _describe_differences(commands: TrainCommands, given: TrainCommands) -> str:
     if new.get("optimizer.name") != old.get("optimizer.name"):
         new = {name: value for name, value in new.items() if not name.startswith("optimizer.")}
     return ", ".join(f"{name} {new[name]}" for name in new if old.get(name) != new[name] and name not in _SHOWN)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.3g}") if math.isfinite(value) else math.nan
 
 
 def _file_name(recommendation: Recommendation) -> str:
@@ -172,14 +168,14 @@ def _write_files(texts: Mapping[Path, str]) -> None:
     Raises:
         BadInputError: If one is there already, or cannot be written.
     """
+    from mlmeta.reports.tables import writing
+
     for file in texts:
         _refuse_existing(file)
     for file, text in texts.items():
-        try:
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise BadInputError(f"{file}: cannot be written: {error.strerror or error}") from None
         click.echo(f"wrote {file}")
 
 
@@ -209,11 +205,9 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
         wanted |= {"seconds": parse_duration(time_limit), "attempts": wanted.get("attempts")}
     if file is not None:
         _refuse_existing(file)
-    commands = None
-    if config is not None:
-        from mlmeta.commands.parsing import load_train_commands
+    from mlmeta.commands.parsing import load_train_commands
 
-        commands = load_train_commands(config)
+    commands = None if config is None else load_train_commands(config)
     from mlmeta.tuning.tune import TuningSettings, describe_result, resume_tuning, tune_task
 
     if commands is not None and config is not None:
@@ -244,4 +238,4 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*(s|m|min|h|d)?\s*", text)
     if not match or float(match[1]) == 0:
         raise BadInputError(f"time-limit: must be a time above 0 such as 90s, 30m, 1.5h or 1d; got {text!r}")
-    return float(match[1]) * _UNITS[match[2] or ""]
+    return float(match[1]) * _UNITS[match[2]]
