@@ -138,7 +138,8 @@ def parse_shipped(document: Mapping[str, Any]) -> Shipped:
     tasks = pd.DataFrame([_make_task(task) for task in document["tasks"]], columns=list(TASK_COLUMNS))
     trainings = pd.DataFrame(document["trainings"])
     columns = ["task", "training", "accuracy", "arch.n_parameters", "model_name"]
-    attempts = pd.DataFrame(document["attempts"], columns=columns).join(trainings, on="training")
+    attempts = pd.DataFrame(document["attempts"], columns=columns)
+    attempts = attempts.join(trainings, on="training").drop(columns="training")
     attempts["task"] = tasks["task"].to_numpy()[attempts["task"]]
     attempts["status"] = np.where(attempts["accuracy"].isna(), Status.FAILED, Status.COMPLETE)
     attempts.attrs["kinds"] = dict.fromkeys(["arch.n_parameters", *trainings], "param") | {"accuracy": "metric"}
