@@ -70,11 +70,7 @@ class AttemptProgress:
 
 @dataclass
 class TuningProgress:
-    """Shows the attempts of one tuning on standard error.
-
-    Args:
-        commands: What is tuned.
-    """
+    """Shows the attempts of a tuning, of some commands, on standard error."""
 
     commands: TrainCommands
     _attempts: dict[str, AttemptProgress] = field(default_factory=dict, init=False)
