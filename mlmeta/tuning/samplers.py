@@ -192,21 +192,17 @@ def _locate(space: Space, training: Mapping[str, Any]) -> dict[str, Any]:
         found, value = get_value(training, path)
         if found and isinstance(one, Range) and one.holds(value):
             values[path] = int(value) if one.whole else float(value)
-        elif found and isinstance(one, Choices) and (place := _find_choice(space, training, path)) is not None:
+        elif found and isinstance(one, Choices) and (place := _find_choice(space, training, path, one)) is not None:
             values[path] = place
     return values
 
 
-def _find_choice(space: Space, training: Mapping[str, Any], path: str) -> int | None:
+def _find_choice(space: Space, training: Mapping[str, Any], path: str, choices: Choices) -> int | None:
     """Return which choice of a path a training has; values within it that have paths of their own may differ."""
-    choices = space[path]
     within = {inner: get_value(training, inner)[1] for inner in space if inner.startswith(f"{path}.")}
     wanted = digest_training(training)
-    for place, choice in enumerate(choices.values if isinstance(choices, Choices) else ()):
-        filled = fill_training(space, put_value(training, path, choice) or {}, within)
-        if digest_training(filled) == wanted:
-            return place
-    return None
+    filled = (fill_training(space, put_value(training, path, one) or {}, within) for one in choices.values)
+    return next((place for place, one in enumerate(filled) if digest_training(one) == wanted), None)
 
 
 def _pick(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
