@@ -124,11 +124,11 @@ def fill(file: Path, n: int, *, seed: int, all_curves: bool) -> None:
     connection.close()
 
 
-def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that an action takes, and what it gives."""
-    started = time.perf_counter()
+def timed(action: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Return the seconds that an action takes, those of processors in all its processes, and what it gives."""
+    started, before = time.perf_counter(), os.times()
     result = action()
-    return time.perf_counter() - started, result
+    return time.perf_counter() - started, sum(os.times()[:4]) - sum(before[:4]), result
 
 
 def peak_megabytes() -> float:
@@ -140,7 +140,7 @@ def peak_megabytes() -> float:
 
 
 def run_step(step: str) -> dict[str, float]:
-    """Do one thing in this process, and return its seconds, how many attempts it saw, and the peak of memory."""
+    """Do one thing in this process, and return its seconds, how many attempts it saw, and the peak of its memory."""
     import mlflow
 
     from mlmeta.history.loading import load_attempts, load_curves
@@ -149,24 +149,24 @@ def run_step(step: str) -> dict[str, float]:
     load_attempts(f"sqlite:///{Path.cwd() / 'small.db'}")  # libraries are loaded by now
     base_mb = peak_megabytes()
     if step == "read":
-        seconds, result = timed(load_attempts)
+        seconds, cpu, result = timed(load_attempts)
     elif step == "filter":
         history = load_attempts()
-        seconds, result = timed(lambda: search_attempts(FILTER, history=history))
+        seconds, cpu, result = timed(lambda: search_attempts(FILTER, history=history))
     elif step == "curves":
         history = load_attempts().head(1000)
-        seconds, result = timed(lambda: load_curves(history["run_id"].tolist()))
+        seconds, cpu, result = timed(lambda: load_curves(history["run_id"].tolist()))
     elif step == "importance":
         history = load_attempts().head(10_000)
-        seconds, result = timed(lambda: hyperparameter_importance("accuracy", history=history))
+        seconds, cpu, result = timed(lambda: hyperparameter_importance("accuracy", history=history))
     elif step == "search_runs":
-        seconds, result = timed(lambda: mlflow.search_runs(["0"], max_results=10**6))
+        seconds, cpu, result = timed(lambda: mlflow.search_runs(["0"], max_results=10**6))
     else:
         runs = load_attempts()["run_id"].head(20).tolist()
         client = mlflow.MlflowClient()
-        seconds, result = timed(lambda: [client.get_metric_history(run_id, "train_loss") for run_id in runs])
+        seconds, cpu, result = timed(lambda: [client.get_metric_history(run_id, "train_loss") for run_id in runs])
     peak_mb = peak_megabytes()
-    return {"seconds": seconds, "n": len(result), "peak_mb": peak_mb - base_mb}
+    return {"seconds": seconds, "cpu": cpu, "n": len(result), "peak_mb": peak_mb - base_mb}
 
 
 def in_process(step: str, *, repeats: int = 1) -> dict[str, float]:
@@ -195,6 +195,7 @@ def measure_size(n: int, folder: Path, template: Path, *, repeats: int, search_u
         firsts.append(in_process("read"))
     figures: dict[str, Any] = {"n": n, "megabytes": file.stat().st_size / 1e6}
     figures["first_s"] = statistics.median(one["seconds"] for one in firsts)
+    figures["first_cpu_s"] = statistics.median(one["cpu"] for one in firsts)
     figures["first_mb"] = statistics.median(one["peak_mb"] for one in firsts)
     warm = in_process("read", repeats=repeats)
     assert warm["n"] == n
@@ -209,6 +210,7 @@ def measure_size(n: int, folder: Path, template: Path, *, repeats: int, search_u
         added.append(in_process("read"))
     assert added[-1]["n"] == n + 100 * repeats
     figures["add_100_s"] = statistics.median(one["seconds"] for one in added)
+    figures["add_100_cpu_s"] = statistics.median(one["cpu"] for one in added)
     if n <= search_up_to:
         search = in_process("search_runs", repeats=1 if n >= 10_000 else repeats)
         figures |= {"search_runs_s": search["seconds"], "search_runs_mb": search["peak_mb"]}
