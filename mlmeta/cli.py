@@ -13,6 +13,7 @@ import click
 from mlmeta.console import reporting_errors
 from mlmeta.evaluate import evaluate
 from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
+from mlmeta.models.compiler import put_off_compiler
 from mlmeta.reports.cli import COMMANDS as QUERY_COMMANDS
 from mlmeta.server.cli import COMMANDS as SERVER_COMMANDS
 from mlmeta.train import train
@@ -60,6 +61,7 @@ def check(config: Path) -> None:
     from mlmeta.commands.parsing import load_train_commands
 
     commands = load_train_commands(config)
+    put_off_compiler()
     from mlmeta.training.preparation import check_commands, format_table
 
     click.echo(format_table(check_commands(commands, base_dir=config.parent)))

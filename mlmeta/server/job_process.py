@@ -16,6 +16,7 @@ from pathlib import Path
 from mlmeta.console import terminating_gently
 from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, DivergedError, MlmetaError
+from mlmeta.models.compiler import put_off_compiler
 from mlmeta.server.queue import Job, JobKind, JobQueue, JobState
 from mlmeta.status import Status
 from mlmeta.tracking.store import EXPERIMENTS_VARIABLE
@@ -97,6 +98,7 @@ def _do(job: Job) -> tuple[JobState, str]:
     if ended is not None:
         return (JobState.FAILED, f"its run is {ended}") if ended in _FAILED else (JobState.DONE, "")
     base_dir = Path(job.base_dir)
+    put_off_compiler()
     if job.kind == JobKind.TEST:
         evaluate_attempt(parse_test_commands(job.document), base_dir=base_dir)
     else:

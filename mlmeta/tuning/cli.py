@@ -14,6 +14,7 @@ import click
 from mlmeta.commands.params import flatten_params, summarise_model
 from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
+from mlmeta.models.compiler import put_off_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -208,6 +209,7 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
     from mlmeta.commands.parsing import load_train_commands
 
     commands = None if config is None else load_train_commands(config)
+    put_off_compiler()
     from mlmeta.tuning.tune import TuningSettings, describe_result, resume_tuning, tune_task
 
     if commands is not None and config is not None:
