@@ -152,14 +152,27 @@ def _draw(codes: Ints, *, max_pictures: int, seed: int) -> Ints:
     if len(order) <= max_pictures:
         return np.sort(order)
     present = rng.permutation(np.unique(codes))[: max(2, max_pictures // _N_FOLDS)]
-    order = order[np.isin(codes[order], present)]
+    return take_shares(order[np.isin(codes[order], present)], codes, max_pictures)
+
+
+def take_shares(order: Ints, codes: Ints, n: int) -> Ints:
+    """Return the first n pictures of an order, each label with its share of them.
+
+    Args:
+        order: Indices of pictures, all different.
+        codes: The label of every picture.
+        n: At least 0.
+
+    Returns:
+        Sorted indices, at most n.
+    """
     # The i-th of a label's m pictures stands at (i + 1/2) / m: a cut anywhere keeps the labels' shares.
     places = np.empty(len(order))
-    for code in present:
+    for code in np.unique(codes[order]):
         of_label = codes[order] == code
         m = np.count_nonzero(of_label)
         places[of_label] = (np.arange(m) + 0.5) / m
-    return np.sort(order[np.argsort(places, kind="stable")[:max_pictures]])
+    return np.sort(order[np.argsort(places, kind="stable")[:n]])
 
 
 def _look(image: npt.NDArray[np.uint8]) -> _Look:

@@ -107,13 +107,11 @@ class Forecast:
         mean: Expected, at least what is reached, at most 1.
         std: Standard deviation.
         reached: The best so far.
-        n_curves: The past curves that it rests on.
     """
 
     mean: float
     std: float
     reached: float
-    n_curves: int
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -186,7 +184,7 @@ class CurvePredictor:
         mean, std = self._regress(points, gains, past, x, 1 - epoch / n_epoch)
         left = float(max(1 - x[0], _LEAST_LEFT)) * (1 - chance)
         reached = float(np.nanmax(values))
-        return Forecast(min(max(reached + mean * left, reached), 1.0), std * left, reached, len(past))
+        return Forecast(min(max(reached + mean * left, reached), 1.0), std * left, reached)
 
     def _read_past(self, epoch: int, n_epoch: int) -> tuple[Floats, Floats, list[PastCurve]]:
         """Return x, shape (m, 3), and g, shape (m,), of the past curves that reach an end like this one's."""

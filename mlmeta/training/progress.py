@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from mlmeta.console import ProgressBar
 from mlmeta.status import Status
@@ -19,16 +19,8 @@ class Progress(Protocol):
         """Take the number of the epoch (from 1) and its metrics."""
 
 
-class TrainingProgress(Progress, Protocol):
+class TrainingProgress(Progress, AbstractContextManager["TrainingProgress"], Protocol):
     """Shows one training, from before its first epoch till after its last."""
-
-    def __enter__(self) -> Self:
-        """Begin to show it."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End, in whatever way the training did."""
 
 
 class EpochProgress(ProgressBar):

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from mlmeta.data.batches import Batches, use_channels_last
 from mlmeta.data.decoding import DecodedPictures
+from mlmeta.data.metafeatures import take_shares
 from mlmeta.data.task import Task
 from mlmeta.errors import BadInputError
 from mlmeta.models.layers import Concat, Residual, forward_pictures
@@ -100,12 +101,7 @@ def draw_pictures(task: Task, *, seed: int, n: int = MAX_PICTURES) -> DecodedPic
     training = task.select("train")
     labels = training.labels.numpy()
     order = np.random.default_rng(seed).permutation(len(labels))
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        place[own] = (np.arange(len(own)) + 0.5) / len(own)
-    chosen = sorted(order[np.argsort(place[order], kind="stable")][:n])
-    return task.decoded.select([training.pictures[index] for index in chosen])
+    return task.decoded.select([training.pictures[index] for index in take_shares(order, labels, n)])
 
 
 @dataclass(frozen=True)

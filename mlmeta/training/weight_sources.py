@@ -24,8 +24,7 @@ from mlmeta.analysis.task_similarity import NEW_TASK, describe_new_task, rank_si
 from mlmeta.commands.documents import strip_operators
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.data.metafeatures import describe_pictures
-from mlmeta.data.task import Task
+from mlmeta.data.task import Task, describe_task
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, WeightsError
 from mlmeta.history.table import list_params
 from mlmeta.models.shapes import construct_chain, trace_layers
@@ -209,9 +208,7 @@ def _choose_score(table: pd.DataFrame) -> str:
 
 
 def _measure_distances(table: pd.DataFrame, task: Task) -> pd.Series[float]:
-    training = task.select("train")
-    labels = [picture.label for picture in training.pictures]
-    features = describe_pictures(training.arrays, labels, n_labels=task.n_labels)
+    _, features = describe_task(task)
     new = describe_new_task(features, task.pictures.label_names)
     ranked = rank_similar_tasks(pd.concat([task_table(table, _choose_score(table)), new], ignore_index=True), NEW_TASK)
     distances = table["task"].map(dict(zip(ranked["task"], ranked["distance"], strict=True)))
