@@ -80,7 +80,8 @@ def find_pictures(
     Raises:
         PicturesError: If there is no such place, no picture, or a label without (training) pictures.
     """
-    found, source = _read_source(data, label_names, base_dir)
+    found = _read_source(data, label_names, base_dir)
+    source = describe_source(data, base_dir)
     if not found:
         raise PicturesError(f"data: {source} holds no picture ({', '.join(sorted(SUFFIXES))}) under a label")
     labels = tuple(label_names) or tuple(sorted({picture.label for picture in found}))
@@ -101,18 +102,22 @@ def find_pictures(
     return PictureSet(labels, pictures, _digest_pictures(pictures, labels), source)
 
 
-def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> tuple[list[Found], str]:
-    """Return the pictures of a source, and in words where they come from."""
+def describe_source(data: Data, base_dir: Path) -> str:
+    """Return in words where pictures come from."""
+    if isinstance(data, FolderData | ManifestData):
+        return f"{data.source} {base_dir / data.path}"
+    return f"{data.source} {data.name}"
+
+
+def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list[Found]:
+    if isinstance(data, FolderData):
+        return read_folder(base_dir / data.path, label_names)
     if isinstance(data, SampleData):
         samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
-        found = [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
-        return found, f"sample {data.name}"
-    path = base_dir / data.path
-    if isinstance(data, FolderData):
-        return read_folder(path, label_names), f"folder {path}"
+        return [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
     if isinstance(data, ManifestData):
-        return read_manifest(path), f"manifest {path}"
-    return read_torchvision(data, root=path), f"torchvision {data.name}"
+        return read_manifest(base_dir / data.path)
+    return read_torchvision(data, root=base_dir / data.path)
 
 
 def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> dict[str, int]:
@@ -136,8 +141,8 @@ def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> d
     bare = [label for position, label in enumerate(labels) if position not in matched]
     names_by_bare = {strip_operators(name): name for name in index}
     for label in bare:
-        if name := names_by_bare.get(strip_operators(label)):
-            raise _same_pictures(labels[index[name]], label, name)
+        if other := names_by_bare.get(strip_operators(label)):
+            raise _same_pictures(labels[index[other]], label, other)
     if bare:
         raise refuse_labels(bare, set(names) - index.keys(), lack=f"a picture in {source}")
     return index
