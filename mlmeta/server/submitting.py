@@ -15,15 +15,7 @@ from mlmeta.data.roots import confine_commands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, QueueFullError
 from mlmeta.server.callers import Caller
 from mlmeta.server.queue import Job, JobKind, JobState
-from mlmeta.server.queued_runs import (
-    RunRecord,
-    change_run,
-    create_run,
-    delete_run,
-    find_runs,
-    get_run,
-    read_commands,
-)
+from mlmeta.server.queued_runs import RunRecord, change_run, create_run, delete_run, find_runs, get_run, read_commands
 from mlmeta.server.responses import RefusedError
 from mlmeta.tracking.recovery import QUEUED_TAG
 

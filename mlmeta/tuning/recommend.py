@@ -130,10 +130,7 @@ def recommend_commands(
     if not proposals:
         _refuse_unfit(task, wanted, are_candidates=bool(given))
         return []
-    for one in given:
-        if one not in proposals:
-            why = explain_unfit(task, one)
-            _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
+    _tell_unfit(task, [one for one in given if one not in proposals])
     fresh, nearest = _find_fresh(task, pd.DataFrame(rows), keep_all=bool(given))
     new, proposals = pd.DataFrame([rows[row] for row in fresh]), [proposals[row] for row in fresh]
     surrogate = _make_surrogate(task, new, metric, seed)
@@ -144,6 +141,12 @@ def recommend_commands(
         _explain(task, proposals[row], row, surrogate, predicted, metric, rank, nearest[row])
         for rank, row in enumerate(chosen, start=1)
     ]
+
+
+def _tell_unfit(task: NewTask, left_out: Sequence[Proposal]) -> None:
+    for one in left_out:
+        why = explain_unfit(task, one)
+        _LOG.warning("mlmeta: %s cannot be built for these pictures and is left out: %s", one.origin, why)
 
 
 def judge_attempts(commands: TrainCommands, *, base_dir: Path) -> dict[str, float]:

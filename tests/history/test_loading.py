@@ -27,7 +27,7 @@ from mlflow.entities import Metric, Param, RunTag
 from servers import Postgres, Server, find_postgres
 
 from mlmeta.errors import MlmetaError, NotFoundError
-from mlmeta.history import database, loading, sql_reader
+from mlmeta.history import loading, sql_reader
 from mlmeta.history.api_reader import ApiReader
 from mlmeta.history.loading import load_attempts, load_curves, open_reader
 from mlmeta.history.reader import empty_table
@@ -55,14 +55,14 @@ def scan_every_file(patch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("adbc_driver_sqlite", reason="needs Arrow's driver for SQLite")
 
     @contextlib.contextmanager
-    def scan(file: Path) -> Iterator[database.Read]:
+    def scan(file: Path) -> Iterator[sql_reader.Read]:
         try:
-            with database.open_scan(file) as read:
+            with sql_reader.open_scan(file) as read:
                 yield read
         except (OSError, pa.ArrowException) as error:
             raise AssertionError("Arrow's driver failed") from error
 
-    patch.setattr(database, "SCAN_BYTES", 0)
+    patch.setattr(sql_reader, "SCAN_BYTES", 0)
     patch.setattr(sql_reader, "open_scan", scan)
 
 
@@ -551,7 +551,7 @@ def test_no_change_is_missed(
         assert set(table["run_id"]) == {row[0] for row in there}
         with monkeypatch.context() as anew:
             anew.setenv("MLMETA_CACHE_DIR", str(tmp_path / "anew"))
-            anew.setattr(database, "SCAN_BYTES", 10**12)
+            anew.setattr(sql_reader, "SCAN_BYTES", 10**12)
             pd.testing.assert_frame_equal(table, load_attempts(full=True))
 
 
@@ -608,12 +608,12 @@ def test_rows_are_read_where_arrows_driver_is_not_to_be_had(
     local: MlflowClient, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = add_attempt(local, params={"a": "1"})
-    monkeypatch.setattr(database, "SCAN_BYTES", 0)
+    monkeypatch.setattr(sql_reader, "SCAN_BYTES", 0)
     if failure == "missing":
-        monkeypatch.setattr(database.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(sql_reader.importlib.util, "find_spec", lambda name: None)
     elif failure == "broken":
         (tmp_path / "broken.py").write_text("import no_such_driver")
-        monkeypatch.setattr(database, "_SCAN", tmp_path / "broken.py")
+        monkeypatch.setattr(sql_reader, "_SCAN", tmp_path / "broken.py")
     else:
         monkeypatch.setattr(sys, "executable", str(tmp_path / "no such program"))
     assert load_attempts()["run_id"].tolist() == [run_id]
