@@ -137,10 +137,8 @@ def recommend_commands(
     # The default list is a portfolio: its later trainings are for tasks that the first ones do not suit.
     chosen = list(range(len(new))) if is_cold else surrogate.choose(n, len(new))
     predicted = surrogate.predict()
-    return [
-        _explain(task, proposals[row], row, surrogate, predicted, metric, rank, nearest[row])
-        for rank, row in enumerate(chosen, start=1)
-    ]
+    told = enumerate(chosen, start=1)
+    return [_explain(task, proposals[row], row, surrogate, predicted, metric, rank, nearest[row]) for rank, row in told]
 
 
 def _tell_unfit(task: NewTask, left_out: Sequence[Proposal]) -> None:
