@@ -5,7 +5,6 @@ Where the server listens, and whether others can reach it there, its own command
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import re
@@ -136,6 +135,9 @@ def is_loopback(host: str) -> bool:
 
 def read_options(arguments: Sequence[str], *names: str) -> list[str | None]:
     """Return what a command line gives some options, each by its long name or its first letter; the last one counts."""
+    # Not above: `mlmeta --help` needs none of it.
+    import argparse
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(name, name[1:3], dest=name, nargs="?")
