@@ -207,7 +207,7 @@ def test_a_list_that_is_too_long_is_for_json_lines(tmp_path: Path, monkeypatch: 
 
 
 def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlmeta.commands.parsing.MAX_FILE_BYTES", 40)
+    monkeypatch.setattr("mlmeta.exchange.documents.MAX_FILE_BYTES", 40)
     file = write(tmp_path, "a.jsonl", '{"name": "a"}\n{"name": "' + "x" * 200 + '"}\n{"name": "b"}\n')
     entries = list(read_entries(file))
     assert [entry.number for entry in entries] == [1, 2, 3]

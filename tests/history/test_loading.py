@@ -54,10 +54,12 @@ def scan_every_file(patch: pytest.MonkeyPatch) -> None:
     """Have SQLite files read by Arrow's driver however small they are, and nothing else do it where that fails."""
     pytest.importorskip("adbc_driver_sqlite", reason="needs Arrow's driver for SQLite")
 
+    open_scan = sql_reader.open_scan
+
     @contextlib.contextmanager
     def scan(file: Path) -> Iterator[sql_reader.Read]:
         try:
-            with sql_reader.open_scan(file) as read:
+            with open_scan(file) as read:
                 yield read
         except (OSError, pa.ArrowException) as error:
             raise AssertionError("Arrow's driver failed") from error
