@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse, urlunparse
 
-from filelock import FileLock
-
 from mlmeta.errors import MlmetaError
 
 if TYPE_CHECKING:
@@ -73,6 +71,8 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
         return
     if not file.parent.is_dir():
         raise MlmetaError(f"the tracking store {uri} lies in {file.parent}, which is not a folder")
+    from filelock import FileLock
+
     with FileLock(f"{file}.lock"):
         yield
         if file.is_file() and not _on_network(file):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.commands.params import flatten_params, summarise_model
 from mlmeta.console import reporting_errors
 from mlmeta.errors import BadInputError
 from mlmeta.models.compiler import put_off_compiler
@@ -114,6 +113,8 @@ def _anchor_weights(commands: TrainCommands, folder: Path) -> TrainCommands:
 def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.DataFrame:
     import pandas as pd
 
+    from mlmeta.commands.params import summarise_model
+
     rows = []
     for rank, one in enumerate(found, start=1):
         commands = one.commands
@@ -140,6 +141,8 @@ def _make_table(found: Sequence[Recommendation], given: TrainCommands) -> pd.Dat
 
 def _describe_differences(commands: TrainCommands, given: TrainCommands) -> str:
     """Return what else is other than in the commands as they were given, model and what has a column left out."""
+    from mlmeta.commands.params import flatten_params
+
     keys = {"optimizer", "scheduler", "criterion", "n_epoch"}
     new, old = (flatten_params(one.model_dump(mode="json", include=keys)) for one in (commands, given))
     if new.get("optimizer.name") != old.get("optimizer.name"):
