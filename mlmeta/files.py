@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from mlmeta.errors import BadInputError
 
-# filelock raises the latter where the file system has no locks.
-_NO_LOCKS = (OSError, NotImplementedError)
+# Why a lock is not to be had: its Timeout is an OSError; filelock raises the other where the file system has no locks.
+NO_LOCKS = (OSError, NotImplementedError)
 
 
 def state_folder() -> Path:
@@ -121,7 +121,7 @@ def hold_run(run_id: str) -> Iterator[None]:
         BadInputError: If a living process holds it.
     """
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(*_NO_LOCKS):
+        with contextlib.suppress(*NO_LOCKS):
             file = _lock_file(run_id)
             file.parent.mkdir(parents=True, exist_ok=True)
             taken = f"the run {run_id} is being worked on by another process of this machine"
@@ -131,7 +131,7 @@ def hold_run(run_id: str) -> Iterator[None]:
 
 def is_held(run_id: str) -> bool | None:
     """Return whether a living process holds the lock of a run; None where this machine has no such lock."""
-    with contextlib.suppress(*_NO_LOCKS):
+    with contextlib.suppress(*NO_LOCKS):
         return is_lock_held(_lock_file(run_id))
     return None
 

@@ -48,7 +48,7 @@ from PIL import Image, ImageFilter
 
 from mlmeta.data.image_ops import ImageOps
 from mlmeta.errors import BadInputError, one_line, shorten
-from mlmeta.files import cache_folder, replacing
+from mlmeta.files import NO_LOCKS, cache_folder, replacing
 
 # Raised whenever an entry of an older mlmeta would give other pixels than this one, or be read in another way.
 FORMAT = 2
@@ -392,7 +392,7 @@ class CacheSlot:
             except Timeout:
                 _LOG.warning("mlmeta: another attempt is decoding the same pictures; waiting for it")
                 lock.acquire(timeout=self.wait_s)
-        except (OSError, NotImplementedError) as error:  # Timeout is an OSError
+        except NO_LOCKS as error:
             self.warn(error)
         try:
             yield lock.is_locked

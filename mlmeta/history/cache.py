@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from mlmeta.files import replacing
+from mlmeta.files import NO_LOCKS, replacing
 from mlmeta.history.reader import empty_table, join_tables
 
 FORMAT = 1
@@ -115,8 +115,7 @@ class HistoryCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = FileLock(self.folder / "lock")
             lock.acquire(timeout=wait_s)
-        except (OSError, NotImplementedError) as error:
-            # Timeout is an OSError; NotImplementedError is what filelock raises where the file system has no locks.
+        except NO_LOCKS as error:
             _LOG.warning("mlmeta: the history is not kept in %s: %s", self.folder, error)
             yield False
             return
