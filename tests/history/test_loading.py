@@ -68,7 +68,7 @@ def scan_every_file(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sql_reader, "open_scan", scan)
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="class", params=STORES)
 def store_uri(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, store_template: Path
 ) -> Iterator[str]:
