@@ -189,8 +189,10 @@ def _check_part(key: str, part: Any) -> Iterator[validation.Located]:
         yield from validation.check_model(part)
     elif key == "optimizer":
         yield from validation.check_optimizer(part)
-    elif not (key == "scheduler" and part is None):
+    elif key == "criterion":
         yield from validation.check_named(key, part)
+    elif part is not None:
+        yield from validation.check_scheduler(part)
 
 
 def read_space(document: Mapping[str, Any]) -> Space:

@@ -303,3 +303,20 @@ def check_optimizer(optimizer: object) -> Iterator[Located]:
             continue
         if value < 0 or (key == "lr" and value == 0):
             yield (key,), Fault("", f"must be {'a number above 0' if key == 'lr' else '0 or above'}", shorten(value))
+
+
+def check_scheduler(scheduler: object) -> Iterator[Located]:
+    """Check a scheduler that is to train; what was recorded of one that may not can still be read by `check_named`."""
+    yield from check_named("scheduler", scheduler)
+    if isinstance(scheduler, Mapping) and (message := explain_watched(scheduler)):
+        yield ("mode",), Fault("", message, shorten(scheduler["mode"]))
+
+
+def explain_watched(scheduler: Mapping[str, Any]) -> str:
+    """Return why a scheduler may not watch what it is given, which is always the training loss; empty where it may."""
+    if scheduler.get("name") != "ReduceLROnPlateau" or read_value(scheduler.get("mode", "min")) != "max":
+        return ""
+    return (
+        "must be 'min', since ReduceLROnPlateau watches the training loss: with 'max' it would lower the learning rate "
+        "while the loss falls"
+    )

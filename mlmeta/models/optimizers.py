@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from mlmeta.commands.catalog import read_value
+from mlmeta.commands.validation import explain_watched
 from mlmeta.errors import CommandsError, Fault, shorten
 from mlmeta.models.arguments import REFUSALS, explain_refusal, make_named
 
@@ -99,7 +100,7 @@ def build_scheduler(
 
     Raises:
         CommandsError: If torch refuses an argument, at once or in one of the first 1,000 steps; if a length is
-            left out and not known; if a OneCycleLR ends before the attempt.
+            left out and not known; if a OneCycleLR ends before the attempt; if a ReduceLROnPlateau waits for a rise.
     """
     if (count := _count_schedulers(scheduler)) > _MAX_SCHEDULERS:
         message = f"there may be at most {_MAX_SCHEDULERS} schedulers, those inside others too"
@@ -121,6 +122,8 @@ def steps_per_batch(scheduler: Spec | None) -> bool:
 
 def _build_scheduler(scheduler: Spec, optimizer: Optimizer, path: str, n_steps: int | None) -> LRScheduler:
     name, arguments = scheduler["name"], read_arguments(scheduler)
+    if message := explain_watched(scheduler):
+        raise CommandsError([Fault(f"{path}.mode", message, shorten(arguments["mode"]))])
     if "schedulers" in arguments:
         parts = _part_lengths(name, arguments, n_steps)
         arguments["schedulers"] = [

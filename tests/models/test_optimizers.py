@@ -273,6 +273,12 @@ NESTED_STEP = {"name": "StepLR", "step_size": "two"}
         ({"name": "ConstantLR", "factor": 2.0}, "scheduler", "factor expected to be between 0 and 1"),
         ({"name": "MultiStepLR", "milestones": 3}, "scheduler", "MultiStepLR refuses its arguments"),
         ({"name": "ReduceLROnPlateau", "factor": 1.5}, "scheduler", "Factor should be < 1.0"),
+        ({"name": "ReduceLROnPlateau", "mode": "max"}, "scheduler.mode", "must be 'min', since .*; got 'max'"),
+        (
+            {"name": "ChainedScheduler", "schedulers": [PARTS[0], {"name": "ReduceLROnPlateau", "mode": "max"}]},
+            "scheduler.schedulers.1.mode",
+            "must be 'min'",
+        ),
         ({"name": "ExponentialLR", "gamma": -1.0}, "scheduler", "the learning rate would be -0.1 after 1 steps"),
         ({"name": "ExponentialLR", "gamma": 1e30}, "scheduler", r"the learning rate would be 1e\+59 after 2 steps"),
         (
