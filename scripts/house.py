@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIMITS = {
     "Python files in mlmeta/": 122,
-    "lines of Python in mlmeta/": 28_100,
+    "lines of Python in mlmeta/": 28_350,
     "circles of files": 0,
     "circles of packages": 0,
     "imports that point up": 0,

@@ -63,11 +63,13 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
 
     @functools.wraps(question)
     def write(load: _Load, *, form: str | None, output: Path | None, formulas: bool, **own: Any) -> None:
-        from mlmeta.reports.tables import choose_format, escape_formulas, write_output
+        if output is not None:
+            from mlmeta.reports.tables import choose_format
 
-        # An ending that is not known is said before the history is read.
-        choose_format(form, output)
+            # An ending that is not known is said before the history is read.
+            choose_format(form, output)
         answer = question(load, **own)
+        from mlmeta.reports.tables import escape_formulas, write_output
 
         table = escape_formulas(answer.table) if formulas else answer.table
         important = answer.important

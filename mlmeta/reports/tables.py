@@ -31,7 +31,8 @@ _DEEP = 5
 _GAP = 2
 FORMATS = ("table", "csv", "json", "parquet", "xlsx")
 _SUFFIXES = {
-    ".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".xlsx": "xlsx", ".txt": "table", "": "table",
+    ".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".xlsx": "xlsx", ".txt": "table",
+    "": "table",
 }  # fmt: skip
 # What a spreadsheet takes for the beginning of a formula.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
@@ -223,7 +224,7 @@ def write_output(
     elif form == "table" and sys.stdout.isatty():
         print_fitted(table, important=important)
     elif form in ("parquet", "xlsx") and sys.stdout.isatty():
-        raise BadInputError(f"{form} is binary and nothing for a terminal; add --output FILE.{form}")
+        raise BadInputError(f"{form.capitalize()} is binary and nothing for a terminal; add --output FILE.{form}")
     else:
         try:
             write_stream(table, sys.stdout.buffer, form=form)
