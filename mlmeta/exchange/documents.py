@@ -155,7 +155,7 @@ def parse_exchanged(document: Any, *, source: str = "the attempt") -> ExchangedA
     faults: list[Fault] = []
     commands = None
     told = document if isinstance(document, Mapping) else {}
-    if told.get("training_commands") is not None or not {"params", "metrics"} & told.keys():
+    if told.get("training_commands") or not {"params", "metrics"} & told.keys():
         try:
             commands = parse_attempt(document, source=source).training_commands
         except CommandsError as error:

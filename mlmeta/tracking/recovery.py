@@ -22,7 +22,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, one_line
 from mlmeta.files import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.tracking.attempts import get_attempt_run, newest_runs, read_commands, write_document, write_note
+from mlmeta.tracking.attempts import QUEUED_TAG, get_attempt_run, newest_runs, read_commands, write_document, write_note
 from mlmeta.tracking.operations import join_operations, may_pass, send_operation, take_joinable
 from mlmeta.tracking.outbox import Spool, list_spools
 from mlmeta.tracking.store import open_client, search_all_runs, store_key, telling
@@ -31,8 +31,6 @@ from mlmeta.tracking.store import open_client, search_all_runs, store_key, telli
 _UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)
 _RESUMABLE = (Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
 STALE_AFTER_S = 3600.0
-# Has a run that a server made for a job, until its process takes it over; MLflow says SCHEDULED.
-QUEUED_TAG = "mlmeta.queued"
 _OPEN = ("RUNNING", "SCHEDULED")
 _STOPPED = (Status.INCOMPLETE, *_RESUMABLE)
 
