@@ -47,7 +47,12 @@ MAX_FAULTS = 100
 # A file's name may have 255 bytes; the rest is for suffixes.
 MAX_NAME_BYTES = 200
 After: TypeAlias = Annotated[float, Field(ge=0, le=1, description="nothing stops before this share of n_epoch")]
-_OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
+# The operators of searches for pictures; what merely looks like one (``damage level:2``) belongs to the label.
+_OPERATOR = re.compile(
+    r"\s+-?(?:imagesize|site|filetype|ext|intitle|allintitle|inurl|allinurl|intext|allintext|inanchor|related|source"
+    r"|cache|define|size|color|type|(?:before|after)(?=:\d{4})):\S+",
+    re.IGNORECASE,
+)
 
 
 def _checked(rule: Callable[[Any], Iterator[validation.Located]]) -> BeforeValidator:
@@ -169,6 +174,17 @@ class _Commands(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return 0 < len(text) <= 200
+
+
+Group: TypeAlias = Annotated[Text, _must(_is_pattern, "must be a column's name or a regular expression of 1 to 200 characters")]
+
+
 class FolderData(_Commands):
     """Pictures in a folder: ``<path>/<label>/…`` or ``<path>/train|test/<label>/…``."""
 
@@ -180,6 +196,9 @@ class FolderData(_Commands):
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no part is named test"
     )
+    group: Group | None = Field(
+        None, description="a regular expression on a file's name: pictures whose group (or match) is equal stay in one part"
+    )
 
 
 class ManifestData(_Commands):
@@ -189,6 +208,12 @@ class ManifestData(_Commands):
         description="pictures listed in a table with the columns path, label and, if wanted, split and id"
     )
     path: FilePath = Field(description="the CSV or Parquet file, relative to the commands file")
+    columns: dict[Literal["path", "label", "split", "id"], Text | None] | None = Field(
+        None, description="the columns' names where they are others, such as {\"label\": \"class\"}; null: none is read"
+    )
+    group: Group | None = Field(
+        None, description="a column, or a regular expression on a file's name: equal groups stay in one part"
+    )
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no split is named test"
     )

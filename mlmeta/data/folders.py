@@ -23,6 +23,7 @@ from mlmeta.data.sources import (
     refuse_labels,
     warn_ungrouped,
 )
+from mlmeta.data.splits import Part
 from mlmeta.errors import PicturesError
 
 # What systems put into every folder.
