@@ -85,11 +85,11 @@ def _check_strings(strings: object) -> Iterator[validation.Located]:
             yield (index,), Fault("", "must be a string", came=shorten(item))
 
 
-def _check_labels(labels: object) -> Iterator[validation.Located]:
+def _check_labels(labels: object, *, least: int = 2) -> Iterator[validation.Located]:
     yield from _check_strings(labels)
     if not isinstance(labels, list):
         return
-    if len(labels) == 1:
+    if len(labels) == 1 < least:
         message = "there must be at least two labels to tell apart (or none: every label of the data)"
         yield (), Fault("", message, came=shorten(labels))
     if len(labels) > MAX_LABELS:
@@ -155,6 +155,11 @@ Space: TypeAlias = Annotated[Named, _checked(search_space.check_space), SPACE_SC
 Labels: TypeAlias = Annotated[
     list[str], _checked(_check_labels), Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS})
 ]
+TestedLabels: TypeAlias = Annotated[
+    list[str],
+    _checked(partial(_check_labels, least=1)),
+    Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS}),
+]
 PictureIds: TypeAlias = Annotated[list[str], _checked(_check_strings)]
 ModelName: TypeAlias = Annotated[str, _MODEL_NAME, _FILE_NAME_SCHEMA]
 InitialWeights: TypeAlias = Annotated[str, _INITIAL_WEIGHTS, _FILE_NAME_SCHEMA]
@@ -182,7 +187,9 @@ def _is_pattern(text: str) -> bool:
     return 0 < len(text) <= 200
 
 
-Group: TypeAlias = Annotated[Text, _must(_is_pattern, "must be a column's name or a regular expression of 1 to 200 characters")]
+Group: TypeAlias = Annotated[
+    Text, _must(_is_pattern, "must be a column's name or a regular expression of 1 to 200 characters")
+]
 
 
 class FolderData(_Commands):
@@ -197,7 +204,8 @@ class FolderData(_Commands):
         0.2, ge=0, lt=1, description="share put aside for the test where no part is named test"
     )
     group: Group | None = Field(
-        None, description="a regular expression on a file's name: pictures whose group (or match) is equal stay in one part"
+        None,
+        description="a regular expression on a file's name: pictures whose group (or match) is equal stay in one part",
     )
 
 
@@ -209,7 +217,7 @@ class ManifestData(_Commands):
     )
     path: FilePath = Field(description="the CSV or Parquet file, relative to the commands file")
     columns: dict[Literal["path", "label", "split", "id"], Text | None] | None = Field(
-        None, description="the columns' names where they are others, such as {\"label\": \"class\"}; null: none is read"
+        None, description='the columns\' names where they are others, such as {"label": "class"}; null: none is read'
     )
     group: Group | None = Field(
         None, description="a column, or a regular expression on a file's name: equal groups stay in one part"
@@ -388,7 +396,7 @@ class TestCommands(_Commands):
     )
     model_name: ModelName | None = Field(None, description="the newest attempt of this name is tested")
     run_id: RunId | None = Field(None, validate_default=True, description="the MLflow run to test")
-    label_names: Labels | None = Field(None, description="the labels to test on, among those of the attempt")
+    label_names: TestedLabels | None = Field(None, description="the labels to test on, among those of the attempt")
     data: Data | None = Field(None, description="other pictures")
     image_ops: ImageOps | None = Field(None, description="as in train commands")
     transform: Transform | None = Field(None, description="as in train commands")

@@ -282,7 +282,9 @@ def _warn_names(label_names: Sequence[str]) -> Iterator[Warned]:
         if len(words := _BETWEEN.split(label)) > 1 and all(word in known for word in words)
     ]  # fmt: skip
     if joined:
-        words = f"the label(s) {name_some(joined)} read like several labels; each picture has one, so they stay as they are"
+        words = (
+            f"the label(s) {name_some(joined)} read like several labels; each picture has one, so they stay as they are"
+        )
         yield Warned(Rank.NAMES, words)
 
 

@@ -13,7 +13,6 @@ from mlmeta.data.account import Item, Reason, name_some
 from mlmeta.data.roots import confine_path, list_folder
 from mlmeta.data.sources import (
     Listing,
-    Part,
     explain_absence,
     file_picture,
     is_picture_name,
@@ -87,7 +86,9 @@ class _Reader:
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.root).as_posix())
 
-    def _leave(self, path: Path, kind: Literal["file", "folder"], reason: Reason, label: str = "", detail: str = "") -> None:
+    def _leave(
+        self, path: Path, kind: Literal["file", "folder"], reason: Reason, label: str = "", detail: str = ""
+    ) -> None:
         self.listing.items.append(Item(kind, self._name(path), reason, label, detail=detail))
 
     def _enter(self, folder: Path) -> dict[str, Path]:
@@ -191,7 +192,9 @@ def has_parts(folders: Mapping[str, Path], label_names: Sequence[str]) -> bool:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(is_picture_name(name) and (folder / name).is_file() for name, is_folder in list_folder(folder) if not is_folder)
+    return any(
+        is_picture_name(name) and (folder / name).is_file() for name, is_folder in list_folder(folder) if not is_folder
+    )
 
 
 def without_folder(label_names: Sequence[str], folders: Iterable[str]) -> list[str]:

@@ -171,7 +171,9 @@ def _read_enum(enum: type[Enum], **older: Enum) -> Reader:
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
-def _convert(image: Image.Image, mode: str | None = None, *, background: Any = "white", **arguments: Any) -> Image.Image:
+def _convert(
+    image: Image.Image, mode: str | None = None, *, background: Any = "white", **arguments: Any
+) -> Image.Image:
     """Convert a picture; where the new mode has no transparency, what is transparent is laid on the background."""
     if mode and mode not in _WITH_ALPHA and image.has_transparency_data:
         ground = Image.new("RGBA", image.size, background)

@@ -17,13 +17,13 @@ from mlmeta.data.sources import (
     PARTS,
     Found,
     Listing,
-    Part,
     explain_absence,
     file_picture,
     make_grouping,
     read_part,
     warn_ungrouped,
 )
+from mlmeta.data.splits import Part
 from mlmeta.errors import PicturesError, nearest_name, shorten, suggest
 
 FIELDS = ("path", "label", "split", "id")
@@ -147,9 +147,10 @@ def _undo_codes(column: Any) -> Any:
     import pyarrow
     from pyarrow import compute
 
-    if pyarrow.types.is_floating(column.type) and not compute.any(
-        compute.not_equal(column, compute.floor(column)), min_count=0
-    ).as_py():
+    if (
+        pyarrow.types.is_floating(column.type)
+        and not compute.any(compute.not_equal(column, compute.floor(column)), min_count=0).as_py()
+    ):
         return compute.if_else(compute.is_nan(column), None, column).cast(pyarrow.int64(), safe=False)
     return column
 

@@ -144,7 +144,9 @@ def find_pictures(
 
 def _leave_out(listing: Listing, labels: Iterable[str], reason: Reason) -> list[Item]:
     kept = set(labels)
-    return [Item(listing.kind, picture.id, reason, picture.label) for picture in listing.found if picture.label not in kept]
+    return [
+        Item(listing.kind, picture.id, reason, picture.label) for picture in listing.found if picture.label not in kept
+    ]
 
 
 def _draw(
@@ -174,7 +176,9 @@ def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> List
         return read_folder(base_dir / data.path, label_names, group=data.group)
     if isinstance(data, SampleData):
         samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
-        return Listing([Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples], kind="picture")
+        return Listing(
+            [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples], kind="picture"
+        )
     if isinstance(data, ManifestData):
         return read_manifest(base_dir / data.path, columns=data.columns, group=data.group)
     return Listing(read_torchvision(data, root=base_dir / data.path), kind="picture")

@@ -174,7 +174,8 @@ def warn_ungrouped(found: Sequence[Found], given: str | None) -> Iterator[Warned
     if len(alone) == len(found):
         raise PicturesError(f"data.group: {given!r} gives no picture a group, such as {alone[0]!r}")
     yield Warned(
-        Rank.LEAK, f"{len(alone):,} picture(s) have no group by data.group, and are drawn by themselves: {name_some(alone)}"
+        Rank.LEAK,
+        f"{len(alone):,} picture(s) have no group by data.group, and are drawn by themselves: {name_some(alone)}",
     )
 
 
@@ -284,7 +285,9 @@ def _explain_unidentified(head: bytes, formats: Sequence[str]) -> UnreadError:
         return UnreadError(Reason.FORMAT, explain_format(name))
     if name:
         return UnreadError(Reason.DAMAGED, f"its header is that of {name}, and damaged")
-    return UnreadError(Reason.NOT_A_PICTURE, "empty" if not head else f"not a picture of the formats {', '.join(formats)}")
+    return UnreadError(
+        Reason.NOT_A_PICTURE, "empty" if not head else f"not a picture of the formats {', '.join(formats)}"
+    )
 
 
 def to_plain_mode(image: Image.Image) -> Image.Image:

@@ -92,9 +92,7 @@ def _join_units(pictures: Sequence[Drawn]) -> list[_Unit]:
     return joined
 
 
-def _draw_label(
-    label: str, units: Sequence[_Unit], part: Part, share: float, *, spare: int, decided: set[int]
-) -> None:
+def _draw_label(label: str, units: Sequence[_Unit], part: Part, share: float, *, spare: int, decided: set[int]) -> None:
     """Give the units of a label that stay or become a part; those that another label has decided stay as they are."""
     open_units = [unit for unit in units if unit.part in ("train", part)]
     n = sum(unit.counts[label] for unit in open_units)

@@ -160,7 +160,7 @@ def prepare_task(
     commands: TrainCommands,
     *,
     base_dir: Path,
-    probe: bool = False,
+    probe: bool | None = False,
     training: bool = True,
     test_all: bool = False,
     check_shape: CheckShape | None = None,
@@ -170,7 +170,7 @@ def prepare_task(
     Args:
         commands: What to prepare.
         base_dir: What relative paths are relative to.
-        probe: Decode one picture only, to know the shapes.
+        probe: Decode one picture only, to know the shapes; None: where none can be damaged, or there are too many.
         test_all: As in `mlmeta.data.pictures.find_pictures`.
         training: Whether to train on it: then every label needs a training picture that can be read, and the
             random transforms must keep the shape.
@@ -197,6 +197,8 @@ def prepare_task(
     input_shape = read_input_shape(decoded, transform)
     if check_shape:
         check_shape(found, input_shape)
+    if probe is None:
+        probe = found.kind == "picture" or len(found.pictures) > MOST_CHECKED
     if not probe:
         digests = (picture.digest for picture in found.pictures)
         slot = find_slot(digests, image_ops, reader=reader, source=found.source)
