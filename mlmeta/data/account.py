@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from mlmeta.commands.documents import strip_operators
 from mlmeta.data.splits import ENOUGH, Part
-from mlmeta.errors import PicturesError, shorten
+from mlmeta.errors import PicturesError
 
 Kind: TypeAlias = Literal["file", "row", "picture", "folder", "column"]
 
@@ -95,12 +95,8 @@ class Item:
 def explain_bad(items: Sequence[Item], n_pictures: int) -> PicturesError:
     """Return the error for too many bad pictures: of how many, why, and an example of each reason."""
     reasons = Counter(item.reason for item in items)
-    examples = {item.reason: item for item in reversed(items)}
-    shown = "; ".join(
-        f"{n:,} {reason} (such as {one.name}{': ' if one.detail else ''}{shorten(one.detail, 200) if one.detail else ''})"
-        for reason, n in reasons.most_common()
-        for one in [examples[reason]]
-    )
+    examples = {item.reason: f"{item.name}: {item.detail}".removesuffix(": ") for item in reversed(items)}
+    shown = "; ".join(f"{n:,} {reason}, such as {examples[reason]}" for reason, n in reasons.most_common())
     return PicturesError(
         f"data: {len(items):,} of {n_pictures:,} pictures cannot be used, and at most {MAX_BAD_SHARE:.0%} may be left "
         f"out: {shown}"
@@ -195,7 +191,7 @@ def _describe_left_out(items: Sequence[Item]) -> str:
 def name_some(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names in quotes, and how many more there are."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(repr(shorten(name, 80)) for name in names[:limit]) + more
+    return ", ".join(repr(name if len(name) <= 120 else name[:119] + "…") for name in names[:limit]) + more
 
 
 def find_warnings(
@@ -282,10 +278,8 @@ def _warn_names(label_names: Sequence[str]) -> Iterator[Warned]:
         if len(words := _BETWEEN.split(label)) > 1 and all(word in known for word in words)
     ]  # fmt: skip
     if joined:
-        words = (
-            f"the label(s) {name_some(joined)} read like several labels; each picture has one, so they stay as they are"
-        )
-        yield Warned(Rank.NAMES, words)
+        several = f"the label(s) {name_some(joined)} read like several labels"
+        yield Warned(Rank.NAMES, f"{several}; a picture has one, so each of these stays a label of its own")
 
 
 def _fold(text: str) -> str:

@@ -115,8 +115,8 @@ class _Reader:
             return
         outer, names = name_some(list(folders)), name_some(sorted(inner[0]))
         raise PicturesError(
-            f"data.path: all folders of {self.root} ({outer}) hold the same sub-folders ({names}): which are the labels? "
-            "Call the outer ones train, validation and test if they are parts, move the pictures up if the inner ones "
+            f"data.path: all folders of {self.root} ({outer}) hold the same sub-folders ({names}): "
+            "which are the labels? Call the outer ones train, validation and test if they are parts, move the pictures up if the inner ones "
             "mean nothing, or name the labels in label_names"
         )
 

@@ -45,7 +45,7 @@ class _Table:
     blank: Sequence[int] = ()
 
 
-def read_manifest(file: Path, *, columns: Mapping[str, str | None] | None = None, group: str | None = None) -> Listing:
+def read_manifest(file: Path, *, columns: Mapping[Any, str | None] | None = None, group: str | None = None) -> Listing:
     """Return the pictures that a manifest lists; their paths are relative to its folder.
 
     It is a Parquet table if its suffix is .parquet or .pq, else a CSV table in UTF-8 (or, with its mark, UTF-16), whose
@@ -231,7 +231,9 @@ class _RowReader:
     def _read_flag(self, text: str) -> Part | None:
         """Return the part of ``true`` or ``false`` in a column such as is_valid."""
         part = _flagged_part(self.table.columns[self.places["split"]])
-        return {**dict.fromkeys(_TRUE, part), **dict.fromkeys(_FALSE, "train")}.get(text.lower()) if part else None
+        if part and text.lower() in _TRUE:
+            return part
+        return "train" if part and text.lower() in _FALSE else None
 
 
 def _flagged_part(column: str) -> Part | None:
@@ -267,8 +269,8 @@ def _warn_of_splits(table: _Table) -> Iterator[Warned]:
         named = _fold(column).replace("_", "") in _SPLIT_NAMES
         if flag or named or all(read_part(value) for value in values):
             yield Warned(
-                Rank.LEAK, f"the column {column!r} looks like a split ({name_some(sorted(values), 3)}) and is not read; "
-                f'{{"columns": {{"split": "{column}"}}}} in data reads it, null instead of its name silences this',
+                Rank.LEAK, f"the column {column!r} looks like a split ({name_some(sorted(values), 3)}) and is not "
+                f'read; {{"columns": {{"split": "{column}"}}}} in data reads it, null instead of its name silences this',
             )  # fmt: skip
 
 
