@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import tempfile
 from collections import Counter
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlmeta.commands.documents import FolderData, ManifestData, TrainCommands
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.data.account import Account
 from mlmeta.data.splits import ENOUGH, Drawn, draw_parts
 from mlmeta.data.task import prepare_task
