@@ -35,7 +35,14 @@ from mlmeta.history.sql_reader import SqlReader, open_sql_reader
 from mlmeta.history.table import make_frame
 
 STORES = ("SQLite", "SQLite without ADBC", "SQLite by API", "server on SQLite", "PostgreSQL", "server on PostgreSQL")
-NOW_MS = time.time_ns() // 1_000_000
+NOW_MS = 0
+
+
+@pytest.fixture(autouse=True)
+def now() -> None:
+    """Attempts end when their test runs: an API is asked for what ended since shortly before it was last read."""
+    global NOW_MS
+    NOW_MS = time.time_ns() // 1_000_000
 
 
 @pytest.fixture(scope="module")
