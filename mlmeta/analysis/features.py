@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from scipy.special import ndtri
 
 from mlmeta.commands.params import format_param
@@ -29,6 +30,7 @@ from mlmeta.history.table import (
     lower_is_better,
     read_numbers,
     read_scores,
+    read_texts,
 )
 
 RATE, OPTIMIZER = "optimizer.lr", "optimizer.name"
@@ -138,8 +140,10 @@ class ParamRecipe:
         n_words = len(self.words)
         place_of = {word: place for place, word in enumerate(self.words)}
         # Numbers of a param that has both have their own feature; -1, for missing, finds the last place.
+        is_word = np.isnan(column.word_numbers)
         places = [
-            n_words + 1 if self.scale and _read_number(w) is not None else place_of.get(w, n_words) for w in words
+            place_of.get(word, n_words) if lone or not self.scale else n_words + 1
+            for word, lone in zip(words, is_word, strict=True)
         ]
         found = np.array([*places, n_words + 1])[codes]
         one_hot: Floats = np.eye(n_words + 2)[found][:, : n_words + self.has_rare]
@@ -320,9 +324,16 @@ class ParamColumn:
         """Float64, shape (n,): booleans and the words "true" and "false" are 1 and 0, NaN is for other words too."""
         if pd.api.types.is_numeric_dtype(self.values):
             return self.values.to_numpy(dtype=np.float64, na_value=np.nan)
-        codes, words = self.words
-        numbers = [_read_number(word) for word in words]
-        return np.array([*(np.nan if x is None else x for x in numbers), np.nan])[codes]
+        return np.append(self.word_numbers, np.nan)[self.words[0]]
+
+    @cached_property
+    def word_numbers(self) -> Floats:
+        """What `numbers` are of each distinct text: a number as `mlmeta.history.table.read_texts` reads them all."""
+        words = self.words[1]
+        numbers = read_texts(pa.array(words, pa.string()))
+        truths = np.array([_TRUTHS.get(word.casefold(), np.nan) for word in words])
+        # Beside a 1, True is a word.
+        return np.where(np.isnan(numbers) & ~np.isin(truths, numbers), truths, numbers)
 
     @cached_property
     def words(self) -> tuple[Ints, list[str]]:
@@ -367,7 +378,8 @@ def _choose_words(column: ParamColumn, scale: str) -> tuple[tuple[str, ...], boo
     counts = np.bincount(codes[codes >= 0], minlength=len(words))
     ranked = sorted(zip(-counts, words, strict=True)) if words else []
     if scale:
-        ranked = [(count, word) for count, word in ranked if _read_number(word) is None]
+        lone = {word for word, number in zip(words, column.word_numbers, strict=True) if np.isnan(number)}
+        ranked = [(count, word) for count, word in ranked if word in lone]
     least = max(2, _LEAST_SHARE * len(codes))
     chosen = tuple(word for count, word in ranked[:_MOST_WORDS] if -count >= least)
     return chosen, len(ranked) > len(chosen)
@@ -379,17 +391,6 @@ def _format(value: Any) -> str:
     if isinstance(plain, float) and plain.is_integer():
         plain = int(plain)
     return format_param(plain) if isinstance(plain, str | bool | int | float) else str(plain)
-
-
-def _read_number(text: str) -> float | None:
-    """Return the number, or the truth as 0 or 1, that a text stands for; None for words, and for "nan"."""
-    if len(text) > _LONGEST_NAME:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        return _TRUTHS.get(text.casefold())
-    return None if np.isnan(number) else number
 
 
 def _shorten_word(word: str) -> str:

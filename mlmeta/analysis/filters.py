@@ -4,9 +4,11 @@ What a filter may say stands in `mlmeta.analysis.filter_grammar`. A condition on
 false (Kleene's three-valued logic), and what is not true in the end is not found: ``accuracy != 1`` does not find an
 attempt without accuracy, nor does ``NOT accuracy = 1``.
 
-Values are compared as what they are: numbers and texts that are numbers as numbers (``'0.010' = 0.01``), times
-with dates in UTC, where a date alone means the whole day. Of a column with numbers and other text, ``<`` and ``>``
-see the numbers only.
+Values are compared as what they are. In a column of text a value in quotes is a text (``code = '001'`` does not find
+``1``), and one without quotes a number, which is compared with the texts that are numbers: ``<`` and ``>`` see these
+only. In a column of numbers a value in quotes may be a number too; a param can only equal one that is written as programs
+write it, see `mlmeta.history.table.make_frame`. Times are compared with dates in UTC, where a date alone means the whole
+day.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from mlmeta.analysis.filter_grammar import (
     read_number,
 )
 from mlmeta.errors import shorten
-from mlmeta.history.table import ColumnValues, Kind, explain_unknown, resolve_column
+from mlmeta.history.table import ColumnValues, Kind, explain_unknown, is_plain_number, resolve_column
 
 MAX_PATTERN = 1_000
 _DAY_MS = 86_400_000
@@ -156,9 +158,7 @@ class _Evaluation:
         """Compare a column with a value; sets `unknown` where neither true nor false can be said."""
         match values.kind:
             case Kind.NUMBERS:
-                number = _as_number(literal.value)
-                if number is None:
-                    self._fail_type(values, literal)
+                number = self._as_number(values, literal, is_order=sign not in ("=", "!="))
                 return np.asarray(_COMPARE[sign](values.numbers, number))
             case Kind.TEXT:
                 return self._compare_text(values, sign, literal, unknown)
@@ -176,18 +176,14 @@ class _Evaluation:
     def _compare_text(self, values: ColumnValues, sign: str, literal: Literal, unknown: _Bools) -> _Bools:
         if isinstance(literal.value, bool):
             return self._compare_words(values, sign, literal)
-        number = _as_number(literal.value)
-        if number is None:
-            return _to_bools(_COMPARE_TEXTS[sign](values.texts, str(literal.value)))
-        is_number = ~np.isnan(values.numbers)
-        found = np.asarray(_COMPARE[sign](values.numbers, number))
         if isinstance(literal.value, str):
-            return np.where(is_number, found, _to_bools(_COMPARE_TEXTS[sign](values.texts, literal.value)))
+            return _to_bools(_COMPARE_TEXTS[sign](values.texts, literal.value))
+        is_number = ~np.isnan(values.numbers)
         if not is_number.any():
             self._fail_type(values, literal)
         if sign not in ("=", "!="):
             unknown |= ~is_number
-        return found
+        return np.asarray(_COMPARE[sign](values.numbers, literal.value))
 
     def _compare_words(self, values: ColumnValues, sign: str, literal: Literal) -> _Bools:
         """Compare text with true or false."""
@@ -200,19 +196,37 @@ class _Evaluation:
     def _find_members(self, values: ColumnValues, literals: Sequence[Literal], unknown: _Bools) -> _Bools:
         if values.kind not in (Kind.NUMBERS, Kind.TEXT) or any(isinstance(one.value, bool) for one in literals):
             return functools.reduce(np.logical_or, (self._compare(values, "=", one, unknown) for one in literals))
-        numbers = [_as_number(literal.value) for literal in literals]
-        for literal, number in zip(literals, numbers, strict=True):
-            is_odd = number is None if values.kind is Kind.NUMBERS else not isinstance(literal.value, str)
-            if is_odd and (values.kind is Kind.NUMBERS or np.isnan(values.numbers).all()):
-                self._fail_type(values, literal)
+        numbers: list[int | float] = []
+        for literal in literals:
+            if values.kind is Kind.NUMBERS:
+                numbers.append(self._as_number(values, literal))
+            elif not isinstance(literal.value, str):
+                if np.isnan(values.numbers).all():
+                    self._fail_type(values, literal)
+                numbers.append(literal.value)
         found: _Bools = np.zeros(len(values.missing), dtype=bool)
         for kind in (int, float):
             if same := [number for number in numbers if type(number) is kind]:
                 found |= np.isin(values.numbers, np.array(same))
         if values.kind is Kind.TEXT:
-            texts = pa.array([str(literal.value) for literal in literals if isinstance(literal.value, str)])
+            texts = pa.array([literal.value for literal in literals if isinstance(literal.value, str)], pa.string())
             found |= _to_bools(pc.is_in(values.texts, value_set=texts.cast(values.texts.type)))
         return found
+
+    def _as_number(self, values: ColumnValues, literal: Literal, *, is_order: bool = False) -> int | float:
+        """Return the number that a value means beside a column of numbers."""
+        if isinstance(literal.value, bool):
+            self._fail_type(values, literal)
+        if not isinstance(literal.value, str):
+            return literal.value
+        if not _NUMBER.fullmatch(literal.value):
+            self._fail_type(values, literal)
+        is_param = self.table.attrs.get("kinds", {}).get(values.name) == "param"
+        if is_param and not is_order and not is_plain_number(literal.value):
+            shown, plain = shorten(literal.value, 40), f"{read_number(literal.value):g}"
+            hint = f"none written {shown}; the number is {plain}, without quotes"
+            self.fail(f"{values.name} holds {values.describe()}, {hint}", literal.position)
+        return read_number(literal.value)
 
     def _find_like(self, values: ColumnValues, pattern: Literal, *, ignore_case: bool) -> _Bools:
         text = str(pattern.value)
@@ -267,12 +281,6 @@ class _Evaluation:
 
     def _fail_type(self, values: ColumnValues, literal: Literal) -> NoReturn:
         self.fail(f"{values.name} holds {values.describe()}, got {shorten(literal.value, 40)}", literal.position)
-
-
-def _as_number(value: bool | int | float | str) -> int | float | None:
-    if isinstance(value, str):
-        return read_number(value) if _NUMBER.fullmatch(value) else None
-    return None if isinstance(value, bool) else value
 
 
 def _as_boolean(value: bool | int | float | str) -> bool | None:

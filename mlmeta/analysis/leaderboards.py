@@ -9,13 +9,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mlmeta.analysis.search import find_attempts, find_name, find_numbers, list_differing, select_task
 from mlmeta.errors import BadInputError
-from mlmeta.history.table import FACTS, is_numeric, lower_is_better
+from mlmeta.history.table import FACTS, ColumnValues, holds_numbers, is_numeric, lower_is_better
 
 MAX_ATTEMPTS = 100
+# The numbers of a param while its best values are sought: no column of a store has this name.
+_NUMBERS = "\0numbers"
 # Numbers of a run that are no goal: none of them is the best.
 _NO_GOALS = ("learning_rate", "epoch")
 
@@ -69,19 +72,22 @@ def find_best_values(table: pd.DataFrame, param: str, *, metric: str = "accuracy
         BadInputError: If the metric holds no numbers.
     """
     metric, param = find_numbers(table, metric), find_name(table, param)
+    as_numbers = holds_numbers(table[param])
+    if as_numbers:
+        table = table.assign(**{_NUMBERS: ColumnValues(param, table[param]).numbers.astype(np.float64)})
     known = table[table[metric].notna() & table[param].notna() & table["task"].notna()]
     # Of equal scores the first name counts, so that the answer does not hang on when the attempts were made.
     known = known.sort_values([metric, "model_name"], ascending=[lower_is_better(metric), True], kind="stable")
     rows = [_describe_best(task, group, param, metric, share) for task, group in known.groupby("task", sort=True)]
-    spread = ["low", "high"] if is_numeric(table[param]) else ["common"]
+    spread = ["low", "high"] if as_numbers else ["common"]
     return pd.DataFrame(rows, columns=["task", "n_attempts", "best_score", "best_value", *spread])
 
 
 def _describe_best(task: object, group: pd.DataFrame, param: str, metric: str, share: float) -> dict[str, object]:
     values = group[param].head(max(1, round(share * len(group))))
     row = {"task": task, "n_attempts": len(group), "best_score": group[metric].iloc[0], "best_value": values.iloc[0]}
-    if is_numeric(values):
-        low, high = values.astype("float64").quantile([0.1, 0.9])
+    if _NUMBERS in group:
+        low, high = group[_NUMBERS].head(len(values)).quantile([0.1, 0.9])
         return row | {"low": low, "high": high}
     return row | {"common": ", ".join(f"{name} {count}" for name, count in values.value_counts().items())}
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from mlmeta import files
 from mlmeta.errors import NotFoundError, suggest
 from mlmeta.history.cache import CachedHistory, HistoryCache, merge_runs
-from mlmeta.history.reader import Known, Reader, empty_table
+from mlmeta.history.reader import Known, Reader, empty_table, restore_infinite
 from mlmeta.history.sql_reader import open_sql_reader
 from mlmeta.history.table import make_frame
 from mlmeta.tracking.store import current_uri, store_key, visible_experiments
@@ -62,7 +62,7 @@ def load_curves(run_ids: Sequence[str], *, metric: str = "train_loss", tracking_
     """Return a metric's whole history in some runs.
 
     Returns:
-        ``run_id`` (text), ``step`` (Int64), ``value`` (float64), in the order of the run ids and of the steps.
+        ``run_id`` (text), ``step`` (Int64), ``value`` (float64, infinite as it was logged), in the order of the run ids and of the steps.
 
     Raises:
         MlmetaError: If the store cannot be read.
@@ -72,7 +72,8 @@ def load_curves(run_ids: Sequence[str], *, metric: str = "train_loss", tracking_
     order = pd.Series(range(len(run_ids)), index=pd.Index(run_ids))
     points["order"] = points["run_id"].map(order[~order.index.duplicated()])
     points = points.sort_values(["order", "step"], kind="stable", ignore_index=True).drop(columns="order")
-    return points.astype({"run_id": "str", "step": "Int64", "value": "float64"})
+    points = points.astype({"run_id": "str", "step": "Int64", "value": "float64"})
+    return points.assign(value=restore_infinite(points["value"].to_numpy()))
 
 
 def open_reader(uri: str, *, all_runs: bool = False) -> Reader:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -123,9 +124,13 @@ class RunRows:
             present[rows] = True
             values = np.full(n, np.nan)
             values[rows] = numbers
-            values[np.abs(values) >= _INFINITE] *= np.inf
-            columns[name] = pa.array(values, mask=~present)
+            columns[name] = pa.array(restore_infinite(values), mask=~present)
         return pa.table(columns)
+
+
+def restore_infinite(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return metrics as they were logged, float64 (n,)."""
+    return np.where(np.abs(values) >= _INFINITE, np.copysign(np.inf, values), values)
 
 
 def _chunk(values: Any, kind: pa.DataType) -> pa.ChunkedArray:

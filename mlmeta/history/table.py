@@ -41,13 +41,25 @@ _ENTITIES = {
 }
 # What MLflow calls the facts of a run.
 _MLFLOW_NAMES = {"run_name": "model_name", "start_time": "started", "created": "started"}
-_NUMBER = r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+_WHOLE = r"(0|-?[1-9][0-9]*)"
+_EXPONENT = "([eE][-+]?[0-9]+)?"
+_INFINITE = "[-+]?(inf|Inf|infinity|Infinity)"
+# A number as programs write it, and one that a person may have written: 0.10, .5, +3. Neither begins with 00 or 01.
+_PLAIN = rf"^(({_WHOLE}|-?(0|[1-9][0-9]*)\.(0|[0-9]*[1-9])){_EXPONENT}|{_INFINITE})$"
+_LOOSE = rf"^([-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+){_EXPONENT}|{_INFINITE})$"
+_NO_DIGITS = r"^[-+]?0*\.?0*|[eE].*$|\."
+# What a float64 tells apart: digits of a number, and whole numbers.
+_MOST_DIGITS = 17
+_MOST_WHOLE = 2**53
 
 
 def make_frame(table: pa.Table) -> pd.DataFrame:
     """Return runs as a typed DataFrame, newest first.
 
-    A param's column is Int64, float64 or boolean where all its values read so, else text; missing stays missing.
+    A param's column is Int64, float64 or boolean where each of its texts is one as programs write it, else text;
+    missing stays missing. ``1``, ``1.0``, ``0.001``, ``1e-3``, ``1e-05`` and ``inf`` are numbers as programs write them.
+    ``001``, ``1.10``, ``+1``, ``nan`` and what a float64 cannot hold are not: where one of these occurs all texts of the
+    column stay what they are, so that ``001`` and ``1`` are two values; `read_texts` says what is a number there.
     Where a param and a metric have one name they become ``params.<name>`` and ``metrics.<name>``.
 
     Args:
@@ -141,13 +153,65 @@ def _type(column: pa.ChunkedArray) -> Any:
     if set(texts[:5].to_pylist()) <= {"true", "false", "True", "False"}:
         values = pc.equal(pc.utf8_lower(texts), "true").to_numpy(zero_copy_only=False)
         return pd.arrays.BooleanArray(values[codes] & ~missing, missing)
-    with contextlib.suppress(pa.ArrowInvalid):
-        integers = texts.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        return pd.arrays.IntegerArray(np.where(missing, 0, integers[codes]), missing)
-    with contextlib.suppress(pa.ArrowInvalid):
-        numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        return np.where(missing, np.nan, numbers[codes])
+    if _all(pc.match_substring_regex(texts, f"^{_WHOLE}$")):
+        with contextlib.suppress(pa.ArrowInvalid):
+            integers = texts.cast(pa.int64()).to_numpy(zero_copy_only=False)
+            return pd.arrays.IntegerArray(np.where(missing, 0, integers[codes]), missing)
+    if _all(pc.match_substring_regex(texts, _PLAIN)):
+        numbers = _parse(texts)
+        if _are_exact(texts, numbers).all():
+            return np.where(missing, np.nan, numbers[codes])
     return _to_text(column)
+
+
+def _all(mask: pa.BooleanArray) -> bool:
+    return pc.all(mask, min_count=0).as_py() is True
+
+
+def _parse(texts: pa.Array) -> Floats:
+    """Return the numbers of texts, NaN where one is missing."""
+    numbers: Floats = pc.utf8_ltrim(texts, "+").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _are_exact(texts: pa.Array, numbers: Floats) -> npt.NDArray[np.bool_]:
+    """Return which numbers say all that their texts do: no digit is lost, and none became 0 or infinite."""
+    exact = np.isfinite(numbers) | _to_bools(pc.match_substring_regex(texts, f"^{_INFINITE}$"))
+    digits = pc.replace_substring_regex(texts, _NO_DIGITS, "")
+    exact &= (numbers != 0) | _to_bools(pc.equal(digits, ""))
+    exact &= _to_bools(pc.less_equal(pc.utf8_length(digits), _MOST_DIGITS))
+    is_whole = _to_bools(pc.match_substring_regex(texts, f"^{_WHOLE}$"))
+    return exact & ~(is_whole & (np.abs(numbers) >= _MOST_WHOLE))
+
+
+def _to_bools(mask: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def read_texts(texts: pa.Array) -> Floats:
+    """Return the numbers that texts stand for, float64 (n,), NaN for all other texts.
+
+    A number as programs write it (see `make_frame`) is one. So is one that a person may write, such as ``0.10``, ``.5``
+    or ``+3``, as long as no other text here has the same number: ``1.10`` beside ``1.1`` is a word. ``001`` never is one.
+
+    Args:
+        texts: Strings, missing ones too.
+    """
+    encoded = texts.dictionary_encode()
+    words = encoded.dictionary
+    loose = pc.match_substring_regex(words, _LOOSE)
+    numbers = _parse(pc.if_else(loose, words, None))
+    plain = _to_bools(pc.match_substring_regex(words, _PLAIN)) & _are_exact(words, numbers)
+    _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    numbers = np.where(~plain & (counts[place.ravel()] > 1), np.nan, numbers)
+    places = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
+    read: Floats = np.append(numbers, np.nan)[places]
+    return read
+
+
+def is_plain_number(text: str) -> bool:
+    """Return whether a text is a number as programs write it; see `make_frame`."""
+    return bool(re.fullmatch(_PLAIN[1:-1], text))
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -200,6 +264,14 @@ def is_numeric(series: pd.Series[Any]) -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
+def holds_numbers(series: pd.Series[Any]) -> bool:
+    """Return whether a column's values are numbers, by their type or, of text, all as `read_texts` reads them."""
+    column = ColumnValues("", series)
+    if column.kind is not Kind.TEXT:
+        return is_numeric(series)
+    return not np.isnan(column.numbers[~column.missing]).any()
+
+
 def list_params(table: pd.DataFrame) -> list[str]:
     """Return the columns that hold params, by ``table.attrs["kinds"]``, or by their names where that is lost."""
     kinds = table.attrs.get("kinds")
@@ -228,7 +300,11 @@ def read_numbers(table: pd.DataFrame, name: str) -> Floats:
     """Return a column's finite numbers, float64, shape (n,); NaN where it has none, or where there is no column."""
     if name not in table.columns:
         return np.full(len(table), np.nan)
-    values: Floats = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    column = ColumnValues(name, table[name])
+    if column.kind is Kind.TEXT:
+        values: Floats = column.numbers
+    else:
+        values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -329,11 +405,9 @@ class ColumnValues:
 
     @cached_property
     def numbers(self) -> npt.NDArray[Any]:
-        """Numbers (n,): int64 or float64; of text float64, NaN where the text is no number."""
+        """Numbers (n,): int64 or float64; of text float64, NaN where the text is no number (see `read_texts`)."""
         if self.kind is Kind.TEXT:
-            is_number = pc.match_substring_regex(self.texts, _NUMBER)
-            numbers = pc.if_else(is_number, self.texts, None).cast(pa.float64())
-            return np.asarray(numbers.to_numpy(zero_copy_only=False), dtype=np.float64)
+            return read_texts(self.texts)
         if pd.api.types.is_signed_integer_dtype(self.series.dtype):
             return self.series.to_numpy(dtype=np.int64, na_value=0)
         return self.series.to_numpy(dtype=np.float64, na_value=np.nan)

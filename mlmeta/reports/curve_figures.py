@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, shorten
-from mlmeta.history.table import is_numeric
+from mlmeta.history.table import holds_numbers
 from mlmeta.reports.figure_data import (
     cut_text,
     describe_attempts,
@@ -158,7 +158,7 @@ def place_lines(table: pd.DataFrame, params: Sequence[str], *, metric: str = "ac
 def _make_axis(table: pd.DataFrame, column: str, *, logarithmic: bool = True) -> dict[str, Any]:
     label = cut_text(column, limit=22)
     numbers = read_column(table, column)
-    if is_numeric(table[column]):
+    if holds_numbers(table[column]):
         return {"label": label} | _number_axis(numbers, logarithmic=logarithmic and spans_decades(numbers))
     return {"label": label} | _name_axis(table[column])
 

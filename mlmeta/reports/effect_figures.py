@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlmeta.errors import BadInputError, shorten
-from mlmeta.history.table import is_numeric
+from mlmeta.history.table import holds_numbers
 from mlmeta.reports.attempt_plots import PALETTE
 from mlmeta.reports.figure_data import (
     describe_attempts,
@@ -99,7 +99,7 @@ def plot_marginal_effect(
     title = _RANK if ranks else escape_markup(metric)
     figure = new_figure(height=300, x=escape_markup(param), y=title)
     numeric = effect.assign(value=pd.to_numeric(effect["value"], errors="coerce")).dropna(subset=["value"])
-    if is_numeric(table[param]) and len(numeric) > 1:
+    if holds_numbers(table[param]) and len(numeric) > 1:
         points["x"] = read_column(table, param)
         add_attempts(figure, points.dropna(subset=["x"]), marker=_POINT)
         _draw_band(figure, numeric.astype({"value": "float64"}))
@@ -218,7 +218,7 @@ def plot_pair(table: pd.DataFrame, first: str, second: str, *, metric: str = "ac
 def _make_levels(table: pd.DataFrame, param: str) -> tuple[pd.Series, list[str]]:
     """Return the number of the bin or name of each attempt, NaN where it has none, and the text of each for plotly."""
     values, numbers = table[param], read_column(table, param)
-    numeric = is_numeric(values)
+    numeric = holds_numbers(values)
     if numeric and numbers.nunique() > _MAX_BINS:
         edges = _even_edges(numbers)
         bins = pd.cut(numbers, list(edges), labels=False, include_lowest=True)

@@ -103,9 +103,7 @@ def _draw_curves(attempts: Attempts) -> Figure:
     kept = thin_attempts(known, attempts.metric, limit=MAX_CURVES)
     ranks = rank_scores(attempts.table, attempts.metric).loc[kept.index].sort_values(na_position="first")
     figure, axes = _new_axes(height=2.4)
-    points = [
-        np.column_stack([np.arange(1, len(c) + 1), np.clip(c, -1e100, 1e100)]) for c in kept["curve"][ranks.index]
-    ]
+    points = [np.column_stack([np.arange(1, len(c) + 1), _drawable(c)]) for c in kept["curve"][ranks.index]]
     alpha = 0.8 if len(points) <= 100 else 0.4
     lines = LineCollection(points, cmap=_score_colours(), linewidths=0.5, alpha=alpha, rasterized=True)
     lines.set_array(np.ma.masked_invalid(ranks.to_numpy()))
@@ -292,7 +290,7 @@ def plot_learning_curves(path: str | Path, curves: pd.DataFrame, *, title: str =
     """Write one line an attempt as a small PNG.
 
     Up to seven attempts have a colour and a name each; more are coloured by their task, where there are at most
-    seven tasks. Values that are not finite are left out, and what exceeds most others tenfold is cut off. The axis
+    seven tasks. Where a value is not finite a line has a gap, and what exceeds most others tenfold is cut off. The axis
     is logarithmic where the values are positive and span a factor over 100.
 
     Args:
@@ -300,8 +298,7 @@ def plot_learning_curves(path: str | Path, curves: pd.DataFrame, *, title: str =
         curves: As `mlmeta.meta_query.learning_curves` gives them, of one metric.
         title: Says what is seen; empty for the metric and the number of attempts.
     """
-    values = curves["value"].to_numpy(dtype=np.float64)
-    drawn = curves[np.isfinite(values)].assign(value=np.clip(values[np.isfinite(values)], -1e100, 1e100))
+    drawn = curves.assign(value=_drawable(curves["value"].to_numpy(dtype=np.float64)))
     n_attempts = curves["run_id"].nunique()
     metric = str(curves["metric"].iloc[0]) if len(curves) else "curve"
     title = title or f"{metric} of {n_attempts:,} attempt{'' if n_attempts == 1 else 's'}"
@@ -319,6 +316,11 @@ def plot_learning_curves(path: str | Path, curves: pd.DataFrame, *, title: str =
             text.set(**literal())
             text.set_fontsize(8)
     save_plot(figure, path)
+
+
+def _drawable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return values that can be drawn, NaN, which is a gap, for those that are not finite."""
+    return np.clip(np.where(np.isfinite(values), values, np.nan), -1e100, 1e100)
 
 
 def _group_attempts(curves: pd.DataFrame) -> dict[str, str]:
@@ -345,13 +347,9 @@ def _draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, str]) ->
     # All lines are one artist, so that a thousand cost little more than one.
     collection = LineCollection(lines, colors=shades, linewidths=0.8 if thin else 1.6, alpha=0.55 if thin else 1.0)
     axes.add_collection(collection, autolim=True)
-    singles = np.array([line[0] for line in lines if len(line) == 1]).reshape(-1, 2)
-    axes.scatter(
-        singles[:, 0],
-        singles[:, 1],
-        s=12,
-        color=[shade for line, shade in zip(lines, shades, strict=True) if len(line) == 1],
-    )
+    for line, shade in zip(lines, shades, strict=True):
+        points = _find_alone(line)
+        axes.scatter(points[:, 0], points[:, 1], s=12, color=shade)
 
 
 def _to_points(points: pd.DataFrame) -> npt.NDArray[np.float64]:
@@ -359,9 +357,16 @@ def _to_points(points: pd.DataFrame) -> npt.NDArray[np.float64]:
     return np.column_stack([points["step"].to_numpy(dtype=np.float64), points["value"].to_numpy(dtype=np.float64)])
 
 
+def _find_alone(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the points of a line that have a gap on either side, and would not be seen."""
+    is_gap = np.isnan(np.pad(line[:, 1], 1, constant_values=np.nan))
+    return line[~is_gap[1:-1] & is_gap[:-2] & is_gap[2:]]
+
+
 def _scale_axes(axes: Axes, curves: pd.DataFrame, metric: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    curves = curves.dropna(subset=["value"])
     values = curves["value"].to_numpy(dtype=np.float64)
     axes.autoscale_view()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -69,7 +69,10 @@ async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
     return {
         "attempt": await make_document(caller, attempt),
         "run_id": attempt.run_id,
-        "metrics": {name: value for name, value in run.metrics.items() if value == value},
+        # JSON has no number for what is infinite, which MLflow keeps as 1.8e308.
+        "metrics": {
+            name: value if abs(value) < 1.79e308 else None for name, value in run.metrics.items() if value == value
+        },
         "job": await describe_job(caller, job) if job else None,
         "ui": link_to_run(caller.server, run.experiment_id, run_id),
     }

@@ -76,10 +76,10 @@ Test = Callable[[Row], bool | None]
 
 
 def number_of(value: Any) -> float | int | None:
-    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+", value):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?([1-9][0-9]*|0)", value):
         return int(value)
     if isinstance(value, str):
-        return float(value) if NUMBER.fullmatch(value) else None
+        return float(value) if NUMBER.fullmatch(value) and not re.match("0[0-9]", value) else None
     return None if isinstance(value, bool) else value
 
 
@@ -93,6 +93,8 @@ def compare(value: Any, sign: str, literal: Any) -> bool | None:
         return SIGNS[sign](str(value).lower(), str(literal).lower())
     if isinstance(value, bool):
         return SIGNS[sign](value, literal.lower() == "true")
+    if isinstance(value, str) and isinstance(literal, str):
+        return SIGNS[sign](value.encode(), literal.encode())
     left, right = number_of(value), number_of(literal)
     if left is not None and right is not None:
         return SIGNS[sign](left, right)
@@ -149,6 +151,7 @@ WRITTEN = {
     "tags.mlmeta.task": ["tags.`mlmeta.task`", "tags.mlmeta.task", 'tag."mlmeta.task"'],
 }
 NUMBERS = st.sampled_from(["1e-3", ".8", "0.01", "32", "+32", "-2.5", "3.", "0", "1E1", "9007199254740993", "1e999"])
+LOOSE = (".8", "+32", "3.", "1e999")
 WORDS = ["Complete", "complete", "", "a_b%c", "auto", "3", "0.010", "it's", "Ünïcode", "zz", "%", "1e-3", "TRUE", "\\"]
 TEXTS = st.sampled_from(WORDS)
 TIMES = ["2026-11-01", "2026-11-01T23:59", "2026-11-01T00:00:00Z", "2026-11-03 01:00+01:00", "2026-10-31"]
@@ -177,6 +180,8 @@ def literals(column: str) -> st.SearchStrategy[tuple[str, Any]]:
         return st.one_of(numbers, texts, quoted_numbers, booleans)
     if column in ("status", "tags.mlmeta.task"):
         return texts
+    if TABLE.attrs["kinds"].get(column) == "param":
+        return st.one_of(numbers, quoted_numbers.filter(lambda one: one[1] not in LOOSE))
     return st.one_of(numbers, quoted_numbers)
 
 
@@ -359,6 +364,8 @@ def test_what_is_too_long_or_too_deep_is_refused() -> None:
         ("optimizer.lr = 'fast'", "holds numbers (-2.5 to 3), got 'fast'", 15),
         ("optimizer.lr in (1, 'x')", "got 'x'", 20),
         ("optimizer.lr = true", "got true", 15),
+        ("optimizer.lr = '0.010'", "none written '0.010'; the number is 0.01, without quotes", 15),
+        ("batch_size in (32, '032')", "none written '032'; the number is 32, without quotes", 19),
         ("status > 3", "status holds text ('Complete', 'Diverged', 'complete', …), got 3", 9),
         ("status in (3)", "got 3", 11),
         ("status = true", "got true", 9),
@@ -478,7 +485,7 @@ def test_text_of_every_type_of_pandas_is_text(kind: str) -> None:
     [
         ("optimizer.lr", "optimizer.lr", [-2.5, 1e-5, 1e-3, 0.01, 0.01, 0.1, 3.0, NA]),
         ("params.optimizer.lr DESC", "optimizer.lr", [3.0, 0.1, 0.01, 0.01, 1e-3, 1e-5, -2.5, NA]),
-        ("kernel_size asc", "kernel_size", ["0.5", "03", "3", "1e1", "11", "True", "auto", NA]),
+        ("kernel_size asc", "kernel_size", ["0.5", "3", "1e1", "11", "03", "True", "auto", NA]),
         ("`arch.batch_norm` desc", "arch.batch_norm", [True, True, True, False, False, False, NA, NA]),
         (f"`{ODD.replace('`', '``')}`", ODD, [-np.inf, 0.0, 1.0, 2.0, 3.0, 4.0, np.inf, NA]),
     ],

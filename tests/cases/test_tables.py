@@ -1,0 +1,110 @@
+"""Tables and questions that went wrong without a word: what each of them has to give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from mlmeta.analysis.leaderboards import find_best_values
+from mlmeta.cli import cli
+from mlmeta.meta_query import hyperparameter_importance, marginal_effect, search_attempts
+
+CODES = ["1", "001", "010"]
+VERSIONS = ["1.10", "1.1", "1.9"]
+MIXED = ["True", "auto", "2.5", "1"]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(one) for one in arguments])
+
+
+def write_table(file: Path) -> Path:
+    rows = [
+        f"a{i},t,{10 ** -(1 + i % 4)},{CODES[i % 3]},{VERSIONS[i % 3]},{MIXED[i % 4]},{['10', 'inf'][i % 2]},"
+        f"{['0.10', '0.5', '0.25', '0.3'][i % 4]},{0.5 + i / 100}"
+        for i in range(60)
+    ]
+    file.write_text("\n".join(["name,task,optimizer.lr,code,version,mixed,limit,dropout,accuracy", *rows]))
+    return file
+
+
+@pytest.fixture
+def imported(store: str, tmp_path: Path) -> None:
+    assert run("import", write_table(tmp_path / "mixed.csv")).exit_code == 0
+
+
+@pytest.mark.usefixtures("imported")
+class TestTextsThatLookLikeNumbers:
+    @pytest.mark.parametrize(
+        ("filter", "n_found"),
+        [
+            ("params.code = '001'", 20),
+            ("params.code = '1'", 20),
+            ("code = 1", 20),
+            ("code in ('001', '010')", 40),
+            ("code != '001'", 40),
+            ("version = '1.10'", 20),
+            ("version = '1.1'", 20),
+            ("version = 1.1", 20),
+            ("dropout < 0.2", 15),
+            ("dropout = '0.10'", 15),
+            ("limit > 100", 30),
+            ("mixed = '1'", 15),
+        ],
+    )
+    def test_a_quoted_value_is_compared_as_text(self, filter: str, n_found: int) -> None:
+        assert len(search_attempts(filter)) == n_found
+
+    def test_they_stay_apart_in_every_answer(self) -> None:
+        values = find_best_values(search_attempts(), "code", share=1.0)
+        assert set(values["common"][0].split(", ")) == {"1 20", "001 20", "010 20"}
+        assert set(find_best_values(search_attempts(), "version", share=1.0)["common"][0].split(", ")) == {
+            "1.10 20",
+            "1.1 20",
+            "1.9 20",
+        }
+        for param, words in (("code", CODES), ("version", VERSIONS), ("mixed", MIXED)):
+            effect = marginal_effect(search_attempts(), param)
+            assert sorted(map(str, effect["value"])) == sorted(words)
+            assert sorted(effect["n_attempts"]) == [60 // len(words)] * len(words)
+        assert {"code", "version", "mixed"} <= set(hyperparameter_importance()["param"])
+
+    def test_a_number_that_a_person_wrote_is_still_one(self) -> None:
+        row = find_best_values(search_attempts(), "dropout", share=1.0).iloc[0]
+        assert (row["low"], row["high"]) == (0.1, 0.5)
+        assert "0.10" in set(search_attempts()["dropout"])
+
+    def test_the_answer_of_the_command_line_has_them_as_they_are(self) -> None:
+        lines = run("query", "params.code = '001'", "--columns", "code,version", "--format", "csv").output.splitlines()
+        assert set(lines[1:]) == {"001,1.1"}
+        assert len(lines) == 21
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["1", "2.0", "1e-3", "0.001", "inf", "1E5", "-0.5"], "float64"),
+        (["32", "-4", "0"], "Int64"),
+        (["True", "false"], "boolean"),
+        (["0.10", "0.2"], "str"),
+        (["nan", "0.2"], "str"),
+        (["12e4567", "1"], "str"),
+        (["1e-400", "1"], "str"),
+        (["12345678901234567890", "1"], "str"),
+        (["9007199254740993", "0.5"], "str"),
+        (["1_000", "1"], "str"),
+        (["٣", "1"], "str"),
+        (["-0", "0"], "str"),
+    ],
+)
+def test_a_column_is_of_numbers_where_no_text_says_more(
+    store: str, tmp_path: Path, texts: list[str], expected: str
+) -> None:
+    pd.DataFrame({"name": "a", "params.x": texts, "accuracy": 0.5}).to_csv(tmp_path / "t.csv", index=False)
+    assert run("import", tmp_path / "t.csv").exit_code == 0
+    found = search_attempts()
+    column = next(name for name in found.columns if name in ("x", "params.x"))
+    assert str(found[column].dtype) == expected
