@@ -6,9 +6,9 @@ attempt without accuracy, nor does ``NOT accuracy = 1``.
 
 Values are compared as what they are. In a column of text a value in quotes is a text (``code = '001'`` does not find
 ``1``), and one without quotes a number, which is compared with the texts that are numbers: ``<`` and ``>`` see these
-only. In a column of numbers a value in quotes may be a number too; a param can only equal one that is written as programs
-write it, see `mlmeta.history.table.make_frame`. Times are compared with dates in UTC, where a date alone means the whole
-day.
+only. In a column of numbers a value in quotes may be a number too; a param can only equal one that is written as
+programs write it, see `mlmeta.history.table.make_frame`. Times are compared with dates in UTC, where a date alone means
+the whole day.
 """
 
 from __future__ import annotations

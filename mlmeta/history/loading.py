@@ -62,7 +62,8 @@ def load_curves(run_ids: Sequence[str], *, metric: str = "train_loss", tracking_
     """Return a metric's whole history in some runs.
 
     Returns:
-        ``run_id`` (text), ``step`` (Int64), ``value`` (float64, infinite as it was logged), in the order of the run ids and of the steps.
+        ``run_id`` (text), ``step`` (Int64), ``value`` (float64, infinite as it was logged), in
+        the order of the run ids and of the steps.
 
     Raises:
         MlmetaError: If the store cannot be read.

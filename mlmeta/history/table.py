@@ -57,9 +57,9 @@ def make_frame(table: pa.Table) -> pd.DataFrame:
     """Return runs as a typed DataFrame, newest first.
 
     A param's column is Int64, float64 or boolean where each of its texts is one as programs write it, else text;
-    missing stays missing. ``1``, ``1.0``, ``0.001``, ``1e-3``, ``1e-05`` and ``inf`` are numbers as programs write them.
-    ``001``, ``1.10``, ``+1``, ``nan`` and what a float64 cannot hold are not: where one of these occurs all texts of the
-    column stay what they are, so that ``001`` and ``1`` are two values; `read_texts` says what is a number there.
+    missing stays missing. ``1``, ``1.0``, ``0.001``, ``1e-3``, ``1e-05`` and ``inf`` are numbers as programs write
+    them. ``001``, ``1.10``, ``+1``, ``nan`` and what a float64 cannot hold are not: where one of these occurs all texts
+    of the column stay what they are, so that ``001`` and ``1`` are two values; `read_texts` says what is a number there.
     Where a param and a metric have one name they become ``params.<name>`` and ``metrics.<name>``.
 
     Args:
@@ -192,7 +192,7 @@ def read_texts(texts: pa.Array) -> Floats:
     """Return the numbers that texts stand for, float64 (n,), NaN for all other texts.
 
     A number as programs write it (see `make_frame`) is one. So is one that a person may write, such as ``0.10``, ``.5``
-    or ``+3``, as long as no other text here has the same number: ``1.10`` beside ``1.1`` is a word. ``001`` never is one.
+    or ``+3``, as long as no other text here has the same number: ``1.10`` beside ``1.1`` is a word. ``001`` never is.
 
     Args:
         texts: Strings, missing ones too.
