@@ -59,7 +59,7 @@ def make_frame(table: pa.Table) -> pd.DataFrame:
     A param's column is Int64, float64 or boolean where each of its texts is one as programs write it, else text;
     missing stays missing. ``1``, ``1.0``, ``0.001``, ``1e-3``, ``1e-05`` and ``inf`` are numbers as programs write
     them. ``001``, ``1.10``, ``+1``, ``nan`` and what a float64 cannot hold are not: where one of these occurs all texts
-    of the column stay what they are, so that ``001`` and ``1`` are two values; `read_texts` says what is a number there.
+    of the column stay what they are, so that ``001`` and ``1`` are two values; see `read_texts`.
     Where a param and a metric have one name they become ``params.<name>`` and ``metrics.<name>``.
 
     Args:

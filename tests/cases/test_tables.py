@@ -21,6 +21,10 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, [str(one) for one in arguments])
 
 
+def best_of(param: str) -> pd.DataFrame:
+    return find_best_values(search_attempts(), param, share=1.0)
+
+
 def write_table(file: Path) -> Path:
     rows = [
         f"a{i},t,{10 ** -(1 + i % 4)},{CODES[i % 3]},{VERSIONS[i % 3]},{MIXED[i % 4]},{['10', 'inf'][i % 2]},"
@@ -59,21 +63,21 @@ class TestTextsThatLookLikeNumbers:
         assert len(search_attempts(filter)) == n_found
 
     def test_they_stay_apart_in_every_answer(self) -> None:
-        values = find_best_values(search_attempts(), "code", share=1.0)
+        values = best_of("code")
         assert set(values["common"][0].split(", ")) == {"1 20", "001 20", "010 20"}
-        assert set(find_best_values(search_attempts(), "version", share=1.0)["common"][0].split(", ")) == {
+        assert set(best_of("version")["common"][0].split(", ")) == {
             "1.10 20",
             "1.1 20",
             "1.9 20",
         }
         for param, words in (("code", CODES), ("version", VERSIONS), ("mixed", MIXED)):
-            effect = marginal_effect(search_attempts(), param)
+            effect = marginal_effect(param)
             assert sorted(map(str, effect["value"])) == sorted(words)
             assert sorted(effect["n_attempts"]) == [60 // len(words)] * len(words)
         assert {"code", "version", "mixed"} <= set(hyperparameter_importance()["param"])
 
     def test_a_number_that_a_person_wrote_is_still_one(self) -> None:
-        row = find_best_values(search_attempts(), "dropout", share=1.0).iloc[0]
+        row = best_of("dropout").iloc[0]
         assert (row["low"], row["high"]) == (0.1, 0.5)
         assert "0.10" in set(search_attempts()["dropout"])
 
