@@ -19,8 +19,9 @@ from mlmeta.errors import NotFoundError
 if TYPE_CHECKING:
     import pandas as pd
 
-_Load: TypeAlias = "Callable[[], pd.DataFrame]"
-_FORMATS = ("table", "csv", "json", "parquet")
+_Load: TypeAlias = "Callable[..., pd.DataFrame]"
+_FORMATS = ("table", "csv", "json", "parquet", "xlsx")
+_FILTER = click.option("--filter", "where", default="", help="Only attempts that this filter finds.")
 _METRIC = click.option("--metric", default="accuracy", show_default=True, help="The metric to go by.")
 MAX_CURVES = 50
 _SHOWN_ROWS = 10
@@ -61,11 +62,15 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
     """Make a command of a question about the history: its answer is written as people or programs want it."""
 
     @functools.wraps(question)
-    def write(load: _Load, *, form: str | None, output: Path | None, **own: Any) -> None:
-        answer = question(load, **own)
-        from mlmeta.reports.tables import write_output
+    def write(load: _Load, *, form: str | None, output: Path | None, formulas: bool, **own: Any) -> None:
+        from mlmeta.reports.tables import choose_format, escape_formulas, write_output
 
-        table, important = answer.table, answer.important
+        # An ending that is not known is said before the history is read.
+        choose_format(form, output)
+        answer = question(load, **own)
+
+        table = escape_formulas(answer.table) if formulas else answer.table
+        important = answer.important
         write_output(table, output, form=form, important=list(table.columns if important is None else important))
         if form in (None, "table") and output is None:
             for line in answer.words:
@@ -77,7 +82,10 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
     form = click.option(
         "--format", "form", type=click.Choice(_FORMATS), help="By default as FILE ends, else a table for people."
     )
-    return form(to_file(_reading_history(write)))
+    escape = click.option(
+        "--escape-formulas", "formulas", is_flag=True, help="Put ' before texts that a spreadsheet would compute."
+    )
+    return form(to_file(escape(_reading_history(write))))
 
 
 @click.command()
@@ -157,10 +165,11 @@ def curves(load: _Load, *, attempts: tuple[str, ...], filter: str, metric: str, 
 @click.argument("metric", default="accuracy")
 @click.option("--effect", metavar="PARAM", help="Show instead how METRIC goes with this hyperparameter.")
 @click.option("--task", metavar="TASK", help="Only attempts on this task: its name or its digest.")
+@_FILTER
 @_answering
-def importance(load: _Load, *, metric: str, effect: str | None, task: str | None) -> _Answer:
+def importance(load: _Load, *, metric: str, effect: str | None, task: str | None, where: str) -> _Answer:
     """Show which hyperparameters matter most for METRIC, on one task or across all."""
-    history = load()
+    history = load(where)
     from mlmeta.analysis.importance import measure_importance
     from mlmeta.analysis.marginal_effects import marginal_effect
 
@@ -174,13 +183,18 @@ def importance(load: _Load, *, metric: str, effect: str | None, task: str | None
 @click.command()
 @click.argument("param")
 @_METRIC
+@_FILTER
 @_answering
-def values(load: _Load, *, param: str, metric: str) -> _Answer:
-    """Show which values of PARAM worked on which tasks: the best one, and where the best quarter lies."""
-    history = load()
-    from mlmeta.analysis.leaderboards import find_best_values
+def values(load: _Load, *, param: str, metric: str, where: str) -> _Answer:
+    """Show which values of PARAM worked on which tasks: the best one, and the best quarter's 10 % and 90 % quantiles.
 
-    return _Answer(find_best_values(history, param, metric=metric))
+    \b
+    mlmeta values optimizer.name --filter "task.n_train < 250"
+    """  # noqa: D301 - click reads the \b
+    history = load(where)
+    from mlmeta.analysis.leaderboards import find_best_values, rank_values
+
+    return _Answer(find_best_values(history, param, metric=metric), words=rank_values(history, param, metric=metric))
 
 
 @click.command()
@@ -188,10 +202,11 @@ def values(load: _Load, *, param: str, metric: str) -> _Answer:
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many attempts.")
 @click.option("--pareto", is_flag=True, help="Show those that no other beats in both the metric and the time.")
 @_METRIC
+@_FILTER
 @_answering
-def leaderboard(load: _Load, *, task: str | None, limit: int, pareto: bool, metric: str) -> _Answer:
+def leaderboard(load: _Load, *, task: str | None, limit: int, pareto: bool, metric: str, where: str) -> _Answer:
     """Show the best attempts on TASK (its name or digest), or on all tasks."""
-    history = load()
+    history = load(where)
     from mlmeta.analysis.leaderboards import rank_attempts, select_pareto_front
 
     if pareto:
@@ -236,10 +251,13 @@ def _describe_similar(found: pd.DataFrame) -> Iterator[str]:
 @click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")
 @click.option("--figures", metavar="DIR", type=click.Path(path_type=Path), help="Write PNGs for papers here, too.")
 @_METRIC
+@_FILTER
 @_reading_history
-def report(load: _Load, *, output: Path, title: str, tasks: tuple[str, ...], figures: Path | None, metric: str) -> None:
+def report(
+    load: _Load, *, output: Path, title: str, tasks: tuple[str, ...], figures: Path | None, metric: str, where: str
+) -> None:
     """Write one HTML file about all attempts, which works offline."""
-    history = load()
+    history = load(where)
     from mlmeta.analysis.search import find_task
     from mlmeta.reports.report import write_report
     from mlmeta.reports.tables import writing
@@ -256,11 +274,12 @@ def report(load: _Load, *, output: Path, title: str, tasks: tuple[str, ...], fig
         click.echo("\n".join(f"wrote {file}" for file in written))
 
 
-def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
-    """Return all attempts.
+def _load(experiments: tuple[str, ...], full: bool, where: str = "") -> pd.DataFrame:
+    """Return all attempts, or those that a filter finds.
 
     Raises:
         NotFoundError: If there are none.
+        FilterError: If the filter is not understood.
     """
     from mlmeta.history.loading import load_attempts
 
@@ -270,7 +289,15 @@ def _load(experiments: tuple[str, ...], full: bool) -> pd.DataFrame:
             "there are no attempts yet; make the first one with `mlmeta train digits.json`, "
             "or take over others with `mlmeta import FILE`"
         )
-    return table
+    if not where:
+        return table
+    from mlmeta.analysis.filters import match_filter
+    from mlmeta.history.table import find_kinds, with_kinds
+
+    found = table[match_filter(table, where).to_numpy()].reset_index(drop=True)
+    if found.empty:
+        raise NotFoundError(f"--filter: none of {len(table):,} attempts is so")
+    return with_kinds(found, find_kinds(table))
 
 
 def _record_query(

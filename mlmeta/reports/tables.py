@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +29,15 @@ _GOOD_WIDTH = 16
 # As many dots as the name of no param that says much has.
 _DEEP = 5
 _GAP = 2
-FORMATS = ("table", "csv", "json", "parquet")
-_SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
+FORMATS = ("table", "csv", "json", "parquet", "xlsx")
+_SUFFIXES = {
+    ".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".xlsx": "xlsx", ".txt": "table", "": "table",
+}  # fmt: skip
+# What a spreadsheet takes for the beginning of a formula.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+# What a workbook cannot hold.
+_NO_CELL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_LONGEST_CELL = 32_767
 
 
 def format_cell(value: Any, *, limit: int | None = None) -> str:
@@ -179,8 +187,16 @@ def _width(text: str) -> int:
 
 
 def choose_format(wanted: str | None, file: Path | None) -> str:
-    """Return the format that was asked for, else the one of the file's suffix, else "table"."""
-    return wanted or _SUFFIXES.get(file.suffix.lower() if file else "", "table")
+    """Return the format that was asked for, else the one of the file's suffix; "table" where there is none.
+
+    Raises:
+        BadInputError: If the suffix is none that is known.
+    """
+    suffix = file.suffix.lower() if file else ""
+    if wanted is None and suffix not in _SUFFIXES:
+        known = ", ".join(filter(None, _SUFFIXES))
+        raise BadInputError(f"{file}: there is no format for the ending {suffix}; allowed are {known}, or add --format")
+    return wanted or _SUFFIXES[suffix]
 
 
 def write_output(
@@ -206,8 +222,8 @@ def write_output(
             write_stream(table, stream, form=form)
     elif form == "table" and sys.stdout.isatty():
         print_fitted(table, important=important)
-    elif form == "parquet" and sys.stdout.isatty():
-        raise BadInputError("Parquet is binary and nothing for a terminal; add --output FILE.parquet")
+    elif form in ("parquet", "xlsx") and sys.stdout.isatty():
+        raise BadInputError(f"{form} is binary and nothing for a terminal; add --output FILE.{form}")
     else:
         try:
             write_stream(table, sys.stdout.buffer, form=form)
@@ -225,12 +241,61 @@ def write_stream(table: pd.DataFrame, stream: IO[bytes], *, form: str) -> None:
     """
     if form == "parquet":
         _make_uniform(table).to_parquet(stream, index=False)
+    elif form == "xlsx":
+        _write_workbook(table, stream)
     elif form == "csv":
         _write_text(stream, [_as_text_columns(table).to_csv(index=False, lineterminator="\n")])
     elif form == "json":
         _write_text(stream, _write_json(table))
     else:
         _write_text(stream, (f"{line}\n" for line in format_plain(table)))
+
+
+def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with an apostrophe before texts and names that a spreadsheet would compute."""
+    changed = {}
+    for name in table.columns:
+        if not is_numeric(table[name]) and not pd.api.types.is_datetime64_any_dtype(table[name].dtype):
+            changed[name] = table[name].map(_escape_formula, na_action="ignore")
+    return table.assign(**changed).rename(columns=_escape_formula)
+
+
+def _escape_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
+
+
+def _write_workbook(table: pd.DataFrame, stream: IO[bytes]) -> None:
+    """Write a workbook of one sheet, in which text is text, never a formula.
+
+    Raises:
+        BadInputError: If the package for it is missing, or a sheet cannot hold so many rows or columns.
+    """
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
+    except ImportError:
+        raise BadInputError("a workbook needs openpyxl; install it with: pip install 'mlmeta[excel]'") from None
+    if len(table) >= 1_048_576 or len(table.columns) > 16_384:
+        raise BadInputError("a sheet of a workbook holds 1,048,575 rows and 16,384 columns; write .csv or .parquet")
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("attempts")
+    sheet.freeze_panes = "A2"
+    columns = [_jsonable(table.iloc[:, place]) for place in range(len(table.columns))]
+    for row in [[str(name) for name in table.columns], *zip(*columns, strict=True)]:
+        cells = []
+        for value in row:
+            cell = WriteOnlyCell(sheet)
+            if isinstance(value, str | list):
+                text = value if isinstance(value, str) else json.dumps(value)
+                cell.value = _NO_CELL.sub(" ", text)[:_LONGEST_CELL]
+                cell.data_type = "s"
+            elif isinstance(value, int) and abs(value) > 2**53:
+                cell.value, cell.data_type = str(value), "s"
+            else:
+                cell.value = value
+            cells.append(cell)
+        sheet.append(cells)
+    book.save(stream)
 
 
 def _write_text(stream: IO[bytes], pieces: Iterable[str]) -> None:
