@@ -6,6 +6,7 @@ An answer also goes into the run that ``mlflow run -e query`` or ``-e recommend`
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,14 @@ class _Answer:
     Attributes:
         table: The answer.
         important: Columns that a terminal keeps as long as any; None for all.
+        piped: Columns of a table for people that is no terminal's; None for all.
         words: Lines for people, below a table that goes to standard output.
         note: For standard error; empty for none.
     """
 
     table: pd.DataFrame
     important: Sequence[str] | None = None
+    piped: Sequence[str] | None = None
     words: Sequence[str] = ()
     note: str = ""
 
@@ -71,12 +74,17 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
 
         table = escape_formulas(answer.table) if formulas else answer.table
         important = answer.important
+        left_out = ""
+        if answer.piped is not None and choose_format(form, output) == "table" and (output or not sys.stdout.isatty()):
+            n_left = len(table.columns) - len(answer.piped)
+            left_out = f"{n_left:,} columns are left out: --columns '*' or --format csv has all" if n_left else ""
+            table = table[list(answer.piped)]
         write_output(table, output, form=form, important=list(table.columns if important is None else important))
         if form in (None, "table") and output is None:
             for line in answer.words:
                 click.echo(line)
-        if answer.note:
-            click.echo(f"mlmeta: {answer.note}", err=True)
+        for note in filter(None, (left_out, answer.note)):
+            click.echo(f"mlmeta: {note}", err=True)
 
     to_file = click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write into this file.")
     form = click.option(
@@ -92,7 +100,7 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
 @click.argument("filter", metavar="[FILTER]", default="")
 @click.option("--order-by", multiple=True, default=("started DESC",), show_default=True, help="'accuracy DESC', …")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many attempts.")
-@click.option("--columns", metavar="NAME,…", help="Exactly these columns.")
+@click.option("--columns", metavar="NAME,…", help="Exactly these columns; '*' for all in a table that is piped.")
 @click.option("--to-run", is_flag=True, hidden=True, help="Write the result also into the run of MLFLOW_RUN_ID.")
 @_answering
 def query(
@@ -106,12 +114,14 @@ def query(
     """  # noqa: D301 - click reads the \b
     from mlmeta.analysis.filter_grammar import list_columns, parse_columns, parse_filter, parse_order
 
-    named = None if columns is None else [column.name for column in parse_columns(columns)]
+    every = columns is not None and columns.strip() == "*"
+    named = None if columns is None or every else [column.name for column in parse_columns(columns)]
     asked = [column.name for column in list_columns(parse_filter(filter))]
     asked += [order.column.name for text in order_by for order in parse_order(text)]
     history = load()
     from mlmeta.analysis.filters import find_column
     from mlmeta.analysis.search import collect_curves, find_matching
+    from mlmeta.reports.tables import choose_shown
 
     found = find_matching(history, filter, order_by=order_by, limit=limit, columns=named)
     important = ["model_name", "task", *(find_column(history, name) for name in asked), "accuracy", "optimizer.lr"]
@@ -121,7 +131,12 @@ def query(
             whole, filter=filter, n_attempts=len(history), shown=important,
             load_curves=lambda: collect_curves(history, whole["run_id"].tolist()),
         )  # fmt: skip
-    return _Answer(found, important, note=f"none of {len(history):,} attempts is so" if found.empty else "")
+    shown = None
+    if named is None and not every:
+        shown = choose_shown(found, ["model_name", "task", "status", "accuracy", *important[2:]])
+    return _Answer(
+        found, important, piped=shown, note=f"none of {len(history):,} attempts is so" if found.empty else ""
+    )
 
 
 @click.command()

@@ -31,7 +31,8 @@ _DEEP = 5
 _GAP = 2
 FORMATS = ("table", "csv", "json", "parquet", "xlsx")
 _SUFFIXES = {
-    ".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".xlsx": "xlsx", ".txt": "table", "": "table",
+    ".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".xlsx": "xlsx",
+    ".txt": "table", "": "table",
 }  # fmt: skip
 # What a spreadsheet takes for the beginning of a formula.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
@@ -107,6 +108,26 @@ def print_fitted(table: pd.DataFrame, *, important: Sequence[str] = ()) -> None:
     console.print(grid)
     if left_out := describe_left_out(len(table) - len(shown), len(table.columns) - len(widths)):
         console.print(Text(left_out, style="dim"))
+
+
+def choose_shown(table: pd.DataFrame, important: Sequence[str], *, limit: int = 12) -> list[str]:
+    """Return the columns that people ask for: the important ones, then the params that differ most, short names first.
+
+    Args:
+        table: What is to be shown.
+        important: Columns to show in any case, where the table has them.
+        limit: At most so many, but for the important ones.
+    """
+    shown = [name for name in dict.fromkeys(important) if name in table.columns]
+    kinds = table.attrs.get("kinds", {})
+    params = [
+        name for name in table.columns if kinds.get(name) == "param" and name not in shown and name.count(".") < 2
+    ]
+    # A param that most attempts lack says little, and so does one that is the same in all.
+    counts = {name: table[name].map(format_cell).nunique() for name in params if table[name].notna().mean() >= 0.5}
+    params = [name for name in counts if counts[name] > 1]
+    params.sort(key=lambda name: (name.startswith("task."), -counts[name]))
+    return [*shown, *params[: max(0, limit - len(shown))]]
 
 
 def fit_columns(table: pd.DataFrame, *, width: int, important: Sequence[str] = ()) -> dict[str, int]:
@@ -271,8 +292,8 @@ def _write_workbook(table: pd.DataFrame, stream: IO[bytes]) -> None:
         BadInputError: If the package for it is missing, or a sheet cannot hold so many rows or columns.
     """
     try:
-        from openpyxl import Workbook
-        from openpyxl.cell import WriteOnlyCell
+        from openpyxl import Workbook  # type: ignore[import-untyped]
+        from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped]
     except ImportError:
         raise BadInputError("a workbook needs openpyxl; install it with: pip install 'mlmeta[excel]'") from None
     if len(table) >= 1_048_576 or len(table.columns) > 16_384:

@@ -112,3 +112,54 @@ def test_a_column_is_of_numbers_where_no_text_says_more(
     found = search_attempts()
     column = next(name for name in found.columns if name in ("x", "params.x"))
     assert str(found[column].dtype) == expected
+
+
+class TestOutput:
+    def test_a_piped_table_shows_what_a_person_asks_for(self, store: str, tmp_path: Path) -> None:
+        layers = {f"params.model.layers.{i}.name": [f"L{i}", f"M{i}"] for i in range(40)}
+        table = pd.DataFrame({"name": ["a", "b"], "accuracy": [0.5, 0.6], "params.optimizer.lr": [0.1, 0.2], **layers})
+        table.to_csv(tmp_path / "wide.csv", index=False)
+        assert run("import", tmp_path / "wide.csv").exit_code == 0
+        shown = run("query", "accuracy > 0.1")
+        assert {"model_name", "status", "accuracy", "optimizer.lr"} <= set(shown.stdout.splitlines()[0].split())
+        assert "layers" not in shown.stdout
+        assert "--columns '*'" in shown.stderr
+        for arguments in (["--columns", "*"], ["--format", "csv"]):
+            assert "model.layers.39.name" in run("query", *arguments).stdout
+
+    @pytest.mark.usefixtures("imported")
+    def test_an_ending_that_is_not_known_is_refused(self, tmp_path: Path) -> None:
+        result = run("query", "--output", tmp_path / "out.docx")
+        assert result.exit_code == 2
+        assert "allowed are .csv, .json, .parquet" in result.output
+        assert not (tmp_path / "out.docx").exists()
+
+    @pytest.mark.usefixtures("imported")
+    def test_a_workbook_is_one(self, tmp_path: Path) -> None:
+        openpyxl = pytest.importorskip("openpyxl")
+        assert run("query", "--output", tmp_path / "out.xlsx", "--columns", "code,accuracy").exit_code == 0
+        rows = list(openpyxl.load_workbook(tmp_path / "out.xlsx").active.values)
+        assert rows[0] == ("code", "accuracy")
+        assert len(rows) == 61
+        assert {row[0] for row in rows[1:]} == set(CODES)
+
+    def test_formulas_are_neutralised_when_asked_for(self, store: str, tmp_path: Path) -> None:
+        pd.DataFrame({"name": ["=1+1", "@x", "plain"], "accuracy": [-0.5, 0.1, 0.2]}).to_csv(tmp_path / "e.csv")
+        assert run("import", tmp_path / "e.csv").exit_code == 0
+        asked = ("query", "--columns", "model_name,accuracy", "--format", "csv")
+        assert "\n=1+1," in run(*asked).stdout
+        escaped = run(*asked, "--escape-formulas").stdout
+        assert "'=1+1,-0.5" in escaped
+        assert "'@x,0.1" in escaped
+        assert "\nplain," in escaped
+
+
+@pytest.mark.usefixtures("imported")
+def test_values_and_others_take_a_filter() -> None:
+    assert "t                15" in run("values", "mixed", "--filter", "dropout = '0.10'").stdout
+    assert "mean rank 1.00 on 1 task" in run("values", "code").stdout
+    board = run("leaderboard", "--filter", "code = '001'", "--limit", "50", "--format", "csv").stdout
+    assert len(board.splitlines()) == 21
+    refused = run("importance", "--filter", "code = 'none'")
+    assert refused.exit_code == 2
+    assert "none of 60 attempts is so" in refused.output
