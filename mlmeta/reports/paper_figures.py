@@ -348,8 +348,8 @@ def _draw_lines(axes: Axes, curves: pd.DataFrame, colours: Mapping[str, str]) ->
     collection = LineCollection(lines, colors=shades, linewidths=0.8 if thin else 1.6, alpha=0.55 if thin else 1.0)
     axes.add_collection(collection, autolim=True)
     for line, shade in zip(lines, shades, strict=True):
-        points = _find_alone(line)
-        axes.scatter(points[:, 0], points[:, 1], s=12, color=shade)
+        alone = _find_alone(line)
+        axes.scatter(alone[:, 0], alone[:, 1], s=12, color=shade)
 
 
 def _to_points(points: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -116,8 +116,8 @@ def test_a_column_is_of_numbers_where_no_text_says_more(
 
 class TestOutput:
     def test_a_piped_table_shows_what_a_person_asks_for(self, store: str, tmp_path: Path) -> None:
-        layers = {f"params.model.layers.{i}.name": [f"L{i}", f"M{i}"] for i in range(40)}
-        table = pd.DataFrame({"name": ["a", "b"], "accuracy": [0.5, 0.6], "params.optimizer.lr": [0.1, 0.2], **layers})
+        layers = {f"model.layers.{i}.name": [f"L{i}", f"M{i}"] for i in range(40)}
+        table = pd.DataFrame({"name": ["a", "b"], "accuracy": [0.5, 0.6], "optimizer.lr": [0.1, 0.2], **layers})
         table.to_csv(tmp_path / "wide.csv", index=False)
         assert run("import", tmp_path / "wide.csv").exit_code == 0
         shown = run("query", "accuracy > 0.1")
@@ -156,7 +156,7 @@ class TestOutput:
 
 @pytest.mark.usefixtures("imported")
 def test_values_and_others_take_a_filter() -> None:
-    assert "t                15" in run("values", "mixed", "--filter", "dropout = '0.10'").stdout
+    assert run("values", "mixed", "--filter", "dropout = '0.10'").stdout.splitlines()[1].split()[:2] == ["t", "15"]
     assert "mean rank 1.00 on 1 task" in run("values", "code").stdout
     board = run("leaderboard", "--filter", "code = '001'", "--limit", "50", "--format", "csv").stdout
     assert len(board.splitlines()) == 21
