@@ -43,7 +43,7 @@ from mlmeta.analysis.filter_grammar import (
     read_number,
 )
 from mlmeta.errors import shorten
-from mlmeta.history.table import ColumnValues, Kind, explain_unknown, is_plain_number, resolve_column
+from mlmeta.history.table import ColumnValues, Kind, explain_unknown, is_plain_number, resolve_column, to_bools
 
 MAX_PATTERN = 1_000
 _DAY_MS = 86_400_000
@@ -177,7 +177,7 @@ class _Evaluation:
         if isinstance(literal.value, bool):
             return self._compare_words(values, sign, literal)
         if isinstance(literal.value, str):
-            return _to_bools(_COMPARE_TEXTS[sign](values.texts, literal.value))
+            return to_bools(_COMPARE_TEXTS[sign](values.texts, literal.value))
         is_number = ~np.isnan(values.numbers)
         if not is_number.any():
             self._fail_type(values, literal)
@@ -191,7 +191,7 @@ class _Evaluation:
         if not pc.any(pc.is_in(words, value_set=pa.array(["true", "false"], words.type))).as_py():
             self._fail_type(values, literal)
         self._refuse_order(values, sign, literal.position)
-        return _to_bools(_COMPARE_TEXTS[sign](words, str(literal.value).lower()))
+        return to_bools(_COMPARE_TEXTS[sign](words, str(literal.value).lower()))
 
     def _find_members(self, values: ColumnValues, literals: Sequence[Literal], unknown: _Bools) -> _Bools:
         if values.kind not in (Kind.NUMBERS, Kind.TEXT) or any(isinstance(one.value, bool) for one in literals):
@@ -210,7 +210,7 @@ class _Evaluation:
                 found |= np.isin(values.numbers, np.array(same))
         if values.kind is Kind.TEXT:
             texts = pa.array([literal.value for literal in literals if isinstance(literal.value, str)], pa.string())
-            found |= _to_bools(pc.is_in(values.texts, value_set=texts.cast(values.texts.type)))
+            found |= to_bools(pc.is_in(values.texts, value_set=texts.cast(values.texts.type)))
         return found
 
     def _as_number(self, values: ColumnValues, literal: Literal, *, is_order: bool = False) -> int | float:
@@ -237,7 +237,7 @@ class _Evaluation:
         # Arrow takes any backslash as an escape; here it is one before % _ and itself only.
         escaped = re.sub(r"\\(\\|%|_)?", lambda match: match.group() if match.group(1) else r"\\", text)
         # Arrow's matcher takes time linear in the text.
-        return _to_bools(pc.match_like(values.texts, escaped, ignore_case=ignore_case))
+        return to_bools(pc.match_like(values.texts, escaped, ignore_case=ignore_case))
 
     def _compare_columns(self, left: Column, sign: str, right: Column) -> pd.arrays.BooleanArray:
         a, b = self.read(left), self.read(right)
@@ -247,7 +247,7 @@ class _Evaluation:
             found = np.zeros_like(unknown)
         elif kinds == {Kind.TEXT}:
             both = ~np.isnan(a.numbers) & ~np.isnan(b.numbers)
-            as_texts = _to_bools(_COMPARE_TEXTS[sign](a.texts, b.texts))
+            as_texts = to_bools(_COMPARE_TEXTS[sign](a.texts, b.texts))
             found = np.where(both, _COMPARE[sign](a.numbers, b.numbers), as_texts)
         elif kinds <= {Kind.TEXT, Kind.NUMBERS}:
             found = np.asarray(_COMPARE[sign](a.numbers, b.numbers))
@@ -305,7 +305,3 @@ def _compare_times(times: npt.NDArray[np.int64], sign: str, span: tuple[float, f
     inside = (times >= first) & (times <= last)
     by_sign = {"=": inside, "!=": ~inside, "<": times < first, ">": times > last}
     return by_sign[sign] if sign in by_sign else times <= last if sign == "<=" else times >= first
-
-
-def _to_bools(mask: pa.Array) -> _Bools:
-    return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)

@@ -31,7 +31,7 @@ FACT_TYPES: Mapping[str, pa.DataType] = {
 # Long texts for people, and what says the same in another place: no part of the history.
 UNREAD_TAGS = frozenset({"mlflow.note.content", "mlmeta.commands", "mlflow.log-model.history", "mlflow.runName"})
 # MLflow stores an infinite metric as the largest number of a float64, or near it.
-_INFINITE = 1.79e308
+INFINITE = 1.79e308
 _CURVES = pa.list_(pa.float64())
 _NUMBER = r"(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|null)"
 _USUAL_CURVE = rf"^\[{_NUMBER}(, {_NUMBER})*\]$"
@@ -130,7 +130,7 @@ class RunRows:
 
 def restore_infinite(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return metrics as they were logged, float64 (n,)."""
-    return np.where(np.abs(values) >= _INFINITE, np.copysign(np.inf, values), values)
+    return np.where(np.abs(values) >= INFINITE, np.copysign(np.inf, values), values)
 
 
 def _chunk(values: Any, kind: pa.DataType) -> pa.ChunkedArray:

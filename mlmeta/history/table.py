@@ -176,15 +176,16 @@ def _parse(texts: pa.Array) -> Floats:
 
 def _are_exact(texts: pa.Array, numbers: Floats) -> npt.NDArray[np.bool_]:
     """Return which numbers say all that their texts do: no digit is lost, and none became 0 or infinite."""
-    exact = np.isfinite(numbers) | _to_bools(pc.match_substring_regex(texts, f"^{_INFINITE}$"))
+    exact = np.isfinite(numbers) | to_bools(pc.match_substring_regex(texts, f"^{_INFINITE}$"))
     digits = pc.replace_substring_regex(texts, _NO_DIGITS, "")
-    exact &= (numbers != 0) | _to_bools(pc.equal(digits, ""))
-    exact &= _to_bools(pc.less_equal(pc.utf8_length(digits), _MOST_DIGITS))
-    is_whole = _to_bools(pc.match_substring_regex(texts, f"^{_WHOLE}$"))
+    exact &= (numbers != 0) | to_bools(pc.equal(digits, ""))
+    exact &= to_bools(pc.less_equal(pc.utf8_length(digits), _MOST_DIGITS))
+    is_whole = to_bools(pc.match_substring_regex(texts, f"^{_WHOLE}$"))
     return exact & ~(is_whole & (np.abs(numbers) >= _MOST_WHOLE))
 
 
-def _to_bools(mask: pa.Array) -> npt.NDArray[np.bool_]:
+def to_bools(mask: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return a mask of Arrow's, (n,), with False for what is missing."""
     return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
@@ -201,7 +202,7 @@ def read_texts(texts: pa.Array) -> Floats:
     words = encoded.dictionary
     loose = pc.match_substring_regex(words, _LOOSE)
     numbers = _parse(pc.if_else(loose, words, None))
-    plain = _to_bools(pc.match_substring_regex(words, _PLAIN)) & _are_exact(words, numbers)
+    plain = to_bools(pc.match_substring_regex(words, _PLAIN)) & _are_exact(words, numbers)
     _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     numbers = np.where(~plain & (counts[place.ravel()] > 1), np.nan, numbers)
     places = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)

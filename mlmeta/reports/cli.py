@@ -283,6 +283,11 @@ def _load(experiments: tuple[str, ...], full: bool, where: str = "") -> pd.DataF
         NotFoundError: If there are none.
         FilterError: If the filter is not understood.
     """
+    if where:
+        from mlmeta.analysis.filter_grammar import parse_filter
+
+        # A filter that is not understood is said before the history is read.
+        parse_filter(where)
     from mlmeta.history.loading import load_attempts
 
     table = load_attempts(experiments=list(experiments) or None, full=full)

@@ -38,7 +38,6 @@ _SUFFIXES = {
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 # What a workbook cannot hold.
 _NO_CELL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LONGEST_CELL = 32_767
 
 
 def format_cell(value: Any, *, limit: int | None = None) -> str:
@@ -266,7 +265,7 @@ def _escape_formula(value: Any) -> Any:
 
 
 def _write_workbook(table: pd.DataFrame, stream: IO[bytes]) -> None:
-    """Write a workbook of one sheet, in which text is text, never a formula.
+    """Write a workbook of one sheet, in which text is text, never a formula; control characters become blanks.
 
     Raises:
         BadInputError: If the package for it is missing, or a sheet cannot hold so many rows or columns.
@@ -288,7 +287,7 @@ def _write_workbook(table: pd.DataFrame, stream: IO[bytes]) -> None:
             cell = WriteOnlyCell(sheet)
             if isinstance(value, str | list):
                 text = value if isinstance(value, str) else json.dumps(value)
-                cell.value = _NO_CELL.sub(" ", text)[:_LONGEST_CELL]
+                cell.value = _NO_CELL.sub(" ", text)
                 cell.data_type = "s"
             elif isinstance(value, int) and abs(value) > 2**53:
                 cell.value, cell.data_type = str(value), "s"

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from mlmeta import meta_query
 from mlmeta.errors import NotFoundError
+from mlmeta.history.reader import INFINITE
 from mlmeta.server import questions
 from mlmeta.server.callers import Asking
 from mlmeta.server.job_answers import describe_job, describe_jobs, link_to_run
@@ -69,9 +70,9 @@ async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
     return {
         "attempt": await make_document(caller, attempt),
         "run_id": attempt.run_id,
-        # JSON has no number for what is infinite, which MLflow keeps as 1.8e308.
+        # JSON has no number for what is infinite.
         "metrics": {
-            name: value if abs(value) < 1.79e308 else None for name, value in run.metrics.items() if value == value
+            name: value if abs(value) < INFINITE else None for name, value in run.metrics.items() if value == value
         },
         "job": await describe_job(caller, job) if job else None,
         "ui": link_to_run(caller.server, run.experiment_id, run_id),

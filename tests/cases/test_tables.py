@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from mlflow import MlflowClient
 
 from mlmeta.analysis.leaderboards import find_best_values
 from mlmeta.cli import cli
-from mlmeta.meta_query import hyperparameter_importance, marginal_effect, search_attempts
+from mlmeta.meta_query import hyperparameter_importance, learning_curves, marginal_effect, search_attempts
+from mlmeta.reports import paper_figures
 
 CODES = ["1", "001", "010"]
 VERSIONS = ["1.10", "1.1", "1.9"]
@@ -112,3 +116,65 @@ def test_a_column_is_of_numbers_where_no_text_says_more(
     found = search_attempts()
     column = next(name for name in found.columns if name in ("x", "params.x"))
     assert str(found[column].dtype) == expected
+
+
+class TestOutput:
+    @pytest.mark.usefixtures("imported")
+    def test_an_ending_that_is_not_known_is_refused(self, tmp_path: Path) -> None:
+        result = run("query", "--output", tmp_path / "out.docx")
+        assert result.exit_code == 2
+        assert "allowed are .csv, .json, .parquet" in result.output
+        assert not (tmp_path / "out.docx").exists()
+
+    @pytest.mark.usefixtures("imported")
+    def test_a_workbook_is_one(self, tmp_path: Path) -> None:
+        openpyxl = pytest.importorskip("openpyxl")
+        assert run("query", "--output", tmp_path / "out.xlsx", "--columns", "code,accuracy").exit_code == 0
+        rows = list(openpyxl.load_workbook(tmp_path / "out.xlsx").active.values)
+        assert rows[0] == ("code", "accuracy")
+        assert len(rows) == 61
+        assert {row[0] for row in rows[1:]} == set(CODES)
+
+    def test_formulas_are_neutralised_when_asked_for(self, store: str, tmp_path: Path) -> None:
+        pd.DataFrame({"name": ["=1+1", "@x", "plain"], "accuracy": [-0.5, 0.1, 0.2]}).to_csv(tmp_path / "e.csv")
+        assert run("import", tmp_path / "e.csv").exit_code == 0
+        asked = ("query", "--columns", "model_name,accuracy", "--format", "csv")
+        assert "\n=1+1," in run(*asked).stdout
+        escaped = run(*asked, "--escape-formulas").stdout
+        assert "'=1+1,-0.5" in escaped
+        assert "'@x,0.1" in escaped
+        assert "\nplain," in escaped
+
+
+@pytest.mark.usefixtures("imported")
+def test_values_and_others_take_a_filter() -> None:
+    assert run("values", "mixed", "--filter", "dropout = '0.10'").stdout.splitlines()[1].split()[:2] == ["t", "15"]
+    assert "mean rank 1.00 on 1 task" in run("values", "code").stdout
+    board = run("leaderboard", "--filter", "code = '001'", "--limit", "50", "--format", "csv").stdout
+    assert len(board.splitlines()) == 21
+    refused = run("importance", "--filter", "code = 'none'")
+    assert refused.exit_code == 2
+    assert "none of 60 attempts is so" in refused.output
+
+
+@pytest.mark.parametrize("command", ["values", "importance", "leaderboard", "report"])
+def test_a_faulty_filter_is_said_before_the_store_is_looked_for(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all.db")
+    result = run(*([command, "code"] if command == "values" else [command]), "--filter", "accuracy >")
+    assert result.exit_code == 2
+    assert "accuracy >" in result.output
+
+
+def test_infinite_metrics_are_infinite_in_tables_and_curves(store: str) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0", tags={"mlmeta.kind": "attempt", "mlmeta.status": "Diverged"}).info.run_id
+    for step, value in enumerate([0.5, math.inf, 0.25, -math.inf], start=1):
+        client.log_metric(run_id, "train_loss", value, step=step)
+    assert search_attempts("train_loss < -1e308")["train_loss"].tolist() == [-math.inf]
+    assert learning_curves(run_id)["value"].tolist() == [0.5, math.inf, 0.25, -math.inf]
+
+
+def test_a_point_between_gaps_is_drawn() -> None:
+    values = np.array([1.0, np.inf, 2.0, np.nan, 3.0, 4.0])
+    line = np.column_stack([np.arange(6), paper_figures._drawable(values)])
+    assert paper_figures._find_alone(line).tolist() == [[0.0, 1.0], [2.0, 2.0]]

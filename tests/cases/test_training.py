@@ -19,12 +19,6 @@ LINEAR = [
     {"name": "Flatten"},
     {"name": "Linear", "in_features": "auto", "out_features": "n_labels"},
 ]
-BATCH_NORM = [
-    {"name": "Flatten"},
-    {"name": "Linear", "in_features": "auto", "out_features": 8},
-    {"name": "BatchNorm1d", "num_features": "auto"},
-    {"name": "Linear", "in_features": "auto", "out_features": "n_labels"},
-]
 
 
 def write_case(folder: Path, labels: Sequence[str] = ("cat", "dog"), *, n_pictures: int = 12, **changed: Any) -> Path:
