@@ -340,7 +340,7 @@ class TrainCommands(_Commands):
         None, description="a rule that ends the training early, by past attempts; null: all epochs"
     )
     space: Space | None = Field(
-        None, description="what recommend and tune may try: for the path of a value a range or choices"
+        None, description="what recommend and tune may try: for the path of a value a range or choices; all else stays"
     )
     test: TestSection = Field(default_factory=lambda: TestSection(), description="the test that follows the training")
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import WithJsonSchema
 
 from mlmeta.commands import catalog
-from mlmeta.commands.search_space import MAX_CHOICES, MAX_PATHS, TRAINING_KEYS
+from mlmeta.commands.search_space import MAX_CHOICES, MAX_PATHS, OPEN, REST, TRAINING_KEYS
 
 # Documents of the older tool write values as strings: "'RGB'", "(0.9, 0.999)", "True"; see `mlmeta.commands.catalog`.
 _OLDER_VALUE = {"type": "string", "pattern": r"^\s*(['\"(\[]|(True|False|None)\s*$)"}
@@ -48,6 +48,7 @@ _CHOICES = _object(
 SPACE_SCHEMA = WithJsonSchema(
     {
         "type": "object",
+        "properties": {REST: {"const": OPEN}},
         "patternProperties": {rf"^({'|'.join(TRAINING_KEYS)})(\.|$)": {"anyOf": [_RANGE, _CHOICES]}},
         "additionalProperties": False,
         "minProperties": 1,

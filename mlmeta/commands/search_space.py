@@ -1,8 +1,9 @@
 """The search space: which values of the commands may be tried, as they say themselves or as the history suggests.
 
 In a document it is ``{"optimizer.lr": {"low": 1e-4, "high": 0.1, "log": true}, "batch_size": {"choices": [16, 32]}}``:
-a key is the path of a value among `TRAINING_KEYS`, or one of these itself. A training is a dict with values of
-`TRAINING_KEYS`; nothing here changes the one that is given.
+a key is the path of a value among `TRAINING_KEYS`, or one of these itself. What it does not name stays as the commands
+say, unless it has ``"*": "open"``. A training is a dict with values of `TRAINING_KEYS`; nothing here changes the one
+that is given.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 TRAINING_KEYS = ("model", "optimizer", "scheduler", "criterion", "batch_size")
+REST, OPEN = "*", "open"
 MAX_PATHS = 100
 MAX_CHOICES = 100
 _RANGE_KEYS = ("low", "high", "log")
@@ -92,8 +94,12 @@ def check_space(document: object) -> Iterator[validation.Located]:
         yield (), Fault("", f"there may be at most {MAX_PATHS} paths", came=f"{len(document):,}")
         return
     for path, part in document.items():
-        if str(path).partition(".")[0] not in TRAINING_KEYS:
-            yield (path,), Fault("", f"must be a path that begins with one of {', '.join(TRAINING_KEYS)}")
+        if path == REST:
+            if part != OPEN:
+                yield (path,), Fault("", f'must be "{OPEN}", or be left out', came=shorten(part))
+        elif str(path).partition(".")[0] not in TRAINING_KEYS:
+            known = ", ".join(TRAINING_KEYS)
+            yield (path,), Fault("", f'must be a path that begins with one of {known}, or "{REST}" for all others')
         elif isinstance(part, Mapping) and part.keys() == {"choices"}:
             yield from _check_choices(path, part["choices"])
         elif isinstance(part, Mapping) and {"low", "high"} <= part.keys() <= set(_RANGE_KEYS):
@@ -196,12 +202,17 @@ def _check_part(key: str, part: Any) -> Iterator[validation.Located]:
 
 
 def read_space(document: Mapping[str, Any]) -> Space:
-    """Return the space that a document without faults describes."""
+    """Return the space that a document without faults describes; see `is_open` for what it does not name."""
     return {
         path: Choices(tuple(part["choices"])) if "choices" in part
         else Range(part["low"], part["high"], bool(part.get("log", False)))
-        for path, part in document.items()
+        for path, part in document.items() if path != REST
     }  # fmt: skip
+
+
+def is_open(document: Mapping[str, Any] | None) -> bool:
+    """Return whether what a document does not name may be tried too: it says so, or there is none."""
+    return not document or document.get(REST) == OPEN
 
 
 def get_value(training: Mapping[str, Any], path: str) -> tuple[bool, Any]:

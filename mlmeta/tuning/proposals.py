@@ -20,7 +20,17 @@ from mlmeta.analysis.features import RATE, score_quantiles
 from mlmeta.commands.documents import MAX_NAME_BYTES, TrainCommands, digest_document
 from mlmeta.commands.params import read_training
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.commands.search_space import TRAINING_KEYS, Range, Space, draw_training, fit_training, get_value
+from mlmeta.commands.search_space import (
+    TRAINING_KEYS,
+    Range,
+    Space,
+    draw_training,
+    fill_training,
+    fit_training,
+    get_value,
+    is_open,
+    read_space,
+)
 from mlmeta.history.table import FAILED, list_params, read_numbers
 
 # Of the best attempts on past tasks this many are proposed, and this many variations of them.
@@ -34,6 +44,7 @@ _MOST_BATCH = 1024
 _TASK_KEYS = ("data", "label_names", "n_labels", "image_ops", "transform", "target_transform", "test", "space")
 # Where no space is given, the commands' own values are drawn within a factor of this.
 _RATE_FACTOR, _BATCH_FACTOR, _DECAY_FACTOR = 10.0, 4, 100.0
+_DRAWN = "the commands with values drawn from the search space"
 # Of fewer past attempts nobody can say which learning rates are usual.
 _FEWEST_RATES = 5
 
@@ -83,11 +94,14 @@ def make_commands(base: TrainCommands, training: Mapping[str, Any], name: str) -
     Raises:
         CommandsError: If the two do not go together.
     """
-    document = {key: value for key, value in base.document().items() if key not in (*TRAINING_KEYS, "space")}
-    document |= {key: copy.deepcopy(training[key]) for key in TRAINING_KEYS if key in training}
+    own = take_training(base)
+    changed = [key for key in TRAINING_KEYS if key not in training or training[key] != own[key]]
+    document = {key: value for key, value in base.document().items() if key not in (*changed, "space")}
+    document |= {key: copy.deepcopy(training[key]) for key in changed if key in training}
     document["model_name"] = name
-    # The winner's pictures may have had other channels.
-    document["model"] = _without_channels(document["model"])
+    if is_open(base.space):
+        # The winner's pictures may have had other channels.
+        document["model"] = _without_channels(document["model"])
     return parse_train_commands(document, source="a proposal")
 
 
@@ -166,6 +180,15 @@ def vary(proposals: Sequence[Proposal], rng: np.random.Generator, n: int = N_VAR
         yield Proposal(training, f"{first.origin}, {change}", run_ids)
 
 
+def choose_space(commands: TrainCommands, past: pd.DataFrame) -> Space:
+    """Return what may be drawn: what the space of commands names; where all else is open, `derive_space` too."""
+    named = dict(read_space(commands.space or {}))
+    if not is_open(commands.space):
+        return named
+    derived = derive_space(take_training(commands), past)
+    return {**{path: one for path, one in derived.items() if path.partition(".")[0] not in named}, **named}
+
+
 def derive_space(training: Mapping[str, Any], past: pd.DataFrame) -> Space:
     """Return the space about a training that its own values and those of past attempts suggest.
 
@@ -203,27 +226,39 @@ def draw_proposals(
 ) -> Iterator[Proposal]:
     """Yield a training with its values drawn from a space."""
     for _ in range(n):
-        yield Proposal(draw_training(space, training, rng), "the commands with values drawn from the search space")
+        yield Proposal(draw_training(space, training, rng), _DRAWN)
 
 
 def keep_in_space(
-    proposals: Iterable[Proposal], training: Mapping[str, Any], space: Space, rng: np.random.Generator
+    proposals: Iterable[Proposal], training: Mapping[str, Any], space: Space, rng: np.random.Generator, *, opened: bool
 ) -> Iterator[Proposal]:
     """Yield proposals with values outside a space drawn anew; those with other names than it allows are left out.
 
     Args:
         proposals: Of other tasks.
-        training: Whose model is kept where the space names values of it: in another they would mean something else.
+        training: Of the commands. Its model is kept where the space names values of it: in another they would mean
+            something else.
         space: As the commands give it.
         rng: Decides what is drawn.
+        opened: Whether a proposal keeps what the space does not name; else that is as in `training`.
     """
     own_model = any(path.startswith("model.") for path in space)
     for proposal in proposals:
         given = {**proposal.training, "model": training["model"]} if own_model else proposal.training
+        found = {path: get_value(given, path) for path in space}
+        if not opened:
+            values = {path: value for path, (is_there, value) in found.items() if is_there}
+            given = fill_training(space, training, values)
         fitted = fit_training(space, given, rng)
-        if fitted is not None:
+        if fitted is None:
+            continue
+        if opened or fitted == proposal.training:
             changed = "" if fitted == proposal.training else ", within the search space"
             yield Proposal(fitted, proposal.origin + changed, proposal.run_ids)
+        elif any(is_there and get_value(fitted, path) == (True, value) for path, (is_there, value) in found.items()):
+            yield Proposal(fitted, f"the commands with values of {proposal.origin}", proposal.run_ids)
+        else:
+            yield Proposal(fitted, _DRAWN)
 
 
 def _round(value: float) -> float:

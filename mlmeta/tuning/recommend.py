@@ -22,14 +22,14 @@ import pandas as pd
 from mlmeta.analysis.task_similarity import NEW_TASK
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import read_training
-from mlmeta.commands.search_space import read_space
+from mlmeta.commands.search_space import is_open, read_space
 from mlmeta.errors import BadInputError
 from mlmeta.history.table import FAILED, list_params, read_numbers
 from mlmeta.tuning.lessons import FINISHED, STD_COLUMN
 from mlmeta.tuning.new_task import NewTask, explain_unfit, fit_proposals, look_at_task
 from mlmeta.tuning.proposals import (
     Proposal,
-    derive_space,
+    choose_space,
     digest_training,
     draw_proposals,
     find_winners,
@@ -124,7 +124,7 @@ def recommend_commands(
     if n_known and not task.n_scored(metric):
         _LOG.warning("mlmeta: none of %s past attempts has the metric %r to learn from", f"{n_known:,}", metric)
     given = [Proposal(take_training(one), f"the candidate {one.model_name}", candidate=one) for one in candidates or ()]
-    is_cold = not (n_known or given)
+    is_cold = not (n_known or given) and is_open(commands.space)
     wanted = given or list(_propose(task, metric, np.random.default_rng(seed)))
     proposals, rows = fit_proposals(task, wanted, at_most=n if is_cold else None)
     if not proposals:
@@ -217,11 +217,9 @@ def _propose(task: NewTask, metric: str, rng: np.random.Generator) -> Iterator[P
     as_given = Proposal(given, "the commands as they are")
     found = [*known, *read_defaults(), as_given, *vary(known or read_defaults(), rng)]
     if task.commands.space:
-        space = read_space(task.commands.space)
-        found = list(keep_in_space(found, given, space, rng))
-    else:
-        space = derive_space(given, task.past)
-    found += draw_proposals(given, space, rng)
+        opened = is_open(task.commands.space)
+        found = list(keep_in_space(found, given, read_space(task.commands.space), rng, opened=opened))
+    found += draw_proposals(given, choose_space(task.commands, task.past), rng)
     if task.commands.initial_weights not in (None, "auto"):
         # Weights that the commands name fit the model that the commands have.
         found = [replace(one, training={**one.training, "model": given["model"]}) for one in found]

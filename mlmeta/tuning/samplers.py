@@ -26,7 +26,6 @@ from mlmeta.commands.search_space import (
     get_value,
     order_paths,
     put_value,
-    read_space,
 )
 from mlmeta.data.task import prepare_task
 from mlmeta.errors import BadInputError
@@ -34,7 +33,7 @@ from mlmeta.history.loading import load_attempts
 from mlmeta.history.table import FAILED, list_params
 from mlmeta.training.preparation import check_batch
 from mlmeta.tuning.lessons import split_lessons
-from mlmeta.tuning.proposals import derive_space, digest_training, find_winners, make_commands, take_training
+from mlmeta.tuning.proposals import choose_space, digest_training, find_winners, make_commands, take_training
 from mlmeta.tuning.recommend import Recommendation, judge_attempts, recommend_commands
 
 SAMPLERS = ("mlmeta", "tpe", "gp", "random")
@@ -86,7 +85,7 @@ class _OptunaSampler:
 
     def propose(self, n: int, *, seed: int) -> Sequence[Recommendation]:
         past, own = split_lessons(load_attempts(), self._digest, "accuracy")
-        space = read_space(self._commands.space) if self._commands.space else derive_space(self._training, past)
+        space = choose_space(self._commands, past)
         study = self._optuna.create_study(direction="maximize", sampler=self._make_sampler(seed))
         distributions = self._describe(space)
         known = _read_scores(own)
