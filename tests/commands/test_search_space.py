@@ -34,6 +34,8 @@ def training_of(document: dict[str, Any]) -> dict[str, Any]:
         ({}, "space: must be an object such as"),
         ([1], "space: must be an object such as"),
         ({"n_epoch": {"low": 1, "high": 2}}, "space.n_epoch: must be a path that begins with one of model"),
+        ({"*": "closed"}, "space.*: must be \"open\", or be left out; got 'closed'"),
+        ({"*": {"low": 1, "high": 2}}, 'space.*: must be "open", or be left out'),
         ({"optimizer.lr": {"low": 0.1}}, 'space.optimizer.lr: must be {"low"'),
         ({"optimizer.lr": {"low": 0.1, "high": 1, "lg": True}}, 'space.optimizer.lr: must be {"low"'),
         ({"optimizer.lr": {"low": 1, "high": 0.1}}, "low must not be above high; low is 1, high is 0.1"),
@@ -123,7 +125,7 @@ def test_drawing_changes_nothing_that_was_given(toy_document: dict[str, Any]) ->
 def test_proposals_outside_the_space_are_brought_in_or_left_out(toy_document: dict[str, Any]) -> None:
     space = read_space(OPTIMIZERS | {"batch_size": {"choices": [7]}, "optimizer.name": {"choices": ["Adam"]}})
     defaults = read_defaults()
-    kept = list(keep_in_space(defaults, training_of(toy_document), space, np.random.default_rng(0)))
+    kept = list(keep_in_space(defaults, training_of(toy_document), space, np.random.default_rng(0), opened=True))
     adam = [one for one in defaults if one.training["optimizer"]["name"] == "Adam"]
     assert 0 < len(kept) == len(adam) < len(defaults)
     for one, other in zip(kept, adam, strict=True):
@@ -136,7 +138,7 @@ def test_proposals_outside_the_space_are_brought_in_or_left_out(toy_document: di
 def test_a_space_of_the_model_keeps_the_commands_own_model(toy_document: dict[str, Any]) -> None:
     training = training_of(toy_document)
     space = read_space({"model.layers.1.out_features": {"low": 2, "high": 5}})
-    for one in keep_in_space(read_defaults(), training, space, np.random.default_rng(0)):
+    for one in keep_in_space(read_defaults(), training, space, np.random.default_rng(0), opened=True):
         layers = copy.deepcopy(one.training["model"]["layers"])
         assert 2 <= layers[1].pop("out_features") <= 5
         own = copy.deepcopy(training["model"]["layers"])
@@ -172,6 +174,7 @@ def test_the_schema_knows_spaces() -> None:
     schema = complete_schema(TrainCommands.model_json_schema())
     part = next(one for one in schema["properties"]["space"]["anyOf"] if one.get("type") == "object")
     jsonschema.validate(LOG_RATE, part)
-    for faulty in ({"n_epoch": LOG_RATE["optimizer.lr"]}, {"optimizer.lr": {"low": 1}}, {}):
+    jsonschema.validate({**LOG_RATE, "*": "open"}, part)
+    for faulty in ({"*": "closed"}, {"n_epoch": LOG_RATE["optimizer.lr"]}, {"optimizer.lr": {"low": 1}}, {}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(json.loads(json.dumps(faulty)), part)
