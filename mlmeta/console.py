@@ -51,6 +51,12 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    """Write a text to standard error, unless this process did: a tuning looks at the same pictures again and again."""
+    click.echo(text, err=True)
+
+
 def _fail(message: str, exit_code: int) -> NoReturn:
     click.echo(f"mlmeta: {message}", err=True)
     sys.exit(exit_code)

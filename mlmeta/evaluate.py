@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlmeta.console import reporting_errors
-from mlmeta.errors import CommandsError, Fault, nearest_name, shorten
+from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
 from mlmeta.models.compiler import put_off_compiler
 from mlmeta.tracking.store import current_uri
 
@@ -55,7 +55,7 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
     """Test an attempt that MLflow knows, as a child run; its figures go to the attempt too.
 
     Args:
-        test: Which attempt, and on what.
+        test: Which attempt, and on what: of its own data the test part, of other data all is tested.
         base_dir: What relative paths in the test commands are relative to.
 
     Returns:
@@ -74,27 +74,28 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
     from mlmeta.tracking.runs import record_test
     from mlmeta.training.evaluation import TestPlan, test_model
     from mlmeta.training.preparation import check_batch, prepare_criterion, prepare_model
+    from mlmeta.training.recording import record_account
 
     attempt = find_attempt(name=test.model_name, run_id=test.run_id)
     _check_labels_known(test.label_names or [], attempt.label_names)
     commands = merge_commands(attempt.commands, test)
     folder = base_dir if test.data is not None else attempt.commands_dir
-    chosen = _with_labels(commands, test.label_names or attempt.label_names)
-    task = _relabel(
-        prepare_task(chosen, base_dir=folder, training=False, check_shape=check_batch(chosen, training=False)),
-        attempt.label_names,
-    )
+    is_other = test.data is not None and commands.data != attempt.commands.data
+    chosen = _with_labels(commands, test.label_names or ([] if is_other else attempt.label_names))
+    check_shape, test_all = check_batch(chosen, training=False), is_other and not test.ids
+    task = prepare_task(chosen, base_dir=folder, training=False, test_all=test_all, check_shape=check_shape)
+    task = _relabel(task, attempt.label_names)
     with tempfile.TemporaryDirectory() as temporary:
         file = download_weights(attempt, Path(temporary))
         state = read_weights(file, sha256=attempt.weights_sha256)
-        model = prepare_model(
-            _without_weights(commands), n_labels=task.n_labels, input_shape=task.input_shape, base_dir=folder
-        )
+        bare = _without_weights(commands)
+        model = prepare_model(bare, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=folder)
         load_weights(model, state, source=file.name)
     device = choose_device()
     criterion = prepare_criterion(commands, n_labels=task.n_labels).to(device)
     plan = TestPlan(test.limit, tuple(test.ids), commands.seed if test.seed is None else test.seed, commands.batch_size)
     with record_test(attempt, test.document()) as recorder:
+        record_account(task, recorder, training=False)
         metrics = test_model(
             model.to(device), criterion, task, plan,
             form=output_form(commands.model), recorder=recorder, name=attempt.name,
@@ -113,14 +114,28 @@ def _without_weights(commands: TrainCommands) -> TrainCommands:
 
 
 def _relabel(task: Task, label_names: list[str]) -> Task:
-    """Return the task with the label indices of the attempt, whose order the weights know."""
-    from mlmeta.commands.documents import strip_operators
+    """Return the task with the label indices of the attempt, whose order the weights know; other labels are left out.
 
+    Raises:
+        PicturesError: If none is known to the attempt.
+    """
+    from mlmeta.commands.documents import strip_operators
+    from mlmeta.data.account import Item, Reason, name_some
+
+    found = task.pictures
     index = {strip_operators(label): position for position, label in enumerate(label_names)}
     index |= {label: position for position, label in enumerate(label_names)}
-    to_attempt = [index.get(label, index[strip_operators(label)]) for label in task.pictures.label_names]
-    pictures = tuple(replace(picture, label=to_attempt[picture.label]) for picture in task.pictures.pictures)
-    return replace(task, pictures=replace(task.pictures, label_names=tuple(label_names), pictures=pictures))
+    to_attempt = [index.get(label, index.get(strip_operators(label))) for label in found.label_names]
+    pictures = tuple(replace(p, label=place) for p in found.pictures if (place := to_attempt[p.label]) is not None)
+    if not pictures:
+        ours, theirs = name_some(label_names), name_some(found.label_names)
+        raise PicturesError(f"data: no label of {found.source} ({theirs}) is one of the attempt's ({ours})")
+    others = [
+        Item(found.kind, p.id, Reason.OTHER_LABEL, found.label_names[p.label])
+        for p in found.pictures if to_attempt[p.label] is None
+    ]  # fmt: skip
+    names = tuple(label_names)
+    return replace(task, pictures=replace(found, label_names=names, pictures=pictures, items=(*found.items, *others)))
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

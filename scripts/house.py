@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LIMITS = {
-    "Python files in mlmeta/": 122,
-    "lines of Python in mlmeta/": 28_350,
+    "Python files in mlmeta/": 126,
+    "lines of Python in mlmeta/": 29_620,
     "circles of files": 0,
     "circles of packages": 0,
     "imports that point up": 0,

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlmeta.console import say_once
 from mlmeta.status import Status
 
 
@@ -28,6 +29,12 @@ def no_folder_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name in ("STATE", "CACHE"):
             patch.setenv(f"MLMETA_{name}_DIR", str(tmp_path_factory.mktemp(name.lower())))
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet() -> None:
+    """What an earlier test said once is said again."""
+    say_once.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,7 +18,7 @@ from mlmeta.commands.parsing import parse_train_commands
 
 SIZE = 8
 STRIPES = ("rows", "columns", "diagonal", "checks")
-N_PICTURES = 25
+N_PICTURES = 30
 
 
 def draw_stripes(root: Path, *, prefix: str = "", size: int = SIZE, seed: int = 0) -> Path:

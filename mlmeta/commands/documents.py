@@ -47,7 +47,12 @@ MAX_FAULTS = 100
 # A file's name may have 255 bytes; the rest is for suffixes.
 MAX_NAME_BYTES = 200
 After: TypeAlias = Annotated[float, Field(ge=0, le=1, description="nothing stops before this share of n_epoch")]
-_OPERATOR = re.compile(r"\s+[A-Za-z_]+:\S+")
+# The operators of searches for pictures; what merely looks like one (``damage level:2``) belongs to the label.
+_OPERATOR = re.compile(
+    r"\s+-?(?:imagesize|site|filetype|ext|intitle|allintitle|inurl|allinurl|intext|allintext|inanchor|related|source"
+    r"|cache|define|size|color|type|(?:before|after)(?=:\d{4})):\S+",
+    re.IGNORECASE,
+)
 
 
 def _checked(rule: Callable[[Any], Iterator[validation.Located]]) -> BeforeValidator:
@@ -80,11 +85,11 @@ def _check_strings(strings: object) -> Iterator[validation.Located]:
             yield (index,), Fault("", "must be a string", came=shorten(item))
 
 
-def _check_labels(labels: object) -> Iterator[validation.Located]:
+def _check_labels(labels: object, *, least: int = 2) -> Iterator[validation.Located]:
     yield from _check_strings(labels)
     if not isinstance(labels, list):
         return
-    if len(labels) == 1:
+    if len(labels) == 1 < least:
         message = "there must be at least two labels to tell apart (or none: every label of the data)"
         yield (), Fault("", message, came=shorten(labels))
     if len(labels) > MAX_LABELS:
@@ -150,6 +155,11 @@ Space: TypeAlias = Annotated[Named, _checked(search_space.check_space), SPACE_SC
 Labels: TypeAlias = Annotated[
     list[str], _checked(_check_labels), Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS})
 ]
+TestedLabels: TypeAlias = Annotated[
+    list[str],
+    _checked(partial(_check_labels, least=1)),
+    Field(json_schema_extra={"uniqueItems": True, "maxItems": MAX_LABELS}),
+]
 PictureIds: TypeAlias = Annotated[list[str], _checked(_check_strings)]
 ModelName: TypeAlias = Annotated[str, _MODEL_NAME, _FILE_NAME_SCHEMA]
 InitialWeights: TypeAlias = Annotated[str, _INITIAL_WEIGHTS, _FILE_NAME_SCHEMA]
@@ -169,6 +179,19 @@ class _Commands(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return 0 < len(text) <= 200
+
+
+Group: TypeAlias = Annotated[
+    Text, _must(_is_pattern, "must be a column's name or a regular expression of 1 to 200 characters")
+]
+
+
 class FolderData(_Commands):
     """Pictures in a folder: ``<path>/<label>/…`` or ``<path>/train|test/<label>/…``."""
 
@@ -180,6 +203,10 @@ class FolderData(_Commands):
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no part is named test"
     )
+    group: Group | None = Field(
+        None,
+        description="a regular expression on a file's name: pictures whose group (or match) is equal stay in one part",
+    )
 
 
 class ManifestData(_Commands):
@@ -189,6 +216,12 @@ class ManifestData(_Commands):
         description="pictures listed in a table with the columns path, label and, if wanted, split and id"
     )
     path: FilePath = Field(description="the CSV or Parquet file, relative to the commands file")
+    columns: dict[Literal["path", "label", "split", "id"], Text | None] | None = Field(
+        None, description='the columns\' names where they are others, such as {"label": "class"}; null: none is read'
+    )
+    group: Group | None = Field(
+        None, description="a column, or a regular expression on a file's name: equal groups stay in one part"
+    )
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share put aside for the test where no split is named test"
     )
@@ -363,7 +396,7 @@ class TestCommands(_Commands):
     )
     model_name: ModelName | None = Field(None, description="the newest attempt of this name is tested")
     run_id: RunId | None = Field(None, validate_default=True, description="the MLflow run to test")
-    label_names: Labels | None = Field(None, description="the labels to test on, among those of the attempt")
+    label_names: TestedLabels | None = Field(None, description="the labels to test on, among those of the attempt")
     data: Data | None = Field(None, description="other pictures")
     image_ops: ImageOps | None = Field(None, description="as in train commands")
     transform: Transform | None = Field(None, description="as in train commands")

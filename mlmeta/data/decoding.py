@@ -26,15 +26,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mlmeta.data.account import Item, Kind, Reason, check_bad, explain_bad
 from mlmeta.data.picture_cache import MODES, CacheSlot, PictureRows, RowWriter
 from mlmeta.data.pictures import Picture
-from mlmeta.data.sources import DAMAGED, ChangedFileError, quiet_pillow
-from mlmeta.errors import PicturesError, one_line
+from mlmeta.data.sources import DAMAGED, ChangedFileError, UnreadError, quiet_pillow
+from mlmeta.errors import BadInputError, PicturesError, one_line
 
 # What decoded pictures, or their tensors, may take of the memory; beyond it they are made when wanted.
 BUDGET_BYTES = 2 * 2**30
-# More than this share of bad pictures is a fault of the data, not of a picture.
-MAX_SKIPPED_SHARE = 0.2
+# After so many pictures that an operation refused, and none that it took, it is the operation that is wrong.
+_REFUSED_AT_FIRST = 20
 _WORKERS = min(16, (os.cpu_count() or 1) + 2)
 # Modes whose pixels `DecodedPictures.array` gives as they are.
 _AS_THEY_ARE = ("L", "RGB", "RGBA", "LAB")
@@ -48,12 +49,18 @@ class SkippedPicture:
     """A picture that was left out, and why.
 
     Attributes:
+        reason: A `Reason`, a colon, and more.
         lasting: Whether it lies in the content; a file that vanished, or memory that was short, may be there again.
     """
 
     id: str
     reason: str
     lasting: bool = True
+
+    def item(self, kind: Kind, label: str) -> Item:
+        """Return what the account says of it."""
+        reason, _, detail = self.reason.partition(": ")
+        return Item(kind, self.id, Reason(reason), label, detail=detail, bad=True)
 
 
 @dataclass
@@ -290,26 +297,25 @@ def decode_first(pictures: Sequence[Picture], image_ops: ImageOp) -> DecodedPict
 
     Raises:
         PicturesError: If none can be.
-        BadInputError: If a picture operation is refused.
+        BadInputError: If a picture operation is refused, by the first pictures that can be decoded or by all.
     """
     skipped: list[SkippedPicture] = []
+    refused: list[BadInputError] = []
     for picture in pictures:
         with quiet_pillow():
-            result = _decode(picture, image_ops)
+            result = _decode(picture, image_ops, refused)
         if not isinstance(result, SkippedPicture):
             return DecodedPictures([picture], image_ops, skipped, {picture.id: result})
         skipped.append(result)
-    raise _too_many_skipped(skipped, len(pictures))
+        if len(refused) == _REFUSED_AT_FIRST:
+            break
+    if refused:
+        raise refused[0]
+    raise explain_bad([one.item("file", "") for one in skipped], len(pictures))
 
 
 def _check_skipped(skipped: Sequence[SkippedPicture], n_pictures: int) -> None:
-    if len(skipped) > MAX_SKIPPED_SHARE * n_pictures:
-        raise _too_many_skipped(skipped, n_pictures)
-
-
-def _too_many_skipped(skipped: Sequence[SkippedPicture], n_pictures: int) -> PicturesError:
-    shown = "; ".join(f"{one.id}: {one.reason}" for one in skipped[:3])
-    return PicturesError(f"data: {len(skipped)} of {n_pictures} pictures cannot be read: {shown}")
+    check_bad([one.item("file", "") for one in skipped], n_pictures - len(skipped))
 
 
 def count_bytes(image: Image.Image) -> int:
@@ -336,11 +342,23 @@ def _decode_all(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(picture: Picture, image_ops: ImageOp) -> Image.Image | SkippedPicture:
+def _decode(
+    picture: Picture, image_ops: ImageOp, refused: list[BadInputError] | None = None
+) -> Image.Image | SkippedPicture:
+    """Return a picture after the operations, or why it is left out; where an operation refuses it, tell `refused`."""
     try:
         image = picture.open()
+    except UnreadError as error:
+        return SkippedPicture(picture.id, f"{error.reason}: {one_line(error, 200)}")
     except DAMAGED as error:
         passing = isinstance(error, MemoryError | ChangedFileError)
         passing |= isinstance(error, OSError) and error.errno is not None
-        return SkippedPicture(picture.id, one_line(error, 200), lasting=not passing)
-    return image_ops(image)
+        reason = Reason.UNREADABLE if passing else Reason.DAMAGED
+        return SkippedPicture(picture.id, f"{reason}: {one_line(error, 200)}", lasting=not passing)
+    try:
+        return image_ops(image)
+    except BadInputError as error:
+        if refused is not None:
+            refused.append(error)
+        # Whether transforms take it does not lie in what is cached.
+        return SkippedPicture(picture.id, f"{Reason.REFUSED}: {one_line(error, 300)}", lasting=False)

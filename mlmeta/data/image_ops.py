@@ -167,6 +167,20 @@ def _read_enum(enum: type[Enum], **older: Enum) -> Reader:
     return lambda value, path: read_choice(value, choices, path=path)
 
 
+# Modes that keep transparency.
+_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+def _convert(
+    image: Image.Image, mode: str | None = None, *, background: Any = "white", **arguments: Any
+) -> Image.Image:
+    """Convert a picture; where the new mode has no transparency, what is transparent is laid on the background."""
+    if mode and mode not in _WITH_ALPHA and image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert(mode, **arguments)
+
+
 def _shrink_to_thumbnail(image: Image.Image, **arguments: Any) -> Image.Image:
     copy = image.copy()
     copy.thumbnail(**arguments)
@@ -192,7 +206,7 @@ _DITHER = {"dither": _read_enum(Image.Dither)}
 
 # Every operation by its name in the commands.
 SUPPORTED: Mapping[str, Operation] = {
-    "convert": Operation(Image.Image.convert, _DITHER | {"palette": _read_enum(Image.Palette)}),
+    "convert": Operation(_convert, _DITHER | {"palette": _read_enum(Image.Palette)}),
     "copy": Operation(Image.Image.copy),
     "crop": Operation(Image.Image.crop),
     "effect_spread": Operation(Image.Image.effect_spread),

@@ -51,7 +51,7 @@ from mlmeta.errors import BadInputError, one_line, shorten
 from mlmeta.files import NO_LOCKS, cache_folder, replacing
 
 # Raised whenever an entry of an older mlmeta would give other pixels than this one, or be read in another way.
-FORMAT = 2
+FORMAT = 3
 # Pillow's modes of whole bytes whose pixels need nothing else, such as a palette, to be understood.
 MODES = frozenset({"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
 # The limit where MLMETA_CACHE_GB says nothing, and the disk has five times as much free.

@@ -1,14 +1,14 @@
 """Find the pictures of a task, check them, and split them into training, validation and test.
 
-A source (folder, manifest, torchvision, sample) gives `Found` pictures; `find_pictures` keeps those of the wanted
-labels and decides each one's part. Where the source names no test part, the picture's content decides: the SHA-256
-of its bytes, read as a number in [0, 1), lies below the wanted share or not. So equal pictures never stand on both
-sides, and adding pictures moves no other.
+A source (folder, manifest, torchvision, sample) gives `Found` pictures and accounts for all else that it looked at;
+`find_pictures` keeps those of the wanted labels. Where the source names no test or validation part, that is drawn
+(`mlmeta.data.splits`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 from collections import Counter
@@ -21,8 +21,12 @@ from pathlib import Path
 from PIL import Image
 
 from mlmeta.commands.documents import Data, FolderData, ManifestData, SampleData, strip_operators
+from mlmeta.data.account import Item, Kind, Reason, Warned, check_bad
+from mlmeta.data.folders import read_folder
+from mlmeta.data.manifests import read_manifest
 from mlmeta.data.samples import list_samples
-from mlmeta.data.sources import DAMAGED, SUFFIXES, Found, Part, quiet_pillow, read_folder, read_manifest, refuse_labels
+from mlmeta.data.sources import DAMAGED, FORMATS, SUFFIXES, Found, Listing, quiet_pillow, refuse_labels
+from mlmeta.data.splits import Drawn, Part, content_share, draw_parts
 from mlmeta.data.torchvision_datasets import read_torchvision
 from mlmeta.errors import PicturesError, suggest
 
@@ -47,12 +51,24 @@ class PictureSet:
         pictures: All parts.
         digest: SHA-256 (hex) over labels, parts (train or test) and contents, whatever the order.
         source: Where they come from, in words.
+        kind: What a picture is an item of, in the account.
+        items: All else that the source looked at.
+        warnings: What the source warns of.
+        n_deep: How many files have more than 8 bits a channel.
+        n_transparent: How many have transparency.
+        drawn: The parts that mlmeta drew, with their shares.
     """
 
     label_names: tuple[str, ...]
     pictures: tuple[Picture, ...]
     digest: str
     source: str
+    kind: Kind = "file"
+    items: tuple[Item, ...] = ()
+    warnings: tuple[Warned, ...] = ()
+    n_deep: int = 0
+    n_transparent: int = 0
+    drawn: tuple[tuple[Part, float], ...] = ()
 
     @property
     def task_digest(self) -> str:
@@ -66,7 +82,13 @@ class PictureSet:
 
 
 def find_pictures(
-    data: Data, label_names: Sequence[str] = (), *, base_dir: Path, validation: float = 0.0, training: bool = True
+    data: Data,
+    label_names: Sequence[str] = (),
+    *,
+    base_dir: Path,
+    validation: float = 0.0,
+    training: bool = True,
+    test_all: bool = False,
 ) -> PictureSet:
     """Find the pictures of the commands' data.
 
@@ -75,31 +97,83 @@ def find_pictures(
         label_names: The wanted labels in order; empty for every label that the source has.
         base_dir: What relative paths are relative to.
         validation: Share of the training pictures to keep for validation, where the source has no such part.
-        training: Whether they are to train on, so that every label needs a training picture.
+        training: Whether they are to train on, so that every label needs a training picture, and two are needed.
+        test_all: Put every picture into the test part; where the source names a test part, only that is kept.
 
     Raises:
-        PicturesError: If there is no such place, no picture, or a label without (training) pictures.
+        PicturesError: If there is no such place, no picture, a label without (training) pictures, or too much that was
+            meant to be a picture and is none.
     """
-    found = _read_source(data, label_names, base_dir)
     source = describe_source(data, base_dir)
-    if not found:
-        raise PicturesError(f"data: {source} holds no picture ({', '.join(sorted(SUFFIXES))}) under a label")
-    labels = tuple(label_names) or tuple(sorted({picture.label for picture in found}))
-    if len(labels) < 2:
+    listing = _list_pictures(data, label_names, base_dir, source)
+    labels = tuple(label_names) or tuple(sorted({picture.label for picture in listing.found}))
+    if len(labels) < 2 and training:
         raise PicturesError(f"data: {source} has one label only ({labels[0]}); two are needed")
-    index = _match_labels(labels, {picture.label for picture in found}, source)
-    wanted = sorted((picture for picture in found if picture.label in index), key=lambda picture: picture.id)
-    parts = {picture.part for picture in wanted}
-    shares: dict[Part, float] = {"test": data.test_fraction, "validation": validation}
-    shares = {part: share for part, share in shares.items() if part not in parts}
-    for one, other in itertools.pairwise(wanted):
-        if one.id == other.id:
-            raise PicturesError(f"data: two pictures have the id {one.id!r}, labels {one.label!r} and {other.label!r}")
-    with quiet_pillow():
-        pictures = tuple(_place(picture, index[picture.label], shares) for picture in wanted)
+    index = _match_labels(labels, {picture.label for picture in listing.found}, source)
+    wanted = _order(picture for picture in listing.found if picture.label in index)
+    items = [*listing.items, *_leave_out(listing, index.keys(), Reason.OTHER_LABEL)]
+    if test_all and any(picture.part == "test" for picture in wanted):
+        items += [Item(listing.kind, p.id, Reason.NOT_TESTED, p.label) for p in wanted if p.part != "test"]
+        wanted = [picture for picture in wanted if picture.part == "test"]
+    shares: dict[Part, float] = {} if test_all else {"test": data.test_fraction, "validation": validation}
+    shares = {part: share for part, share in shares.items() if share and all(one.part != part for one in wanted)}
+    read = _read_all(wanted)
+    drawn = iter(_draw(wanted, read, labels, index, shares))
+    parts = ["test" if test_all else next(drawn) if one.part in (None, "train") else one.part for one in wanted]
+    pictures = tuple(
+        Picture(one.id, index[one.label], part or "train", content.digest, content.open)
+        for one, part, content in zip(wanted, parts, read, strict=True)
+    )
     if training:
         check_training_pictures(pictures, labels)
-    return PictureSet(labels, pictures, _digest_pictures(pictures, labels), source)
+    return PictureSet(
+        labels, pictures, _digest_pictures(pictures, labels), source, listing.kind, tuple(items),
+        tuple(listing.warnings), sum(content.is_deep for content in read), sum(c.is_transparent for c in read),
+        tuple(shares.items()),
+    )  # fmt: skip
+
+
+def _read_all(found: Sequence[Found]) -> list[_Content]:
+    with quiet_pillow():
+        return [_read(picture) for picture in found]
+
+
+def _list_pictures(data: Data, label_names: Sequence[str], base_dir: Path, source: str) -> Listing:
+    listing = _read_source(data, label_names, base_dir)
+    check_bad(listing.items, len(listing.found))
+    if not listing.found:
+        raise PicturesError(f"data: {source} holds no picture ({', '.join(sorted(SUFFIXES))}) under a label")
+    return listing
+
+
+def _order(found: Iterable[Found]) -> list[Found]:
+    ordered = sorted(found, key=lambda picture: picture.id)
+    for one, other in itertools.pairwise(ordered):
+        if one.id == other.id:
+            raise PicturesError(f"data: two pictures have the id {one.id!r}, labels {one.label!r} and {other.label!r}")
+    return ordered
+
+
+def _leave_out(listing: Listing, labels: Iterable[str], reason: Reason) -> list[Item]:
+    kept = set(labels)
+    return [
+        Item(listing.kind, picture.id, reason, picture.label) for picture in listing.found if picture.label not in kept
+    ]
+
+
+def _draw(
+    wanted: Sequence[Found], read: Sequence[_Content], labels: Sequence[str], index: Mapping[str, int],
+    shares: Mapping[Part, float],
+) -> list[Part]:  # fmt: skip
+    """Return the parts of the pictures that their source puts into training, or nowhere."""
+    return draw_parts(
+        [
+            Drawn(strip_operators(labels[index[one.label]]), content.digest, one.group)
+            for one, content in zip(wanted, read, strict=True)
+            if one.part in (None, "train")
+        ],
+        shares,
+    )
 
 
 def describe_source(data: Data, base_dir: Path) -> str:
@@ -109,15 +183,17 @@ def describe_source(data: Data, base_dir: Path) -> str:
     return f"{data.source} {data.name}"
 
 
-def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> list[Found]:
+def _read_source(data: Data, label_names: Sequence[str], base_dir: Path) -> Listing:
     if isinstance(data, FolderData):
-        return read_folder(base_dir / data.path, label_names)
+        return read_folder(base_dir / data.path, label_names, group=data.group)
     if isinstance(data, SampleData):
         samples = list_samples(data.name, size=data.size, n_per_label=data.n_per_label)
-        return [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples]
+        return Listing(
+            [Found(s.id, s.label, None, partial(attrgetter("key"), s), s.draw) for s in samples], kind="picture"
+        )
     if isinstance(data, ManifestData):
-        return read_manifest(base_dir / data.path)
-    return read_torchvision(data, root=base_dir / data.path)
+        return read_manifest(base_dir / data.path, columns=data.columns, group=data.group)
+    return Listing(read_torchvision(data, root=base_dir / data.path), kind="picture")
 
 
 def _match_labels(labels: Sequence[str], names: Iterable[str], source: str) -> dict[str, int]:
@@ -152,27 +228,39 @@ def _same_pictures(first: str, second: str, name: str) -> PicturesError:
     return PicturesError(f"label_names: {first!r} and {second!r} name the same pictures, those of {name!r}")
 
 
-def content_share(digest: str, salt: str) -> float:
-    """Return a number in [0, 1) that a picture's content and a salt decide, evenly spread."""
-    value = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
-    return int.from_bytes(value[:8]) / 2**64
+@dataclass(frozen=True)
+class _Content:
+    """What the bytes of a picture say, and how it is opened."""
+
+    digest: str
+    open: Callable[[], Image.Image]
+    is_deep: bool = False
+    is_transparent: bool = False
 
 
-def _place(found: Found, label: int, shares: Mapping[Part, float]) -> Picture:
-    """Return a picture of the task; where its source names no part but training, its content and the shares do."""
+def _read(found: Found) -> _Content:
     try:
-        content, open_picture = found.read_content(), found.open
+        content = found.read_content()
     except DAMAGED as error:
         # It is left out with the reason when the pictures are decoded.
-        content, open_picture = f"unreadable {found.id}".encode(), partial(_refuse, error)
+        return _Content(hashlib.sha256(f"unreadable {found.id}".encode()).hexdigest(), partial(_refuse, error))
     digest = hashlib.sha256(content).hexdigest()
-    if found.is_file and open_picture is found.open:
-        # Pixels are kept under their content's digest, and a file may change meanwhile.
-        open_picture = partial(found.open, sha256=digest)
-    part: Part = found.part or "train"
-    if part == "train":
-        part = next((other for other, share in shares.items() if content_share(digest, other) < share), "train")
-    return Picture(found.id, label, part, digest, open_picture)
+    if not found.is_file:
+        return _Content(digest, found.open)
+    is_deep, is_transparent = _look_at_header(content)
+    # Pixels are kept under their content's digest, and a file may change meanwhile.
+    return _Content(digest, partial(found.open, sha256=digest), is_deep, is_transparent)
+
+
+def _look_at_header(content: bytes) -> tuple[bool, bool]:
+    """Return whether a file's picture has more than 8 bits a channel, and whether it has transparency."""
+    if content.startswith(b"\xff\xd8"):
+        return False, False
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.mode == "F" or image.mode.startswith("I"), image.has_transparency_data
+    except DAMAGED:
+        return False, False
 
 
 def _refuse(error: Exception) -> Image.Image:

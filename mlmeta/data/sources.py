@@ -1,47 +1,84 @@
-"""The files of a task: what a folder or a manifest lists, with labels and parts, and how a file of a picture is opened.
+"""What a source of pictures gives, and how a file of a picture is opened.
 
-- folder: ``<root>/<label>/…`` or ``<root>/train|test|validation/<label>/…``;
-- manifest: CSV or Parquet with the columns path, label and, if wanted, split and id.
+Sources are `mlmeta.data.folders`, `mlmeta.data.manifests`, `mlmeta.data.torchvision_datasets` and
+`mlmeta.data.samples`. A file is told by its suffix, and read by its content: a JPEG named .png is a JPEG.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlmeta.commands.documents import strip_operators
-from mlmeta.commands.validation import CONTROL
+from mlmeta.data.account import Item, Rank, Reason, Warned, name_some
 from mlmeta.data.image_ops import REFUSALS
-from mlmeta.data.roots import OutsideRootsError, confine_path, list_folder, open_confined
-from mlmeta.errors import PicturesError, nearest_name, shorten, suggest
+from mlmeta.data.roots import list_folder, open_confined
+from mlmeta.data.splits import Part
+from mlmeta.errors import PicturesError, nearest_name, suggest
 
-Part: TypeAlias = Literal["train", "validation", "test"]
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-PARTS: dict[str, Part] = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "validation", "valid": "validation", "validation": "validation",
-}  # fmt: skip
+# The formats that are read, by Pillow's names, each with its suffixes.
+_SUFFIXES = {
+    "JPEG": ".jpg .jpeg .jpe .jfif .jif",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp .dib",
+    "GIF": ".gif",
+    "TIFF": ".tif .tiff",
+    "AVIF": ".avif",
+    "JPEG2000": ".jp2 .j2k .jpx .jpf",
+    "PPM": ".ppm .pgm .pbm .pnm",
+}
+_HEIC = (".heic", ".heif", ".hif")
+FORMATS = tuple(_SUFFIXES)
+SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes.split())
+# Suffixes of pictures that are not read, and the first bytes of pictures: a format's name by its signature.
+_UNREAD_SUFFIXES = frozenset(
+    ".svg .psd .ai .eps .pdf .raw .cr2 .cr3 .nef .arw .dng .orf .rw2 .exr .hdr .dcm .nii .tga .ico .icns .xcf .jxl "
+    ".djvu .emf .wmf .pcx .fits .mpo .npy .mp4 .mov .avi .webm".split()
+)
+_SIGNATURES = (
+    (0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (0, b"GIF8", "GIF"), (8, b"WEBP", "WEBP"),
+    (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (4, b"ftypavi", "AVIF"), (0, b"\0\0\0\x0cjP  ", "JPEG2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000"), (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"), (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"), (0, b"8BPS", "PSD"), (0, b"\xff\x0a", "JPEG XL"), (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (128, b"DICM", "DICOM"), (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+)  # fmt: skip
 # No picture that Pillow opens (at most 178,956,970 pixels) needs a larger file.
 MAX_FILE_BYTES = 2**31
 # What reading a damaged picture raises, in Pillow and below it.
 DAMAGED = (*REFUSALS, EOFError, SyntaxError, struct.error, zlib.error)
-_COLUMNS = ("path", "label", "split", "id")
-_Row = Mapping[str, Any]
+
+_FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65_535.0))
+
+# What a folder or a split may be called, beside numbers and words such as set, data and images.
+PARTS: dict[str, Part] = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "holdout": "test",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "development": "validation",
+}  # fmt: skip
+_FILLERS = "set|sets|data|dataset|images?|imgs?|pictures?|photos?|split|part|folder"
+_PART_NAME = re.compile(rf"(hold[ _-]?out|[a-z]+?)(?:[ _.-]*(?:{_FILLERS}))*[ _.-]*\d*")
+
+
+def read_part(name: str) -> Part | None:
+    """Return the part that a folder's or split's name means, in any case: ``TEST``, ``training_set``, ``val2017``."""
+    found = _PART_NAME.fullmatch(name.strip().casefold())
+    return PARTS.get(re.sub("[ _-]", "", found[1])) if found else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +92,7 @@ class Found:
         read_content: Gives the bytes that identify the picture.
         open: Gives the decoded picture; of a file, with ``sha256=`` only if it still has that content.
         is_file: Whether it is a file, which may change between the two.
+        group: Whose picture it is, if the commands name groups: a group stands in one part. Empty for none.
     """
 
     id: str
@@ -63,6 +101,24 @@ class Found:
     read_content: Callable[[], bytes]
     open: Callable[..., Image.Image]
     is_file: bool = False
+    group: str = ""
+
+
+@dataclass
+class Listing:
+    """What a source gives: its pictures, and all else that it looked at.
+
+    Attributes:
+        found: The pictures.
+        items: Folders and columns, and whatever is left out; the pictures themselves are not among them.
+        warnings: What only the source knows to warn of.
+        kind: What a picture is an item of.
+    """
+
+    found: list[Found] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
+    kind: Literal["file", "row", "picture"] = "file"
 
 
 class ChangedFileError(OSError):
@@ -76,7 +132,8 @@ def refuse_labels(labels: Sequence[str], names: Iterable[str], *, lack: str) -> 
     return PicturesError(f"label_names: {len(labels)} label(s) without {lack}: {lines}")
 
 
-def _explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> PicturesError:
+def explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> PicturesError:
+    """Return the error for a source that is not there, or is of the other kind."""
     siblings: list[str] = []
     if wanted == "manifest" and path.is_dir():
         text = f'{path} is a folder, not a table (pictures in folders are {{"source": "folder"}})'
@@ -89,208 +146,99 @@ def _explain_absence(path: Path, wanted: Literal["folder", "manifest"]) -> Pictu
     return PicturesError(f"data.path: {text}")
 
 
-# Manifests
+def make_grouping(pattern: str | None) -> Callable[[str], str]:
+    """Return what gives a file's group by its name: what the pattern's first group (or all of it) matches.
+
+    A name that does not match is in no group.
+    """
+    if pattern is None:
+        return lambda name: ""
+    compiled = re.compile(pattern)
+
+    def find_group(name: str) -> str:
+        found = compiled.search(name)
+        return (found[1] if compiled.groups else found[0]) or "" if found else ""
+
+    return find_group
 
 
-def read_manifest(file: Path) -> list[Found]:
-    """Return the pictures that a manifest lists; their paths are relative to its folder.
-
-    It is a Parquet table if its suffix is .parquet or .pq, else a CSV table in UTF-8. A picture's id is its ``id`` or
-    else its ``path``. Rows are counted from 1, below the header.
+def warn_ungrouped(found: Sequence[Found], given: str | None) -> Iterator[Warned]:
+    """Warn of pictures without a group where groups are asked for; where none has one, refuse.
 
     Raises:
-        PicturesError: If the file is missing, unreadable or empty, lacks a column, a row is faulty, or pictures
-            are missing; names the first row.
+        PicturesError: If no picture has a group.
     """
-    try:
-        if not confine_path(file).is_file():
-            raise _explain_absence(file, "manifest")
-    except OutsideRootsError as error:
-        raise PicturesError(f"data.path: {file} cannot be read: {error}") from None
-    columns, rows = _read_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _read_csv(file)
-    _check_columns(file, columns)
-    if not rows:
-        raise PicturesError(f"data.path: {file} lists no picture")
-    found = [_to_picture(row, number, file) for number, row in enumerate(rows, start=1)]
-    _check_repeated([os.path.normpath(str(row["path"])) for row in rows], "path", file)
-    _check_repeated([picture.id for picture in found], "id", file)
-    missing = [number for number, row in enumerate(rows) if _is_missing(_locate(row, file))]
-    if missing:
-        raise PicturesError(
-            f"data.path: {len(missing)} of the {len(rows)} pictures of {file} are not there, the first in row "
-            f"{missing[0] + 1}: {_locate(rows[missing[0]], file)}"
-        )
-    return found
-
-
-def _read_csv(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
-    try:
-        with open_confined(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            return list(reader.fieldnames or ()), list(reader)
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise PicturesError(f"data.path: {file} is not a CSV table in UTF-8: {error}") from None
-
-
-def _read_parquet(file: Path) -> tuple[Sequence[str], Sequence[_Row]]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with open_confined(file) as stream, ParquetFile(stream) as table:
-            columns = table.schema_arrow.names
-            rows: list[_Row] = table.read(columns=[name for name in _COLUMNS if name in columns]).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise PicturesError(f"data.path: {file} is not a Parquet table: {shorten(str(error), 300)}") from None
-    return columns, rows
-
-
-def _check_columns(file: Path, columns: Sequence[str]) -> None:
-    for name in ("path", "label"):
-        if name not in columns:
-            near = nearest_name(name, [column for column in columns if column not in _COLUMNS])
-            hint = f" (is {near!r} meant to be it?)" if near else ""
-            raise PicturesError(f"data.path: {file} has no column {name!r}{hint}; it may have {', '.join(_COLUMNS)}")
-
-
-def _to_picture(row: _Row, number: int, file: Path) -> Found:
-    path, label, picture_id = (_read_text(row.get(name)) for name in ("path", "label", "id"))
-    if not path or not label:
-        raise PicturesError(f"data.path: row {number} of {file} has no {'label' if path else 'path'}")
-    split = _read_text(row.get("split"))
-    if split and split.lower() not in PARTS:
-        raise PicturesError(f"data.path: row {number} of {file} has the split {split!r}; allowed: {', '.join(PARTS)}")
-    return _file_picture(_locate(row, file), id=picture_id or path, label=label, part=PARTS.get(split.lower()))
-
-
-def _read_text(value: object) -> str:
-    """Return a cell's text without spaces around it; nothing and not-a-number are empty."""
-    return "" if value is None or value != value else str(value).strip()
-
-
-def _locate(row: _Row, file: Path) -> Path:
-    return file.parent / _read_text(row["path"])
-
-
-def _check_repeated(values: Sequence[str], column: str, file: Path) -> None:
-    rows: dict[str, int] = {}
-    for number, value in enumerate(values, start=1):
-        if value in rows:
-            raise PicturesError(
-                f"data.path: {file} lists the {column} {value!r} twice, in the rows {rows[value]} and {number}"
-            )
-        rows[value] = number
-
-
-def _is_missing(picture: Path) -> bool:
-    try:
-        return not confine_path(picture).is_file()
-    except OutsideRootsError:
-        # It is left out as a picture that cannot be read, be it there or not.
-        return False
-
-
-# Folders
-
-
-def read_folder(root: Path, label_names: Sequence[str] = ()) -> list[Found]:
-    """Return the pictures of ``<root>/<label>/…`` or ``<root>/train|test|validation/<label>/…``.
-
-    Hidden files and folders, files without a picture's suffix, and links that lead back to the folder are left out.
-    What has a picture's suffix and is no file (a pipe, a link to nowhere) is given as a picture that cannot be read.
-    `label_names` are the wanted labels; empty for every folder.
-
-    Raises:
-        PicturesError: If there is no such folder, it cannot be read, or a wanted label has no folder.
-    """
-    try:
-        if not confine_path(root).is_dir():
-            raise _explain_absence(root, "folder")
-        folders = _subfolders(root)
-        if not _has_parts(folders, label_names):
-            return list(_read_labels(folders, label_names, part=None, root=root))
-        parts = [(PARTS[name.lower()], folder) for name, folder in folders.items() if name.lower() in PARTS]
-        inner = {name for part, folder in parts if part == "train" for name in _subfolders(folder)}
-        _check_label_folders(label_names, inner, f"{root} (train)")
-        return [
-            picture for part, folder in parts
-            for picture in _read_labels(_subfolders(folder), label_names, part=part, root=root)
-        ]  # fmt: skip
-    except OSError as error:
-        raise PicturesError(f"data.path: {root} cannot be read: {error}") from None
-
-
-def _subfolders(root: Path) -> dict[str, Path]:
-    names = (name for name, is_folder in list_folder(root) if is_folder and not name.startswith("."))
-    return {name: root / name for name in names if not _leads_back(root / name, root)}
-
-
-def _leads_back(folder: Path, root: Path) -> bool:
-    """Return whether a folder is a link to the one it lies in, or above: it would hold all other labels' pictures."""
-    return folder.is_symlink() and root.resolve().is_relative_to(folder.resolve())
-
-
-def _has_parts(folders: Mapping[str, Path], label_names: Sequence[str]) -> bool:
-    """Return whether the folders are parts (train, test) and not labels, which may bear the same names."""
-    train = [folder for name, folder in folders.items() if PARTS.get(name.lower()) == "train"]
-    inner = {name for folder in train for name in _subfolders(folder)}
-    if label_names and not _without_folder(label_names, inner):
-        return True
-    if not inner or (label_names and not _without_folder(label_names, folders)):
-        return False
-    holds_pictures = any(
-        Path(name).suffix.lower() in SUFFIXES and Path(folder, name).is_file()
-        for folder in train for name, is_folder in list_folder(folder) if not is_folder
-    )  # fmt: skip
-    return not holds_pictures or all(name.lower() in PARTS for name in folders)
-
-
-def _without_folder(label_names: Sequence[str], folders: Iterable[str]) -> list[str]:
-    there = {name for folder in folders for name in (folder, strip_operators(folder))}
-    return [label for label in label_names if label not in there and strip_operators(label) not in there]
-
-
-def _check_label_folders(label_names: Sequence[str], folders: Iterable[str], where: object) -> None:
-    missing = _without_folder(label_names, folders)
-    if missing:
-        raise refuse_labels(missing, folders, lack=f"a folder in {where}")
-
-
-def _read_labels(
-    folders: Mapping[str, Path], label_names: Sequence[str], *, part: Part | None, root: Path
-) -> Iterator[Found]:
-    if part is None:
-        _check_label_folders(label_names, folders, root)
-    wanted = {strip_operators(label) for label in label_names}
-    for label, folder in folders.items():
-        if wanted and strip_operators(label) not in wanted:
-            continue
-        for path in _picture_files(folder):
-            picture_id = _printable(path.relative_to(root).as_posix())
-            yield _file_picture(path, id=picture_id, label=_printable(label), part=part)
-
-
-def _printable(name: str) -> str:
-    """Return a file's name on one line, as UTF-8 can write it, whatever bytes it has on disk."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def _picture_files(folder: Path) -> Iterator[Path]:
-    """Yield the pictures in a folder, then those in the folders below; links to other folders are not followed."""
-    folders = [folder]
-    while folders:
-        here = folders.pop()
-        entries = [(here / name, is_folder) for name, is_folder in list_folder(here) if not name.startswith(".")]
-        yield from (path for path, is_folder in entries if not is_folder and path.suffix.lower() in SUFFIXES)
-        folders += [path for path, is_folder in reversed(entries) if is_folder and not path.is_symlink()]
+    alone = [picture.id for picture in found if not picture.group]
+    if given is None or not alone:
+        return
+    if len(alone) == len(found):
+        raise PicturesError(f"data.group: {given!r} gives no picture a group, such as {alone[0]!r}")
+    yield Warned(
+        Rank.LEAK,
+        f"{len(alone):,} picture(s) have no group by data.group, and are drawn by themselves: {name_some(alone)}",
+    )
 
 
 # Files of pictures
 
 
-def _file_picture(path: Path, *, id: str, label: str, part: Part | None) -> Found:
-    return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True)
+def file_picture(path: Path, *, id: str, label: str, part: Part | None, group: str = "") -> Found:
+    """Return the picture of a file."""
+    return Found(id, label, part, partial(read_file, path), partial(open_file, path), is_file=True, group=group)
+
+
+@cache
+def _reads_heic() -> bool:
+    """Return whether the extra mlmeta[heic] is there, and have Pillow use it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def name_format(head: bytes) -> str:
+    """Return the name of the format of a picture that begins with these bytes (256 are enough), or ``""``."""
+    if re.match(rb"P[1-6]\s+(#.*\s+)*\d", head):
+        return "PPM"
+    if head.startswith(b"BM") and head[6:10] == bytes(4):
+        return "BMP"
+    return next((name for start, sign, name in _SIGNATURES if head.startswith(sign, start)), "")
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a file's suffix is one of pictures that are read here."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in SUFFIXES or (suffix in _HEIC and _reads_heic())
+
+
+def judge_file(path: Path, name: str, label: str = "") -> Item:
+    """Return the item of a file that is left out, as its suffix is not one of pictures: why, by its content.
+
+    Text beside the pictures (notes, annotations) is no bad picture; everything else was meant to be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(512)
+    except OSError as error:
+        return Item("file", name, Reason.UNREADABLE, label, detail=error.strerror or str(error), bad=True)
+    found = name_format(head) or (suffix[1:].upper() if suffix in _UNREAD_SUFFIXES | set(_HEIC) else "")
+    if found in FORMATS:
+        return Item("file", name, Reason.SUFFIX, label, detail=found, bad=True)
+    if found:
+        return Item("file", name, Reason.FORMAT, label, detail=explain_format(found), bad=True)
+    return Item("file", name, Reason.NOT_A_PICTURE, label, bad=bool(head) and not _is_text(head))
+
+
+def explain_format(name: str) -> str:
+    """Return a format that is not read, with what would read it."""
+    return f"{name}: pip install 'mlmeta[heic]' reads it" if name in ("HEIC", "HEIF", "HIF") else name
+
+
+def _is_text(head: bytes) -> bool:
+    return b"\0" not in head and not head.translate(None, bytes({*range(32, 256), 7, 8, 9, 10, 12, 13, 27}))
 
 
 def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS, sha256: str | None = None) -> Image.Image:
@@ -305,14 +253,71 @@ def open_file(path: Path, *, formats: tuple[str, ...] = FORMATS, sha256: str | N
         ChangedFileError: If it has another SHA-256.
         OSError: If it is damaged, or of another format; Pillow's decoders raise more, see `DAMAGED`.
     """
-    try:
-        # A stream and no name: Pillow would map a file, and a file that shrinks while it is mapped ends the process.
-        with _open_content(path, sha256) as stream, Image.open(stream, formats=formats) as image:
-            image.load()
-            turn_upright(image)
-            return image
-    except UnidentifiedImageError:
-        raise OSError(f"not a picture of the formats {', '.join(formats)}") from None
+    _reads_heic()
+    allowed = (*formats, "HEIF") if "HEIF" in Image.OPEN else formats
+    # A stream and no name: Pillow would map a file, and a file that shrinks while it is mapped ends the process.
+    with _open_content(path, sha256) as stream:
+        try:
+            with Image.open(stream, formats=allowed) as image:
+                image.load()
+                turn_upright(image)
+                return to_plain_mode(image)
+        except UnidentifiedImageError:
+            stream.seek(0)
+            raise _explain_unidentified(stream.read(512), formats) from None
+
+
+class UnreadError(OSError):
+    """A file is no picture that is read.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _explain_unidentified(head: bytes, formats: Sequence[str]) -> UnreadError:
+    name = name_format(head)
+    if name and name not in formats:
+        return UnreadError(Reason.FORMAT, explain_format(name))
+    if name:
+        return UnreadError(Reason.DAMAGED, f"its header is that of {name}, and damaged")
+    return UnreadError(
+        Reason.NOT_A_PICTURE, "empty" if not head else f"not a picture of the formats {', '.join(formats)}"
+    )
+
+
+def to_plain_mode(image: Image.Image) -> Image.Image:
+    """Return a picture in a mode whose numbers are brightnesses of 8 bits.
+
+    Palettes become colours, with alpha where an entry is transparent; bits become grey; 16 bits, 32 bits and floats
+    are scaled to 8 bits, see `scale_pixels`.
+    """
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(scale_pixels(np.asarray(image)))
+    return image
+
+
+def scale_pixels(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return pixels (height, width) of more than 8 bits as uint8, their range scaled to 0..255.
+
+    Integers of 0 to 65,535 have 16 bits. Of floats the range is the narrowest of 0..1, -1..1, 0..255 and 0..65,535
+    that holds all of them. All other numbers have the range that they take in this picture.
+    """
+    numbers = pixels.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    ranges = [(0.0, 65_535.0)] if pixels.dtype.kind in "iu" else _FLOAT_RANGES
+    low, high = next(((low, high) for low, high in ranges if low <= least and most <= high), (least, most))
+    scaled = (np.nan_to_num(numbers, nan=low, posinf=high, neginf=low) - low) * (255 / ((high - low) or 1))
+    return (scaled + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def turn_upright(image: Image.Image) -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 
 from mlmeta.commands.documents import TorchvisionData
 from mlmeta.data.roots import check_tree, read_roots
-from mlmeta.data.sources import DAMAGED, FORMATS, Found, Part, open_file, read_file, turn_upright
+from mlmeta.data.sources import DAMAGED, FORMATS, Found, open_file, read_file, turn_upright
+from mlmeta.data.splits import Part
 from mlmeta.errors import PicturesError, one_line, suggest
 
 _CALLS = json.loads((resources.files("mlmeta.data") / "torchvision_datasets.json").read_text(encoding="utf-8"))

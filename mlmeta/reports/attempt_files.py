@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlmeta.data.account import Account
 from mlmeta.data.decoding import DecodedPictures, SkippedPicture
 from mlmeta.data.pictures import Picture
 from mlmeta.reports.attempt_plots import Mistake, plot_confusion_matrix, plot_mistakes
@@ -133,16 +133,7 @@ def write_conflicts(file: Path, conflicts: Sequence[Picture], label_names: Seque
     write_table(file, ["content_sha256", "label", "id"], rows)
 
 
-def summarise_odd_pictures(skipped: Sequence[SkippedPicture], conflicts: Sequence[Picture]) -> str:
-    """Return one line about pictures that were left out or contradict each other; empty where there are none."""
-    parts = []
-    if skipped:
-        reasons = Counter(picture.reason for picture in skipped).most_common(3)
-        shown = "; ".join(f"{reason[:60]} ({n:,})" for reason, n in reasons)
-        words = "1 picture was" if len(skipped) == 1 else f"{len(skipped):,} pictures were"
-        parts.append(f"{words} left out (skipped_pictures.csv): {shown}")
-    if conflicts:
-        n = len({picture.digest for picture in conflicts})
-        words = "1 picture stands" if n == 1 else f"{n:,} pictures stand"
-        parts.append(f"{words} under more than one label (conflicting_pictures.csv)")
-    return "; ".join(parts)
+def write_account(file: Path, account: Account) -> None:
+    """Write the account of the data: everything that was looked at, and what became of it."""
+    header, *rows = account.rows()
+    write_table(file, header, rows)

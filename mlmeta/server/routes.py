@@ -60,7 +60,7 @@ async def add_attempt(
 
 @router.get("/attempts/{run_id}")
 async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
-    """Return an attempt: its document, its job if it has one here, a link into MLflow's UI.
+    """Return an attempt: its document, the account of its data, its job if it has one here, a link into MLflow's UI.
 
     Of a test by itself the document is that of its attempt; metrics, job and link are the test's own.
     """
@@ -74,6 +74,7 @@ async def get_attempt(caller: Asking, run_id: str) -> dict[str, Any]:
         "metrics": {
             name: value if abs(value) < INFINITE else None for name, value in run.metrics.items() if value == value
         },
+        "data": run.tags.get("mlmeta.data_account", ""),
         "job": await describe_job(caller, job) if job else None,
         "ui": link_to_run(caller.server, run.experiment_id, run_id),
     }

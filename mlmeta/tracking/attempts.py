@@ -228,7 +228,10 @@ def _describe_run(client: MlflowClient, run: Run) -> str:
     )
     # A server that made the run says where its pages are.
     page = f"\n\n[In mlmeta]({tags['mlmeta.page']}attempts/{run.info.run_id})" if "mlmeta.page" in tags else ""
-    return f"{result}\n\n{task}.\n\n{_compare_with_incumbent(client, run)}".strip() + page
+    # Two blanks at the end of a line are a new line in Markdown.
+    account = tags.get("mlmeta.data_account", "").replace("\n", "  \n")
+    parts = (result, f"{task}.", account, _compare_with_incumbent(client, run))
+    return "\n\n".join(filter(None, parts)) + page
 
 
 def _compare_with_incumbent(client: MlflowClient, run: Run) -> str:

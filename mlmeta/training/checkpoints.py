@@ -122,7 +122,9 @@ def restore_state(prepared: Prepared, state: Mapping[str, Any]) -> Trained:
     """
     if state["pictures"] != prepared.task.pictures.digest:
         source = prepared.task.pictures.source
-        raise BadInputError(f"data: the pictures of {source} have changed since the attempt began; start a new attempt")
+        raise BadInputError(
+            f"data: the pictures of {source}, or their parts, have changed since the attempt began; start a new attempt"
+        )
     seed_everything(prepared.commands.seed)
     prepared.model.load_state_dict(state["model"])
     prepared.optimizer.load_state_dict(state["optimizer"])

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mlmeta.commands.documents import TrainCommands
+from mlmeta.data.account import Account
 from mlmeta.data.batches import Batches, choose_device, count_batches, use_channels_last
 from mlmeta.data.pictures import PictureSet
 from mlmeta.data.roots import confined_copy
-from mlmeta.data.sources import Part
+from mlmeta.data.splits import Part
 from mlmeta.data.task import CheckShape, Task, prepare_task
 from mlmeta.data.transforms import build_target_transform
 from mlmeta.models.criteria import Criterion
@@ -35,6 +36,7 @@ class CheckResult:
         n_pictures: How many stand in each part.
         batch_size: Of the commands.
         facts: Lines about all else that was built.
+        account: What became of the data that was looked at.
     """
 
     rows: list[LayerRow]
@@ -42,6 +44,7 @@ class CheckResult:
     n_pictures: dict[Part, int]
     batch_size: int
     facts: list[str]
+    account: Account
 
     @property
     def n_parameters(self) -> int:
@@ -60,7 +63,7 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
     Raises:
         BadInputError: If anything cannot be used.
     """
-    task = prepare_task(commands, base_dir=base_dir, probe=True, check_shape=check_batch(commands))
+    task = prepare_task(commands, base_dir=base_dir, probe=None, check_shape=check_batch(commands))
     rows = summarize_model(commands.model, n_labels=task.n_labels, input_shape=task.input_shape)
     model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir)
     prepare_criterion(commands, n_labels=task.n_labels)
@@ -71,13 +74,11 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
         build_scheduler(commands.scheduler, optimizer, n_epoch=commands.n_epoch, n_batches=n_batches)
     scheduler = commands.scheduler["name"] if commands.scheduler else "no scheduler"
     facts = [
-        f"{task.n_labels} labels; {counts['train']} training, {counts['validation']} validation and {counts['test']} "
-        f"test pictures from {task.pictures.source}",
         f"{commands.criterion['name']}, {commands.optimizer['name']}, {scheduler}; {commands.n_epoch} epochs",
     ]
     if commands.initial_weights is not None:
         facts.append(_describe_start(commands.initial_weights))
-    return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts)
+    return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts, task.account())
 
 
 def _describe_start(initial_weights: str) -> str:
@@ -99,7 +100,9 @@ def format_table(result: CheckResult) -> str:
     texts = ["  ".join(_align(line, widths)).rstrip() for line in lines]
     rule = "-" * len(texts[0])
     head = f"one picture arrives as {'×'.join(map(str, result.input_shape))}; a batch has {batch}"
-    return "\n".join([head, "", texts[0], rule, *texts[1:-1], rule, texts[-1], "", *result.facts])
+    return "\n".join(
+        [head, "", texts[0], rule, *texts[1:-1], rule, texts[-1], "", *result.facts, result.account.describe_all()]
+    )
 
 
 def _align(line: tuple[str, ...], widths: list[int]) -> list[str]:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import click
 
-from mlmeta.commands.params import CURVE_TAG, write_curve
+from mlmeta.commands.params import CURVE_TAG, MAX_TAG, write_curve
+from mlmeta.console import say_once
 from mlmeta.data.pictures import find_conflicts
 from mlmeta.data.task import Task, describe_task
 from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.models.weights import save_weights
-from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.reports.attempt_files import write_account, write_conflicts, write_skipped
 from mlmeta.reports.attempt_plots import plot_loss_curve
 from mlmeta.spec_builder import describe_model
 from mlmeta.status import Status
@@ -182,24 +183,26 @@ def _record_task(prepared: Prepared, recorder: Recorder) -> None:
             "mlmeta.device": str(prepared.device),
         }
     )
-    _record_odd_pictures(prepared.task, recorder)
+    record_account(prepared.task, recorder)
     name = prepared.commands.model_name
     recorder.log_data(name=name, digest=pictures.digest, source=pictures.source, context="training")
 
 
-def _record_odd_pictures(task: Task, recorder: Recorder) -> None:
-    """Record which pictures were left out or stand under several labels, and say so in one line."""
+def record_account(task: Task, recorder: Recorder, *, training: bool = True) -> None:
+    """Say and record what became of all data that was looked at; list odd pictures by themselves, too."""
+    account = task.account(training=training)
+    say_once(account.describe_all())
+    recorder.log_params({f"data_account.{key}": value for key, value in account.params().items()})
+    recorder.set_tags({"mlmeta.data_account": account.describe_all()[:MAX_TAG]})
     skipped, conflicts = task.decoded.skipped, find_conflicts(task.decoded.pictures)
-    if line := summarise_odd_pictures(skipped, conflicts):
-        click.echo(f"mlmeta: {line}", err=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        write_account(folder / "data_account.csv", account)
         if skipped:
             write_skipped(folder / "skipped_pictures.csv", skipped)
         if conflicts:
             write_conflicts(folder / "conflicting_pictures.csv", conflicts, task.pictures.label_names)
-        if skipped or conflicts:
-            recorder.log_files(folder)
+        recorder.log_files(folder)
 
 
 def _train_guarded(job: Job, recorder: EpochRecorder, watch: EpochWatch, progress: Progress) -> None:

@@ -16,6 +16,7 @@ from mlmeta.analysis.task_similarity import NEW_TASK, describe_new_task, rank_si
 from mlmeta.commands.documents import TrainCommands, digest_document
 from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 from mlmeta.commands.search_space import TRAINING_KEYS
+from mlmeta.console import say_once
 from mlmeta.data.task import describe_task, prepare_task
 from mlmeta.errors import MlmetaError
 from mlmeta.history.table import read_numbers
@@ -63,7 +64,7 @@ class NewTask:
 
 
 def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame | None, metric: str) -> NewTask:
-    """Return the task of some commands, its pictures looked at.
+    """Return the task of some commands, its pictures looked at and accounted for.
 
     Args:
         commands: Say what the task is.
@@ -80,6 +81,7 @@ def look_at_task(commands: TrainCommands, base_dir: Path, history: pd.DataFrame 
 
         history = load_attempts()
     prepared = prepare_task(commands, base_dir=base_dir, check_shape=check_batch(commands))
+    say_once(prepared.account().describe_all())
     counts, features = describe_task(prepared)
     past, own = split_lessons(history, prepared.pictures.task_digest, metric)
     new = describe_new_task(features, prepared.pictures.label_names)

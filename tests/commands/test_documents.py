@@ -146,13 +146,6 @@ def test_no_other_name_may_be_a_models_name(parse: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (
-            ["cat"],
-            [
-                "label_names: there must be at least two labels to tell apart (or none: every label of the data); "
-                "got ['cat']"
-            ],
-        ),
         (["cat", "dog", "cat"], ["label_names: a label may stand once only; this one stands 2 times; got 'cat'"]),
         (["cat", ""], ["label_names.1: a label must be one line of 1 to 500 characters; got ''"]),
         (["cat", " \t "], ["label_names.1: a label must be one line of 1 to 500 characters; got ' \\t '"]),
@@ -177,6 +170,14 @@ def test_no_other_name_may_be_a_models_name(parse: Any, name: str) -> None:
 def test_all_faults_of_the_labels_are_told(labels: Any, says: list[str]) -> None:
     assert faults_of({**MINIMAL, "label_names": labels}) == says
     assert faults_of({"model_name": "dogs", "label_names": labels}, parse_test_commands) == says
+
+
+def test_one_label_is_enough_for_a_test_and_not_for_a_training() -> None:
+    says = (
+        "label_names: there must be at least two labels to tell apart (or none: every label of the data); got ['cat']"
+    )
+    assert faults_of({**MINIMAL, "label_names": ["cat"]}) == [says]
+    assert parse_test_commands({"model_name": "dogs", "label_names": ["cat"]}).label_names == ["cat"]
 
 
 def test_a_label_may_hold_query_operators_spaces_and_any_script() -> None:

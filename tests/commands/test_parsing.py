@@ -279,7 +279,8 @@ class TestFaults:
             ),
             (
                 {"data": {"source": "folder", "pth": "dogs"}},
-                "data.pth: unknown key; allowed are: source, path, test_fraction; got 'dogs'. Did you mean 'path'?",
+                "data.pth: unknown key; allowed are: source, path, test_fraction, group; got 'dogs'. "
+                "Did you mean 'path'?",
             ),
             ({"data": {"source": "folder", "path": 5}}, "data.path: must be a string; got 5"),
             ({"data": {"source": "folder", "test_fraction": 1}}, "data.test_fraction: must be below 1; got 1"),

@@ -81,11 +81,12 @@ def test_equal_pictures_never_stand_on_both_sides(tmp_path: Path) -> None:
     assert set.union(*parts.values()) == {"train", "validation", "test"}
 
 
-def test_adding_pictures_moves_no_other(tmp_path: Path) -> None:
+def test_adding_pictures_moves_others_only_for_the_shares(tmp_path: Path) -> None:
     few = parts_by_digest(find(write_bytes(tmp_path, make_contents(40))))
     many = parts_by_digest(find(write_bytes(tmp_path, make_contents(90))))
     assert len(many) == 180
-    assert {digest: many[digest] for digest in few} == few
+    # One or two a label and part, as shares of 40 pictures were missed by chance; a draw anew would move a third.
+    assert sum(many[digest] != few[digest] for digest in few) <= 8
 
 
 def test_the_split_depends_on_neither_names_nor_labels_order(tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ def listed_batches(experiment_id: str = "0") -> list[str]:
 
 
 def without_test(params: dict[str, str]) -> dict[str, str]:
-    """What only the test of an attempt knows, its document does not hold."""
-    return {key: value for key, value in params.items() if key not in ("test.n_pictures", "test.seed")}
+    """What only the test and the data of an attempt know, its document does not hold."""
+    hidden = ("test.n_pictures", "test.seed", "data_account.")
+    return {key: value for key, value in params.items() if not key.startswith(hidden)}
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -27,7 +27,7 @@ from mlmeta.data.pictures import PictureSet, find_conflicts, find_pictures
 from mlmeta.data.sources import MAX_FILE_BYTES, open_file, open_regular, read_file
 from mlmeta.data.task import Task, prepare_task
 from mlmeta.errors import PicturesError
-from mlmeta.reports.attempt_files import summarise_odd_pictures, write_conflicts, write_skipped
+from mlmeta.reports.attempt_files import write_conflicts, write_skipped
 from mlmeta.training.loop import train_attempt
 from mlmeta.training.preparation import prepare_training
 
@@ -128,7 +128,7 @@ PHOTO = encode(Image.fromarray(make_pixels(500, size=(64, 64))), "JPEG")
 # Name: how it is made, and the reason for which it is left out.
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated.jpg": (lambda file: file.write_bytes(PHOTO[: len(PHOTO) // 2]), "truncated"),
-    "zero.jpg": (lambda file: file.write_bytes(b""), "not a picture of the formats JPEG, PNG"),
+    "zero.jpg": (lambda file: file.write_bytes(b""), "not a picture: empty"),
     "text.png": (lambda file: file.write_text("<html>404"), "not a picture of the formats JPEG, PNG"),
     "bomb.png": (lambda file: file.write_bytes(claim_size(50_000, 50_000)), "decompression bomb"),
     "header.png": (lambda file: file.write_bytes(claim_size(3_000, 3_000)[:-30]), "truncated"),
@@ -198,7 +198,9 @@ def test_a_name_that_becomes_a_pipe_after_it_was_listed_is_not_waited_for(root: 
     found = find_all(root)
     (root / "a" / "good00.png").unlink()
     os.mkfifo(root / "a" / "good00.png")
-    assert decode_pictures(found.pictures, TO_RGB).skipped == [SkippedPicture("a/good00.png", "is a pipe, not a file")]
+    assert decode_pictures(found.pictures, TO_RGB).skipped == [
+        SkippedPicture("a/good00.png", "damaged: is a pipe, not a file")
+    ]
 
 
 @LINUX
@@ -370,7 +372,9 @@ def test_more_bad_pictures_than_the_share_are_an_error_before_the_training(
 ) -> None:
     for index in range(N_GOOD // 4 + 1):
         (root / "a" / f"bad{index}.png").write_text("x")
-    with pytest.raises(PicturesError, match=r"21 of 101 pictures cannot be read: a/bad0\.png: not a picture"):
+    with pytest.raises(
+        PicturesError, match=r"21 of 101 pictures cannot be used.*: 21 not a picture, such as a/bad0\.png"
+    ):
         train(root, recorder)
     assert not recorder.metrics
 
@@ -378,16 +382,16 @@ def test_more_bad_pictures_than_the_share_are_an_error_before_the_training(
 def test_bad_pictures_are_summed_up_on_one_line(capfd: pytest.CaptureFixture[str], root: Path) -> None:
     for name, (make, _) in BAD.items():
         make(root / "a" / name)
-    task = prepare(root)
-    line = summarise_odd_pictures(task.decoded.skipped, [])
-    assert re.fullmatch(r"5 pictures were left out \(skipped_pictures\.csv\): not a picture of .* \(2\); .*", line)
-    assert len(line) < 400
+    account = prepare(root).account()
+    assert "; 5 left out: " in account.describe()[0]
+    (warned,) = [warned.text for warned in account.warnings if "cannot be used" in warned.text]
+    assert warned.startswith("5 picture(s) cannot be used: ")
+    assert len(warned) < 500
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_odd_makes_no_line(root: Path) -> None:
-    task = prepare(root)
-    assert summarise_odd_pictures(task.decoded.skipped, find_conflicts(task.decoded.pictures)) == ""
+def test_nothing_odd_is_left_out_of_nothing(root: Path) -> None:
+    assert not prepare(root).account().left_out
 
 
 def test_a_picture_under_two_labels_is_reported_and_stays(root: Path, tmp_path: Path, recorder: MemoryRecorder) -> None:
@@ -403,8 +407,7 @@ def test_a_picture_under_two_labels_is_reported_and_stays(root: Path, tmp_path: 
     rows = (tmp_path / "conflicts.csv").read_text(encoding="utf-8").splitlines()
     digest = conflicts[0].digest
     assert rows == ["content_sha256,label,id", f"{digest},a,a/good00.png", f"{digest},b,b/copy.png"]
-    line = summarise_odd_pictures([], conflicts)
-    assert line == "1 picture stands under more than one label (conflicting_pictures.csv)"
+    assert any("1 picture(s) stand under more than one label" in w.text for w in task.account().warnings)
 
 
 def test_tables_are_utf_8_whatever_stands_in_them(tmp_path: Path) -> None:

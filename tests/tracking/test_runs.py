@@ -57,6 +57,10 @@ def test_an_attempt_lies_in_mlflow_as_the_design_says(toy_document: dict[str, An
         "task.channels",
     } <= params.keys()
     assert params["test.limit"] == "10"
+    assert params["data_account.left_out"] == "0"
+    account = tags["mlmeta.data_account"]
+    assert account.startswith(f"3 labels; {params['task.n_train']} training, ")
+    assert account.splitlines()[0] in tags["mlflow.note.content"]
     assert {"train_loss", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds", "pictures_per_second"} <= set(
         metrics
     )
@@ -70,7 +74,7 @@ def test_an_attempt_lies_in_mlflow_as_the_design_says(toy_document: dict[str, An
     assert list_files(attempt.info.run_id) == {
         "train_commands.json", "test_commands.json", "label_names.json", "attempt.json",
         "models/colours.pt", "models/colours.safetensors", "loss_curve.png", "confusion_matrix.png",
-        "confusion_matrix.csv", "per_class.csv", "predictions.csv", "mistakes.png",
+        "confusion_matrix.csv", "per_class.csv", "predictions.csv", "mistakes.png", "data_account.csv",
     }  # fmt: skip
     assert {item.tags[0].value for item in attempt.inputs.dataset_inputs} == {"training", "test"}
 
@@ -288,9 +292,9 @@ def test_more_params_than_one_request_takes_are_all_recorded(toy_document: dict[
 
 
 def test_long_labels_are_cut_in_params_and_whole_in_the_artifact(toy_document: dict[str, Any], colours: Path) -> None:
-    attempt = run(toy_document, label_names=[f"{name} {'q:x ' * 120}" for name in ("red", "green", "blue")])
+    attempt = run(toy_document, label_names=[f"{name} {'size:9 ' * 70}" for name in ("red", "green", "blue")])
     record = find_attempt(run_id=attempt.info.run_id)
-    assert record.label_names[0].startswith("red q:x")
+    assert record.label_names[0].startswith("red size:9")
 
 
 @pytest.mark.parametrize("name", ["colour", "nothing like it"])

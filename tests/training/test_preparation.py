@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlmeta.commands.documents import TrainCommands
+from mlmeta.data.account import Account, Item, Rank, Reason, Warned
 from mlmeta.errors import BadInputError, CommandsError
 from mlmeta.models.shapes import LayerRow
 from mlmeta.training.preparation import CheckResult, check_commands, format_table
@@ -45,7 +46,16 @@ model.layers.4  Linear     3                    165      120 bytes
 sum                                             333       21.2 KiB
 
 a fact
-another"""
+another
+2 labels; 1 training, 0 validation, 0 test pictures; 1 left out: 1 damaged
+from folder x
+warning: odd"""
+ACCOUNT = Account(
+    ("a", "b"),
+    (Item("file", "a/0.png", label="a", part="train"), Item("file", "b/0.png", Reason.DAMAGED)),
+    (Warned(Rank.NAMES, "odd"),),
+    "folder x",
+)
 
 
 def check(document: dict[str, Any], **changed: Any) -> CheckResult:
@@ -71,14 +81,14 @@ def test_every_picture_stands_in_one_part(toy_document: dict[str, Any]) -> None:
 def test_the_facts_name_what_was_built(toy_document: dict[str, Any]) -> None:
     result = check(toy_document, criterion={"name": "SoftMarginLoss"}, scheduler=None)
     n = result.n_pictures
-    assert result.facts[0].startswith(
-        f"3 labels; {n['train']} training, {n['validation']} validation and {n['test']} test pictures from "
+    assert result.facts == ["SoftMarginLoss, Adam, no scheduler; 4 epochs"]
+    assert result.account.describe()[0] == (
+        f"3 labels; {n['train']} training, {n['validation']} validation, {n['test']} test pictures"
     )
-    assert result.facts[1] == "SoftMarginLoss, Adam, no scheduler; 4 epochs"
 
 
 def test_the_table_is_for_people() -> None:
-    result = CheckResult(ROWS, (3, 8, 8), {"train": 1}, 10, ["a fact", "another"])
+    result = CheckResult(ROWS, (3, 8, 8), {"train": 1}, 10, ["a fact", "another"], ACCOUNT)
     assert format_table(result) == TABLE
 
 

@@ -25,7 +25,7 @@ async function turn() {
   const isOpen = job && (job.state === "queued" || job.state === "running");
   const goesOn = isOpen || isAtWork(attempt.status);
   showState(attempt, metrics, job, isOpen);
-  showTexts(attempt, metrics);
+  showTexts(attempt, metrics, known.data);
   // A test's page shows how the attempt that it tests was trained.
   await showCurves(known.run_id);
   if (job) {
@@ -60,12 +60,14 @@ function showState(attempt, metrics, job, isOpen) {
   }
 }
 
-function showTexts(attempt, metrics) {
-  const text = JSON.stringify([attempt, metrics]);
+function showTexts(attempt, metrics, data) {
+  const text = JSON.stringify([attempt, metrics, data]);
   if (text === lastText) return;
   lastText = text;
   find("commands").textContent = JSON.stringify(attempt.training_commands, null, 2);
   find("document").textContent = JSON.stringify(attempt, null, 2);
+  find("data-section").hidden = !data;
+  find("data").textContent = data;
   const names = Object.keys(metrics).sort();
   const cells = names.map((name) => make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: "number" }, writeScore(name, metrics[name]))));
   find("metrics").replaceChildren(...(cells.length ? cells : [make("tr", {}, make("td", { class: "facts" }, "None yet."))]));
