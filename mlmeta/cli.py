@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from mlmeta.console import reporting_errors
+from mlmeta.console import changing_commands, reporting_errors
 from mlmeta.evaluate import evaluate
 from mlmeta.exchange.cli import COMMANDS as EXCHANGE_COMMANDS
 from mlmeta.models.compiler import put_off_compiler
@@ -55,16 +55,17 @@ def recover(older_than: float) -> None:
 
 @cli.command()
 @_CONFIG
+@changing_commands
 @reporting_errors
-def check(config: Path) -> None:
+def check(config: Path, base_dir: Path | None, changes: tuple[str, ...]) -> None:
     """Build all that CONFIG asks for, train nothing, and show the model's table."""
     from mlmeta.commands.parsing import load_train_commands
 
-    commands = load_train_commands(config)
+    commands = load_train_commands(config, changes)
     put_off_compiler()
     from mlmeta.training.preparation import check_commands, format_table
 
-    click.echo(format_table(check_commands(commands, base_dir=config.parent)))
+    click.echo(format_table(check_commands(commands, base_dir=base_dir or config.parent)))
 
 
 @cli.command()

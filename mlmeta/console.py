@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 import click
 
-from mlmeta.errors import MlmetaError
+from mlmeta.errors import BadInputError, MlmetaError
 
 
 def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,6 +50,28 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             _fail("; ".join(["interrupted; the run keeps what was recorded", *hints]), 130)
 
     return wrapped
+
+
+def changing_commands(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that reads a commands file the options ``--base-dir`` and ``--set``."""
+    command = click.option(
+        "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a value of the commands, such as "
+        "data.path=pictures or optimizer.lr=0.1; may be repeated.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--base-dir", metavar="DIR", type=click.Path(path_type=Path),
+        help="Where relative paths of the commands begin; by default beside the file.",
+    )(command)  # fmt: skip
+
+
+def refuse_changes(changes: Sequence[str]) -> None:
+    """Refuse ``--set`` where something goes on.
+
+    Raises:
+        BadInputError: If there are changes.
+    """
+    if changes:
+        raise BadInputError("--set goes with a commands file; what goes on keeps its commands (--base-dir says where)")
 
 
 @functools.cache

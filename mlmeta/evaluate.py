@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlmeta.console import reporting_errors
+from mlmeta.console import changing_commands, reporting_errors
 from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
 from mlmeta.models.compiler import put_off_compiler
 from mlmeta.tracking.store import current_uri
@@ -51,12 +51,15 @@ def _check_labels_known(tested: list[str], trained: list[str]) -> None:
         raise CommandsError(faults, source="the test commands")
 
 
-def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[str, float]]:
+def evaluate_attempt(
+    test: TestCommands, *, base_dir: Path, data_dir: Path | None = None
+) -> tuple[str, dict[str, float]]:
     """Test an attempt that MLflow knows, as a child run; its figures go to the attempt too.
 
     Args:
         test: Which attempt, and on what: of its own data the test part, of other data all is tested.
         base_dir: What relative paths in the test commands are relative to.
+        data_dir: What those in the attempt's own commands are relative to; None for where they were.
 
     Returns:
         The run id of the test, and its metrics.
@@ -79,7 +82,7 @@ def evaluate_attempt(test: TestCommands, *, base_dir: Path) -> tuple[str, dict[s
     attempt = find_attempt(name=test.model_name, run_id=test.run_id)
     _check_labels_known(test.label_names or [], attempt.label_names)
     commands = merge_commands(attempt.commands, test)
-    folder = base_dir if test.data is not None else attempt.commands_dir
+    folder = base_dir if test.data is not None else data_dir or attempt.commands_dir
     is_other = test.data is not None and commands.data != attempt.commands.data
     chosen = _with_labels(commands, test.label_names or ([] if is_other else attempt.label_names))
     check_shape, test_all = check_batch(chosen, training=False), is_other and not test.ids
@@ -147,17 +150,18 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
+@changing_commands
 @reporting_errors
-def evaluate(config: Path) -> None:
+def evaluate(config: Path, base_dir: Path | None, changes: tuple[str, ...]) -> None:
     """Test an attempt as the test commands in CONFIG say.
 
     CONFIG may also be the attempt's train commands: then the newest attempt of that name is tested.
     """
     from mlmeta.commands.parsing import load_test_commands
 
-    commands = load_test_commands(config)
+    commands = load_test_commands(config, changes)
     put_off_compiler()
-    run_id, metrics = evaluate_attempt(commands, base_dir=config.parent)
+    run_id, metrics = evaluate_attempt(commands, base_dir=base_dir or config.parent, data_dir=base_dir)
     click.echo(f"{commands.model_name or commands.run_id}: {format_metrics(metrics)}")
     click.echo(f"run {run_id} in {current_uri()}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.console import reporting_errors, terminating_gently
+from mlmeta.console import changing_commands, refuse_changes, reporting_errors, terminating_gently
 from mlmeta.errors import BadInputError
 from mlmeta.models.compiler import put_off_compiler
 from mlmeta.tracking.store import current_uri
@@ -75,12 +75,15 @@ def run_attempt(
     return recorder.run_id, job.trained, metrics
 
 
-def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trained, Metrics]:
+def resume_attempt(
+    name_or_run_id: str, *, test: bool = True, base_dir: Path | None = None
+) -> tuple[str, Trained, Metrics]:
     """Go on with an attempt that was stopped, in its own run, after its last finished epoch.
 
     Args:
         name_or_run_id: Its run id, or its name (the newest attempt of that name).
         test: As for `run_attempt`.
+        base_dir: What relative paths are relative to; None for where they were.
 
     Raises:
         NotFoundError: If there is no such attempt, or this machine has no checkpoint of it.
@@ -89,15 +92,17 @@ def resume_attempt(name_or_run_id: str, *, test: bool = True) -> tuple[str, Trai
     from mlmeta.tracking.recovery import find_stopped_attempt
 
     attempt = find_stopped_attempt(name_or_run_id)
-    return run_attempt(attempt.commands, base_dir=attempt.commands_dir, test=test, resume_run_id=attempt.run_id)
+    folder = base_dir or attempt.commands_dir
+    return run_attempt(attempt.commands, base_dir=folder, test=test, resume_run_id=attempt.run_id)
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.option("--test/--no-test", default=True, show_default=True, help="Test right after the training.")
 @click.option("--resume", metavar="RUN_ID|NAME", help="Go on with an attempt that was stopped, in its own run.")
+@changing_commands
 @reporting_errors
-def train(config: Path | None, test: bool, resume: str | None) -> None:
+def train(config: Path | None, test: bool, resume: str | None, base_dir: Path | None, changes: tuple[str, ...]) -> None:
     """Train (and test) one attempt from the train commands in CONFIG, or go on with one."""
     if (config is None) == (resume is None):
         raise BadInputError("train needs either a commands file, or --resume with a run id or a name")
@@ -105,9 +110,10 @@ def train(config: Path | None, test: bool, resume: str | None) -> None:
     if config is not None:
         from mlmeta.commands.parsing import load_train_commands
 
-        result = run_attempt(load_train_commands(config), base_dir=config.parent, test=test)
+        result = run_attempt(load_train_commands(config, changes), base_dir=base_dir or config.parent, test=test)
     else:
-        result = resume_attempt(str(resume), test=test)
+        refuse_changes(changes)
+        result = resume_attempt(str(resume), test=test, base_dir=base_dir)
     _show_result(*result)
 
 

@@ -51,6 +51,39 @@ def test_check_shows_the_models_table_and_trains_nothing(
     assert MlflowClient().search_runs(["0"]) == []
 
 
+def test_pictures_that_lie_elsewhere_are_named_by_base_dir_or_set(
+    store: str, toy_document: dict[str, Any], write_json: Callable[..., Path], colours: Path
+) -> None:
+    document = {**toy_document, "data": {"source": "folder", "path": colours.name}}
+    file = write_json(document)
+    assert "there is no folder" in invoke("train", file).output
+    changes = (f"data.path={colours}", "batch_size=5", "model.layers.1.out_features=7")
+    shown = invoke("check", file, *(word for change in changes for word in ("--set", change)))
+    assert "a batch has 5" in shown.stdout
+    assert "1,351" in shown.stdout  # 192 x 7 + 7
+    assert invoke("train", file, "--base-dir", colours.parent).exit_code == 0
+    write_json({"model_name": "colours"}, "test.json")
+    assert invoke("evaluate", file.with_name("test.json"), "--base-dir", colours.parent).exit_code == 0
+    assert "--set goes with a commands file" in invoke("train", "--resume", "colours", "--set", "n_epoch=9").output
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("n_epoch", "must be PATH=VALUE"),
+        ("model.layers.9.p=1", "there is no '9' in a list of 4"),
+        ("n_epoch.x=1", "there is no 'x' in 4"),
+        ("n_epoch=many", "n_epoch: must be a whole number; got 'many'"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_told(
+    store: str, toy_document: dict[str, Any], write_json: Callable[..., Path], change: str, says: str
+) -> None:
+    result = invoke("train", write_json(toy_document), "--set", change)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_schema_is_json(kind: str) -> None:
     assert "properties" in json.loads(invoke("schema", "--kind", kind).stdout)

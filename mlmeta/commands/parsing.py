@@ -182,14 +182,48 @@ def make_test_commands(train: TrainCommands, *, run_id: str | None = None) -> Te
     return TestCommands.model_validate({**named, **section})
 
 
-def load_train_commands(path: str | Path) -> TrainCommands:
-    """Read train commands from a file; see `read_json` and `parse_train_commands` for what is raised."""
-    return parse_train_commands(read_json(path), source=str(path))
+def load_train_commands(path: str | Path, changes: Sequence[str] = ()) -> TrainCommands:
+    """Read train commands from a file; see `read_json`, `set_values` and `parse_train_commands` for what is raised."""
+    return parse_train_commands(set_values(read_json(path), changes), source=str(path))
 
 
-def load_test_commands(path: str | Path) -> TestCommands:
-    """Read test commands from a file; see `read_json` and `parse_test_commands` for what is raised."""
-    return parse_test_commands(read_json(path), source=str(path))
+def load_test_commands(path: str | Path, changes: Sequence[str] = ()) -> TestCommands:
+    """Read test commands from a file; see `read_json`, `set_values` and `parse_test_commands` for what is raised."""
+    return parse_test_commands(set_values(read_json(path), changes), source=str(path))
+
+
+def set_values(document: Any, changes: Sequence[str]) -> Any:
+    """Return a document with some of its values set.
+
+    Args:
+        document: As it was read from JSON; it is changed.
+        changes: Each ``PATH=VALUE``, the path with dots as in messages (``optimizer.lr``, ``model.layers.0.p``); the
+            value is JSON, or else text. Objects that are not there are made.
+
+    Raises:
+        BadInputError: If one is not of that form, or leads through what has no such place.
+    """
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *above, last = path.split(".")
+        if not equals or not all((*above, last)):
+            raise BadInputError(f"--set {shorten(change)}: must be PATH=VALUE, such as data.path=pictures")
+        place = document
+        for key in above:
+            place = place.setdefault(key, {}) if isinstance(place, dict) else place[_position(place, key, change)]
+        try:
+            value = parse_json(text, source=change)
+        except BadInputError:
+            value = text
+        place[last if isinstance(place, dict) else _position(place, last, change)] = value
+    return document
+
+
+def _position(place: Any, key: str, change: str) -> int:
+    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+        return int(key)
+    there = f"a list of {len(place)}" if isinstance(place, list) else shorten(place)
+    raise BadInputError(f"--set {shorten(change)}: there is no {key!r} in {there}")
 
 
 def _parse_part(kind: type[_Document], document: Any, source: str, *, key: str) -> _Document:
