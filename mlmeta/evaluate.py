@@ -17,7 +17,7 @@ import click
 from mlmeta.console import changing_commands, reporting_errors
 from mlmeta.errors import CommandsError, Fault, PicturesError, nearest_name, shorten
 from mlmeta.models.compiler import put_off_compiler
-from mlmeta.tracking.store import current_uri
+from mlmeta.tracking.store import current_uri, hide_password
 
 if TYPE_CHECKING:
     from mlmeta.commands.documents import TestCommands, TrainCommands
@@ -163,7 +163,7 @@ def evaluate(config: Path, base_dir: Path | None, changes: tuple[str, ...]) -> N
     put_off_compiler()
     run_id, metrics = evaluate_attempt(commands, base_dir=base_dir or config.parent, data_dir=base_dir)
     click.echo(f"{commands.model_name or commands.run_id}: {format_metrics(metrics)}")
-    click.echo(f"run {run_id} in {current_uri()}")
+    click.echo(f"run {run_id} in {hide_password(current_uri())}")
 
 
 def main() -> None:

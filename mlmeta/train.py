@@ -15,7 +15,7 @@ import click
 from mlmeta.console import changing_commands, refuse_changes, reporting_errors, terminating_gently
 from mlmeta.errors import BadInputError
 from mlmeta.models.compiler import put_off_compiler
-from mlmeta.tracking.store import current_uri
+from mlmeta.tracking.store import current_uri, hide_password
 
 if TYPE_CHECKING:
     from mlmeta.commands.documents import TrainCommands
@@ -123,7 +123,7 @@ def _show_result(run_id: str, trained: Trained, metrics: dict[str, float]) -> No
     click.echo(format_metrics(metrics) if metrics else f"training loss {trained.train_losses[-1]:.4g}")
     if trained.stopped:
         click.echo(f"stopped early, not tested: {trained.stopped}; for all epochs: mlmeta train --resume {run_id}")
-    click.echo(f"run {run_id} in {current_uri()}")
+    click.echo(f"run {run_id} in {hide_password(current_uri())}")
 
 
 def main() -> None:

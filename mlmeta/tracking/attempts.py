@@ -19,7 +19,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
 from mlmeta.errors import NotFoundError, suggest
 from mlmeta.status import Status
-from mlmeta.tracking.store import list_experiments, open_client
+from mlmeta.tracking.store import explain_stale, list_experiments, open_client
 
 # Holds the commands of an attempt until their artifact is there.
 COMMANDS_TAG = "mlmeta.commands"
@@ -134,7 +134,8 @@ def read_text(client: MlflowClient, run_id: str, path: str) -> str:
         try:
             return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
         except (MlflowException, OSError) as error:
-            raise NotFoundError(f"the run {run_id} has no artifact {path}: {error}") from error
+            stale = explain_stale(client, run_id)
+            raise NotFoundError(f"the run {run_id} has no artifact {path}: {error}{stale}") from error
 
 
 def download_weights(attempt: AttemptRecord, folder: Path) -> Path:
@@ -144,10 +145,12 @@ def download_weights(attempt: AttemptRecord, folder: Path) -> Path:
         NotFoundError: If it is not there.
     """
     path = f"models/{attempt.commands.model_name}.pt"
+    client = open_client()
     try:
-        return Path(open_client().download_artifacts(attempt.run_id, path, str(folder)))
+        return Path(client.download_artifacts(attempt.run_id, path, str(folder)))
     except (MlflowException, OSError) as error:
-        raise NotFoundError(f"the attempt {attempt.name} ({attempt.run_id}) has no artifact {path}: {error}") from None
+        words = f"the attempt {attempt.name} ({attempt.run_id}) has no artifact {path}: {error}"
+        raise NotFoundError(words + explain_stale(client, attempt.run_id)) from None
 
 
 def write_document(client: MlflowClient, run_id: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse, urlunparse
 
-from mlmeta.errors import MlmetaError
+from mlmeta.errors import MlmetaError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,7 +54,7 @@ def open_client(uri: str | None = None) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for key, value in _DEFAULTS.items():
         os.environ.setdefault(key, value)
-    with telling(f"the tracking store {uri} cannot be opened"), _sqlite_lock(uri):
+    with telling(f"the tracking store {hide_password(uri)} cannot be opened"), _sqlite_lock(uri):
         client = MlflowClient(tracking_uri=uri)
         try:
             client.get_experiment("0")
@@ -71,6 +72,7 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
         return
     if not file.parent.is_dir():
         raise MlmetaError(f"the tracking store {uri} lies in {file.parent}, which is not a folder")
+    _check_sqlite(file)
     from filelock import FileLock
 
     with FileLock(f"{file}.lock"):
@@ -98,15 +100,50 @@ def _on_network(file: Path) -> bool:
     return kind in _NETWORK_FILE_SYSTEMS or kind == "fuse.sshfs"
 
 
+def _check_sqlite(file: Path) -> None:
+    """Refuse a file that is no store before MLflow makes its tables in it."""
+    if not file.is_file() or not file.stat().st_size:
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            return  # It is locked, or its write-ahead log cannot be made: MLflow says more.
+        raise MlmetaError(f"the tracking store {file} is no SQLite database") from None
+    if names and "experiments" not in names:
+        raise MlmetaError(f"the tracking store {file} is a database of another program, without MLflow's tables")
+
+
+def explain_stale(client: MlflowClient, run_id: str) -> str:
+    """Return what to say where a run's artifacts lie in a folder that is not here; empty where it is."""
+    place = urlparse(client.get_run(run_id).info.artifact_uri)
+    folder = Path(unquote(place.path)).parent.parent
+    if place.scheme not in ("", "file") or folder.is_dir():
+        return ""
+    return (
+        f"; the store says that artifacts lie in {folder}, which is not here: if it was moved, make that place a link "
+        f"to where they lie now (ln -s NEW '{folder}')"
+    )
+
+
 @contextlib.contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Turn what MLflow raises, and what the system does, into one sentence."""
+    """Turn what MLflow, a database or its missing driver raises, and what the system does, into one sentence."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError
 
     try:
         yield
     except MlflowException as error:
         raise MlmetaError(f"{what}: {error.message}") from error
+    except DBAPIError as error:
+        # Without the statement, which says nothing to a user.
+        raise MlmetaError(f"{what}: {one_line(error.orig or error, 300)}") from error
+    except ModuleNotFoundError as error:
+        known = "; pip install 'mlmeta[postgresql]' brings that of addresses that begin with postgresql+psycopg://"
+        extra = known if (error.name or "").startswith("psycopg") else ""
+        raise MlmetaError(f"{what}: its driver {error.name} is not installed{extra}") from error
     except OSError as error:
         raise MlmetaError(f"{what}: {error}") from error
 
@@ -142,6 +179,11 @@ def visible_experiments() -> frozenset[str] | None:
     """
     given = os.environ.get(EXPERIMENTS_VARIABLE)
     return None if given is None else frozenset(given.split(","))
+
+
+def hide_password(uri: str) -> str:
+    """Return a URI to be shown: without the password that it may hold."""
+    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def current_uri() -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from mlmeta.errors import MlmetaError
+from mlmeta.errors import MlmetaError, NotFoundError
+from mlmeta.tracking.attempts import read_text
 from mlmeta.tracking.store import open_client, sqlite_file, store_key
 
 # What one process does: a small attempt without a training.
@@ -85,3 +86,42 @@ def test_a_server_that_is_away_is_named_at_once(store: str, monkeypatch: pytest.
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     with pytest.raises(MlmetaError, match=r"http://127\.0\.0\.1:9 cannot be opened"):
         open_client()
+
+
+def test_what_is_no_store_is_said_to_be_none_and_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("no database " * 100)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection, connection:
+        connection.execute("CREATE TABLE addresses (name TEXT)")
+    for name, says in (
+        ("notes.db", "is no SQLite database"),
+        ("other.db", "of another program, without MLflow's tables"),
+    ):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(MlmetaError, match=says):
+            open_client(f"sqlite:///{tmp_path / name}")
+        assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("mysql://me:secret@localhost/x", r"mysql://me:\*\*\*@localhost/x cannot be opened: its driver MySQLdb is not"),
+        ("postgresql+psycopg2://localhost/x", r"psycopg2 is not installed; pip install 'mlmeta\[postgresql\]'"),
+    ],
+)
+def test_a_driver_that_is_missing_is_named_and_no_password(uri: str, says: str) -> None:
+    with pytest.raises(MlmetaError, match=says) as caught:
+        open_client(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_was_moved_says_where_its_artifacts_were(store: str, tmp_path: Path) -> None:
+    client = open_client()
+    experiment = client.create_experiment("moved", artifact_location=str(tmp_path / "before" / "1"))
+    run_id = client.create_run(experiment).info.run_id
+    with pytest.raises(NotFoundError, match=r"ln -s NEW '.*/before/1'"):
+        read_text(client, run_id, "train_commands.json")
+    client.log_text(run_id, "{}", "other.json")
+    with pytest.raises(NotFoundError) as caught:
+        read_text(client, run_id, "train_commands.json")
+    assert "ln -s" not in str(caught.value)
