@@ -36,7 +36,7 @@ def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
             _mark_run_failed(error)
             if debug:
                 raise
-            _fail(str(error), error.exit_code)
+            _fail("\n".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
         except BrokenPipeError:
             # Whoever read the output has seen enough; click ends quietly.
             raise

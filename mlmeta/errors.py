@@ -23,6 +23,8 @@ from typing import Any
 
 # A text with more faults than these is not read by anyone; `CommandsError.faults` holds all of them.
 MAX_SHOWN = 50
+# How a sentence begins that says that the history lacks a column.
+NO_COLUMN, NO_ATTEMPT_HAS = "there is no column", "no attempt has the"
 # No allowed name is longer; the limit keeps hostile names away from the comparison.
 _LONGEST_NAME = 200
 

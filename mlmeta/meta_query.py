@@ -15,7 +15,7 @@ import pandas as pd
 
 from mlmeta.analysis.filter_grammar import parse_filter
 from mlmeta.analysis.leaderboards import compare_table, direction, find_best_values, rank_attempts, select_pareto_front
-from mlmeta.analysis.search import check_search, collect_curves, find_matching
+from mlmeta.analysis.search import add_named, check_search, collect_curves, find_matching
 from mlmeta.history.table import FACTS, find_kinds, with_kinds
 
 __all__ = [
@@ -59,8 +59,9 @@ def search_attempts(
         FilterError: If a filter, an order or a column is not understood or not there; names the nearest column.
         BadInputError: If the limit is less than 1.
     """
-    check_search(filter, order_by=order_by, limit=limit)
+    orders = check_search(filter, order_by=order_by, limit=limit)
     table = _load(history, experiments, tracking_uri)
+    table = add_named(table, filter, order_by=orders, columns=columns, tracking_uri=tracking_uri)
     return find_matching(table, filter, order_by=order_by, limit=limit, columns=columns)
 
 

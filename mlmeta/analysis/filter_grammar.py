@@ -2,7 +2,8 @@ r"""The filter language as text: its grammar, and the faults of what does not fo
 
 It is MLflow's search syntax with numbers, OR and parentheses added. A doubled quote stands for one inside quotes. In
 front of an operator double quotes hold a column, after it a text, as in MLflow. A name may stand in quotes after a
-prefix, too: tags.`any key`. Words of the language may be written in any case.
+prefix, too: tags.`any key`. Words of the language may be written in any case. A column on the right may be shifted by a
+number, with blanks around the sign, and `OF_TASK` may be compared with: accuracy < task.best - 0.1.
 
 `parse_filter` makes a tree of it; `FilterError` points into the text.
 """
@@ -10,7 +11,7 @@ prefix, too: tags.`any key`. Words of the language may be written in any case.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from mlmeta.errors import BadInputError, shorten
 
 MAX_LENGTH = 10_000
 MAX_DEPTH = 100
+# What is known of an attempt's task beside its params: the best value that any attempt on it has, and that of guessing.
+OF_TASK = ("task.best", "task.chance")
 _MAX_WHOLE_DIGITS = 18
 _SHOWN = 100
 _END = "$END"
@@ -35,18 +38,21 @@ _GRAMMAR = r"""
     ?any_of: all_of (_OR all_of)*
     ?all_of: negation (_AND negation)*
     ?negation: NOT negation -> negated | "(" any_of ")" | condition
-    ?condition: column OPERATOR (literal | named)              -> comparison
+    ?condition: column OPERATOR (literal | named | shifted)    -> comparison
              | column [NOT] _IN "(" literal ("," literal)* ")" -> membership
              | column [NOT] (LIKE | ILIKE) text                -> like
              | column [NOT] _BETWEEN literal _AND literal      -> between
              | column _IS [NOT] _NULL                          -> missing
     column: NAME | DOUBLE
     named: NAME   -> column
-    literal: NUMBER | TRUE | FALSE | SINGLE | DOUBLE
+    shifted: named SIGN NUMBER | named SIGNED
+    literal: NUMBER | SIGNED | TRUE | FALSE | SINGLE | DOUBLE
     text: SINGLE -> literal | DOUBLE -> literal
 
     OPERATOR: /<=|>=|<>|!=|==|[=<>]/
-    NUMBER.1: /[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.])/
+    NUMBER.1: /(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.])/
+    SIGNED.1: /[-+](?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.])/
+    SIGN: /[-+*]/
     SINGLE: /'(?:[^']++|'')*+'/
     DOUBLE: /"(?:[^"]++|"")*+"/
     NAME: /`(?:[^`]++|``)*+`|\w++(?:[.\-\/:]\w++)*+(?:\.(?:`(?:[^`]++|``)*+`|"(?:[^"]++|"")*+"))?/
@@ -152,7 +158,9 @@ def _explain_character(text: str, position: int) -> str:
 
 
 def _explain_token(came: Token, accepts: set[str], what: str) -> str:
-    if came.type == "_NULL" and "NUMBER" in accepts:
+    if accepts == {"NUMBER"}:
+        expected = "a number"
+    elif came.type == "_NULL" and "NUMBER" in accepts:
         expected = "a value (a column without one is found by IS NULL)"
     elif found := [words for terminal, words in _EXPECTED.items() if terminal in accepts]:
         expected = found[0]
@@ -183,10 +191,15 @@ class FilterError(BadInputError):
 
 @dataclass(frozen=True)
 class Column:
-    """A column as it was written, quotes removed: ``params.optimizer.lr``, ``accuracy``."""
+    """A column as it was written, quotes removed: ``params.optimizer.lr``, ``accuracy``.
+
+    Attributes:
+        shift: A sign (+ - *) and the number that is added, taken away or multiplied by; None for the column itself.
+    """
 
     name: str
     position: int = 0
+    shift: tuple[str, int | float] | None = None
 
 
 @dataclass(frozen=True)
@@ -302,11 +315,15 @@ class _TreeMaker(Transformer[Token, Any]):
         prefix = re.split('[`"]', name, maxsplit=1)[0]
         return Column(prefix + _unquote(name[len(prefix) :]), name.start_pos or 0)
 
+    def shifted(self, column: Column, sign: Token, number: Token | None = None) -> Column:
+        sign_of, digits = (sign, number) if number is not None else (sign[0], sign[1:])
+        return replace(column, shift=(str(sign_of), read_number(digits)))
+
     def literal(self, token: Token) -> Literal:
         if token.type in ("TRUE", "FALSE"):
             value: bool | int | float | str = token.type == "TRUE"
         else:
-            value = read_number(token) if token.type == "NUMBER" else _unquote(token)
+            value = read_number(token) if token.type in ("NUMBER", "SIGNED") else _unquote(token)
         return Literal(value, token.start_pos or 0)
 
 
@@ -316,7 +333,7 @@ def _unquote(text: str) -> str:
 
 
 def list_columns(condition: Condition | None) -> tuple[Column, ...]:
-    """Return the columns that a filter names, in its order."""
+    """Return the columns that a filter names, in its order; what is of a task is none."""
     match condition:
         case None:
             return ()
@@ -325,6 +342,7 @@ def list_columns(condition: Condition | None) -> tuple[Column, ...]:
         case Not(inner):
             return list_columns(inner)
         case Comparison(column, _, Column() as other):
-            return column, other
+            named: tuple[Column, ...] = (column, other)
         case _:
-            return (condition.column,)
+            named = (condition.column,)
+    return tuple(column for column in named if column.name not in OF_TASK)

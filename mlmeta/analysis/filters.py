@@ -9,6 +9,9 @@ Values are compared as what they are. In a column of text a value in quotes is a
 only. In a column of numbers a value in quotes may be a number too; a param can only equal one that is written as
 programs write it, see `mlmeta.history.table.make_frame`. Times are compared with dates in UTC, where a date alone means
 the whole day.
+
+``task.best`` is the best value that any attempt on the same task has of the column that it is compared with, and
+``task.chance`` the accuracy of guessing there, 1 / K for K labels. Beside a number both are about ``accuracy``.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmeta.analysis.filter_grammar import (
+    OF_TASK,
     And,
     Column,
     Comparison,
@@ -43,7 +47,16 @@ from mlmeta.analysis.filter_grammar import (
     read_number,
 )
 from mlmeta.errors import shorten
-from mlmeta.history.table import ColumnValues, Kind, explain_unknown, is_plain_number, resolve_column, to_bools
+from mlmeta.history.table import (
+    ColumnValues,
+    Kind,
+    explain_unknown,
+    is_plain_number,
+    lower_is_better,
+    read_numbers,
+    resolve_column,
+    to_bools,
+)
 
 MAX_PATTERN = 1_000
 _DAY_MS = 86_400_000
@@ -58,6 +71,7 @@ _SIGNS = {
     ">": (operator.gt, pc.greater),
     ">=": (operator.ge, pc.greater_equal),
 }
+_SHIFTS: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {sign: compare for sign, (compare, _) in _SIGNS.items()}
 _COMPARE_TEXTS = {sign: compare for sign, (_, compare) in _SIGNS.items()}
 
@@ -106,7 +120,8 @@ def find_column(table: pd.DataFrame, column: Column | str, *, text: str = "", wh
     wanted = Column(column) if isinstance(column, str) else column
     name = resolve_column(wanted.name, table.columns, kinds=table.attrs.get("kinds", {}))
     if name is None:
-        raise FilterError(explain_unknown(wanted.name, table.columns), text or wanted.name, wanted.position, what=what)
+        known = [*table.columns, *(OF_TASK if what == "filter" and wanted.name.startswith("task.") else ())]
+        raise FilterError(explain_unknown(wanted.name, known), text or wanted.name, wanted.position, what=what)
     return name
 
 
@@ -121,11 +136,34 @@ class _Evaluation:
     def fail(self, message: str, position: int) -> NoReturn:
         raise FilterError(message, self.text, position)
 
-    def read(self, column: Column) -> ColumnValues:
+    def read(self, column: Column, beside: Column | None = None) -> ColumnValues:
+        if column.name in OF_TASK and column.name not in self.table.columns:
+            if beside is None or beside.name in OF_TASK:
+                beside = Column("accuracy", column.position)
+            return self._read_of_task(column, beside)
+        if column.name.partition("-")[0] in OF_TASK and column.name not in self.table.columns:
+            self.fail(f"blanks stand around a sign: {column.name.replace('-', ' - ', 1)}", column.position)
         if column.name not in self.columns:
             name = find_column(self.table, column, text=self.text, what="filter")
             self.columns[column.name] = ColumnValues(name, self.table[name])
         return self.columns[column.name]
+
+    def _read_of_task(self, column: Column, beside: Column) -> ColumnValues:
+        """Return what is known of each attempt's task: the best of a column, or the accuracy of guessing."""
+        values = self.read(beside)
+        if values.kind is not Kind.NUMBERS:
+            self.fail(f"{column.name} is a number; {values.name} holds {values.describe()}", column.position)
+        numbers = np.where(values.missing, np.nan, values.numbers)
+        if column.name == "task.chance":
+            if not values.name.endswith("accuracy"):
+                self.fail(f"task.chance is the accuracy of guessing; {values.name} is none", column.position)
+            n_labels = read_numbers(self.table, "task.n_labels")
+            if np.isnan(n_labels).all():
+                self.fail("no attempt says how many labels its task has (task.n_labels)", column.position)
+            numbers = 1 / np.where(n_labels > 0, n_labels, np.nan)
+        by_task = pd.Series(numbers, dtype="float64").groupby(self.table["task"].to_numpy())
+        least = lower_is_better(values.name) or column.name == "task.chance"
+        return ColumnValues(column.name, by_task.transform("min" if least else "max"))
 
     def evaluate(self, condition: Condition) -> pd.arrays.BooleanArray:
         """Return true, false or unknown for each row."""
@@ -240,7 +278,9 @@ class _Evaluation:
         return to_bools(pc.match_like(values.texts, escaped, ignore_case=ignore_case))
 
     def _compare_columns(self, left: Column, sign: str, right: Column) -> pd.arrays.BooleanArray:
-        a, b = self.read(left), self.read(right)
+        a, b = self.read(left, right), self.read(right, left)
+        if right.shift is not None:
+            b = self._shift(b, right)
         unknown = a.missing | b.missing
         kinds = {a.kind, b.kind}
         if Kind.NOTHING in kinds:
@@ -261,6 +301,14 @@ class _Evaluation:
         else:
             self.fail(f"{a.name} holds {a.describe()}, {b.name} holds {b.describe()}", right.position)
         return pd.arrays.BooleanArray(found, unknown)
+
+    def _shift(self, values: ColumnValues, column: Column) -> ColumnValues:
+        """Return a column of numbers after what a filter does to it."""
+        sign, number = column.shift or ("+", 0)
+        if values.kind not in (Kind.NUMBERS, Kind.NOTHING):
+            self.fail(f"{sign} {number:g} needs numbers; {values.name} holds {values.describe()}", column.position)
+        numbers = np.where(values.missing, np.nan, values.numbers.astype(np.float64))
+        return ColumnValues(values.name, pd.Series(_SHIFTS[sign](numbers, float(number)), dtype="float64"))
 
     def _as_times(self, values: ColumnValues, literal: Literal) -> tuple[float, float]:
         """Return the first and last millisecond since 1970 that a literal means."""

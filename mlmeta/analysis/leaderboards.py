@@ -6,21 +6,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from mlmeta.analysis.search import find_attempts, find_name, find_numbers, list_differing, select_task
 from mlmeta.errors import BadInputError
-from mlmeta.history.table import FACTS, ColumnValues, holds_numbers, is_numeric, lower_is_better
+from mlmeta.history.table import FACTS, ColumnValues, holds_numbers, is_cut, is_numeric, lower_is_better
 
 MAX_ATTEMPTS = 100
 # More values than this are no choice to rank.
 _MOST_RANKED = 20
 # The numbers of a param while its best values are sought: no column of a store has this name.
 _NUMBERS = "\0numbers"
+# A param of a layer: which one, and what of it.
+_OF_LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
+_Layer: TypeAlias = dict[str, Any]
 # Numbers of a run that are no goal: none of them is the best.
 _NO_GOALS = ("learning_rate", "epoch")
 
@@ -175,7 +181,8 @@ def compare_table(
     Returns:
         `field`; one column an attempt, named as it is (with the beginning of its run id where names are equal); and
         `best`, the name of the column with the best value in rows of metrics and of `duration_s`, missing where all
-        are equal. Cells hold Python values, None where one is missing. Rows are facts, metrics, params.
+        are equal. Cells hold Python values, None where one is missing. Rows are facts, metrics, params. Layers stand
+        beside those that they match; see `_align_layers`.
 
     Raises:
         NotFoundError: If there is no such attempt or metric; names the nearest.
@@ -190,8 +197,11 @@ def compare_table(
     kinds = table.attrs.get("kinds", {})
     fields = [*FACTS, "experiment"] + [f for kind in ("metric", "param") for f in table.columns if kinds.get(f) == kind]
     rows = {name: [_plain(value) for value in chosen[name]] for name in fields if name in table.columns}
+    rows = _align_layers(rows)
     always = {"run_id", *ordering}
-    shown = {name: values for name, values in rows.items() if all_columns or name in always or len(set(values)) > 1}
+    # Values that were cut may differ in what is lost.
+    differ = {name for name, values in rows.items() if len(set(values)) > 1 or any(map(is_cut, values))}
+    shown = {name: values for name, values in rows.items() if all_columns or name in always | differ}
     attempts = _name_attempts(chosen)
     result = pd.DataFrame.from_dict(shown, orient="index", columns=attempts, dtype=object)
     goals = {name for name in shown if kinds.get(name) == "metric" and name not in _NO_GOALS} | {"duration_s"}
@@ -200,6 +210,79 @@ def compare_table(
     result.insert(0, "field", list(shown))
     result.insert(len(result.columns), "best", pd.Series(best, dtype=object).to_numpy())
     return result.reset_index(drop=True)
+
+
+def _align_layers(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return the rows with those of the layers in one place, each attempt's layers beside the ones that they match.
+
+    Layers are matched as difflib's SequenceMatcher matches lines, by their names alone, or first by all that they say:
+    whichever leaves fewer rows that differ. A layer that all attempts have keeps a row for each param. One that some
+    lack, or have another in place of, is one row, ``model.layers.4``, with the whole layer in each cell. Numbers are
+    those of the first attempt; what it lacks is ``model.layers.3+1``, the first one after its layer 3.
+    """
+    parts = {name: match for name in rows if (match := _OF_LAYER.fullmatch(name))}
+    n_attempts = len(next(iter(rows.values())))
+    stacks: list[dict[int, _Layer]] = [{} for _ in range(n_attempts)]
+    for name, match in parts.items():
+        for stack, value in zip(stacks, rows[name], strict=True):
+            if value is not None:
+                stack.setdefault(int(match[1]), {})[match[2]] = value
+    layers = [[stack[place] for place in sorted(stack)] for stack in stacks]
+    ways = [_list_layer_rows(_match_layers(layers, keys)) for keys in ((_name_layer,), (_write_layer, _name_layer))]
+    aligned = min(ways, key=lambda way: sum(len(set(values)) > 1 for values in way.values()))
+    others = [name for name in rows if name not in parts]
+    first = next((place for place, name in enumerate(rows) if name in parts), len(others))
+    before, after = others[:first], others[first:]
+    return {name: rows[name] for name in before} | aligned | {name: rows[name] for name in after}
+
+
+def _match_layers(stacks: Sequence[list[_Layer]], keys: Sequence[Callable[[_Layer], str]]) -> list[list[_Layer | None]]:
+    """Return what stands beside each other: a row for each layer, with one for each attempt, or None."""
+    merged: list[list[_Layer | None]] = [[layer] for layer in stacks[0]]
+    for n_before, stack in enumerate(stacks[1:], start=1):
+        pairs = _pair(merged, stack, keys)
+        merged = [[*(row or [None] * n_before), layer] for row, layer in pairs]
+    return merged
+
+
+def _pair(
+    rows: Sequence[list[_Layer | None]], stack: Sequence[_Layer], keys: Sequence[Callable[[_Layer], str]]
+) -> Iterator[tuple[list[_Layer | None] | None, _Layer | None]]:
+    """Yield rows and layers that belong together; the first key matches, the next one what is left between."""
+    if not keys:
+        yield from zip_longest(rows, stack)
+        return
+    known = [keys[0](next(layer for layer in row if layer is not None)) for row in rows]
+    matcher = SequenceMatcher(None, known, [keys[0](layer) for layer in stack], autojunk=False)
+    for tag, i, end_i, j, end_j in matcher.get_opcodes():
+        yield from _pair(rows[i:end_i], stack[j:end_j], () if tag == "equal" else keys[1:])
+
+
+def _list_layer_rows(merged: Sequence[list[_Layer | None]]) -> dict[str, list[Any]]:
+    """Return field → the attempts' values, in the order of the layers."""
+    rows: dict[str, list[Any]] = {}
+    place, n_after = -1, 0
+    for layers in merged:
+        place, n_after = (place, n_after + 1) if layers[0] is None else (place + 1, 0)
+        field = f"model.layers.{place if place >= 0 else ''}{f'+{n_after}' if n_after else ''}"
+        known = [layer for layer in layers if layer is not None]
+        if len(known) < len(layers) or len(set(map(_name_layer, known))) > 1:
+            rows[field] = [None if layer is None else _write_layer(layer) for layer in layers]
+            continue
+        for key in dict.fromkeys(key for layer in known for key in layer):
+            rows[f"{field}.{key}"] = [layer.get(key) for layer in known]
+    return rows
+
+
+def _name_layer(layer: _Layer) -> str:
+    """Return a layer's name, with those of the layers in it."""
+    return " ".join(str(value) for key, value in layer.items() if key.rpartition(".")[2] == "name")
+
+
+def _write_layer(layer: _Layer) -> str:
+    """Return a layer on one line: ``Conv2d(kernel_size=3, out_channels=16)``."""
+    arguments = ", ".join(f"{key}={value}" for key, value in layer.items() if key != "name")
+    return f"{layer.get('name', '')}({arguments})"
 
 
 def _name_attempts(chosen: pd.DataFrame) -> list[str]:

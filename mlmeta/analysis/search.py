@@ -134,6 +134,27 @@ def find_matching(
     return with_kinds(result, {name: kind for name, kind in find_kinds(table).items() if name in result.columns})
 
 
+def add_named(
+    table: pd.DataFrame,
+    filter: str = "",
+    *,
+    order_by: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    tracking_uri: str | None = None,
+) -> pd.DataFrame:
+    """Return the table with what a search names and the table lacks; see `mlmeta.history.loading.add_unread`.
+
+    Raises:
+        FilterError: If the filter or an order is not understood.
+        MlmetaError: If the store cannot be read.
+    """
+    named = [column.name for column in list_columns(parse_filter(filter))]
+    named += [order.column.name for text in order_by for order in parse_order(text)]
+    from mlmeta.history.loading import add_unread
+
+    return add_unread(table, [*named, *(columns or ())], tracking_uri=tracking_uri)
+
+
 def check_search(filter: str, *, order_by: Sequence[str] | str, limit: int | None) -> list[str]:
     """Return the orders as a list, after what can be said of a search before the history is read.
 
@@ -172,10 +193,13 @@ def collect_curves(
         NotFoundError: If there is no such attempt; names the nearest.
         FilterError: If the filter is not understood.
     """
+    table = add_named(table, filter, tracking_uri=tracking_uri)
+    # The filter compares with all attempts on a task.
+    found = table[match_filter(table, filter).to_numpy()] if len(table) else table
     if names_or_run_ids:
-        table = with_kinds(find_attempts(table, names_or_run_ids), find_kinds(table))
-    if len(table):
-        table = table[match_filter(table, filter).to_numpy()]
+        named = find_attempts(table, names_or_run_ids)
+        found = with_kinds(named[named["run_id"].isin(found["run_id"])], find_kinds(table))
+    table = found
     is_kept = _find_kept_curves(table) if metric == "train_loss" else np.zeros(len(table), dtype=bool)
     points = _unfold_curves(table[is_kept])
     if not is_kept.all():

@@ -333,10 +333,10 @@ def _gigabytes(n_bytes: int) -> str:
 def format_entries(cache: PictureCache) -> str:
     """Return the entries as a table for people, the most recently used first, and what they take of the limit."""
     entries = cache.entries()[::-1]
-    table = [["last used", "pictures", "shape", "size", "source"] if entries else ["no entries"]]
+    table = [["last used (UTC)", "pictures", "shape", "size", "source"] if entries else ["no entries"]]
     for entry in entries:
         source, shape = entry.describe()
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
+        used = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.used_s))
         n, form = (f"{shape[0]:,}", "×".join(map(str, shape[1:]))) if shape else ("", "")
         table.append([used, n, form, _gigabytes(entry.size_bytes), " ".join(source.split())])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

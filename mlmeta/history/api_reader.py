@@ -116,6 +116,17 @@ class ApiReader:
             for run_id, history in zip(run_ids, histories, strict=True):
                 yield from ((run_id, int(point.step), point.value) for point in history)
 
+    def read_tag(self, key: str) -> Iterator[tuple[str, str]]:
+        """Yield (run id, value) of every run that has a tag.
+
+        Raises:
+            MlmetaError: If the store does not answer.
+        """
+        with telling("the tracking store cannot be read"):
+            for run in self._search(self._list_experiments(), ""):
+                if key in run.data.tags:
+                    yield run.info.run_id, run.data.tags[key]
+
 
 def _find_gone(known: Known, deleted: Set[str], found: Set[str], experiments: Mapping[str, Experiment]) -> set[str]:
     """Return the known runs that are deleted, lost or in an experiment that is."""

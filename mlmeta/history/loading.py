@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from mlmeta import files
 from mlmeta.errors import NotFoundError, suggest
 from mlmeta.history.cache import CachedHistory, HistoryCache, merge_runs
-from mlmeta.history.reader import Known, Reader, empty_table, restore_infinite
+from mlmeta.history.reader import UNREAD_TAGS, Known, Reader, empty_table, restore_infinite
 from mlmeta.history.sql_reader import open_sql_reader
-from mlmeta.history.table import make_frame
+from mlmeta.history.table import find_kinds, make_frame, with_kinds
 from mlmeta.tracking.store import current_uri, store_key, visible_experiments
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +75,31 @@ def load_curves(run_ids: Sequence[str], *, metric: str = "train_loss", tracking_
     points = points.sort_values(["order", "step"], kind="stable", ignore_index=True).drop(columns="order")
     points = points.astype({"run_id": "str", "step": "Int64", "value": "float64"})
     return points.assign(value=restore_infinite(points["value"].to_numpy()))
+
+
+def add_unread(table: pd.DataFrame, names: Iterable[str], *, tracking_uri: str | None = None) -> pd.DataFrame:
+    """Return the table with the tags that are named and that no table has by itself: MLflow's note, its run name.
+
+    They are long, and any user may change them at any time, so they are read when somebody asks for them.
+
+    Args:
+        table: Attempts of the store.
+        names: Columns as users write them: ``tags.mlflow.note.content``.
+        tracking_uri: The store; None for the one that MLflow's own settings name.
+
+    Raises:
+        MlmetaError: If the store cannot be read.
+    """
+    wanted = {
+        key for name in names for key in UNREAD_TAGS if name.removesuffix(key).casefold() in ("", "tags.", "tag.")
+    }
+    columns = {f"tags.{key}": key for key in sorted(wanted) if f"tags.{key}" not in table.columns}
+    if not columns:
+        return table
+    reader = open_reader(tracking_uri or current_uri(), all_runs=True)
+    kinds = {**find_kinds(table), **dict.fromkeys(columns, "tag")}
+    texts = {name: table["run_id"].map(dict(reader.read_tag(key))).astype("str") for name, key in columns.items()}
+    return with_kinds(table.assign(**texts), kinds)
 
 
 def open_reader(uri: str, *, all_runs: bool = False) -> Reader:

@@ -28,7 +28,7 @@ FACT_TYPES: Mapping[str, pa.DataType] = {
     "started_ms": pa.int64(),
     "ended_ms": pa.int64(),
 }
-# Long texts for people, and what says the same in another place: no part of the history.
+# Long texts for people, and what says the same in another place: no part of the history, and read when they are named.
 UNREAD_TAGS = frozenset({"mlflow.note.content", "mlmeta.commands", "mlflow.log-model.history", "mlflow.runName"})
 # MLflow stores an infinite metric as the largest number of a float64, or near it.
 INFINITE = 1.79e308
@@ -76,6 +76,9 @@ class Reader(Protocol):
 
     def read_curves(self, run_ids: Sequence[str], metric: str) -> Iterator[tuple[str, int, float]]:
         """Yield (run id, step, value) of a metric's whole history."""
+
+    def read_tag(self, key: str) -> Iterator[tuple[str, str]]:
+        """Yield (run id, value) of every run that has a tag."""
 
 
 # The places of values among the runs, and the values: one by one or as arrays.

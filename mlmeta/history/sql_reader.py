@@ -87,6 +87,7 @@ _CURVES = Query(
     f"SELECT run_uuid, step, {_NUMBER} FROM metrics WHERE key || '' = :metric",  # noqa: S608
     (_TEXT, _WHOLE, _REAL, _WHOLE),
 )
+_TAG = Query("SELECT run_uuid, value FROM tags WHERE value IS NOT NULL AND key = :key", (_TEXT, _TEXT))
 _CHOSEN = {
     "sqlite": " AND run_uuid IN (SELECT value FROM json_each(:ids))",
     "postgresql": " AND run_uuid IN (SELECT json_array_elements_text(CAST(:ids AS json)))",
@@ -223,6 +224,16 @@ class SqlReader:
         with open_rows(self.engine) as read:
             for batch in read(self._of_chosen(_CURVES), metric=metric, ids=json.dumps(list(run_ids))):
                 yield from zip(*(column.to_pylist() for column in _read_nan(batch)), strict=True)
+
+    def read_tag(self, key: str) -> Iterator[tuple[str, str]]:
+        """Yield (run id, value) of every run that has a tag.
+
+        Raises:
+            MlmetaError: If the database does not answer.
+        """
+        with open_rows(self.engine) as read:
+            for batch in read(_TAG, key=key):
+                yield from zip(*(column.to_pylist() for column in batch), strict=True)
 
 
 def _without(query: Query, keys: Iterable[str]) -> Query:

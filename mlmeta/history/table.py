@@ -20,7 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmeta.errors import BadInputError, nearest_name, shorten, suggest
+from mlmeta.commands.params import MAX_TAG, MAX_VALUE
+from mlmeta.errors import NO_ATTEMPT_HAS, NO_COLUMN, BadInputError, nearest_name, shorten, suggest
 from mlmeta.status import Status
 
 Floats = npt.NDArray[np.float64]
@@ -289,7 +290,7 @@ def check_column(table: pd.DataFrame, name: str, *, what: str) -> None:
         BadInputError: If not; it says which column's name is nearest. `what` is "param" or "metric".
     """
     if name not in table.columns:
-        raise BadInputError(f"no attempt has the {what} {shorten(name)}{suggest(name, map(str, table.columns))}")
+        raise BadInputError(f"{NO_ATTEMPT_HAS} {what} {shorten(name)}{suggest(name, map(str, table.columns))}")
 
 
 def lower_is_better(metric: str) -> bool:
@@ -319,6 +320,17 @@ def read_scores(table: pd.DataFrame, metric: str) -> Floats:
     if not pd.api.types.is_numeric_dtype(table[metric]):
         raise BadInputError(f"attempts can be compared by numbers only, and {shorten(metric)} is none")
     return table[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def is_cut(value: Any) -> bool:
+    """Return whether a value was cut where it was recorded: a text as long as MLflow takes, of a param or of a tag."""
+    return isinstance(value, str) and len(value) in (MAX_VALUE, MAX_TAG)
+
+
+def list_cut(table: pd.DataFrame) -> list[str]:
+    """Return the columns that hold a value that was cut where it was recorded."""
+    texts = [n for n in table.columns if table[n].dtype == object or isinstance(table[n].dtype, pd.StringDtype)]
+    return [str(name) for name in texts if table[name].map(is_cut, na_action="ignore").eq(True).any()]
 
 
 class Kind(StrEnum):
@@ -370,7 +382,7 @@ def explain_unknown(name: str, columns: Iterable[str]) -> str:
     ending = [column for column in known if column.casefold().endswith(f".{key.casefold()}")]
     near = ending[:3] or [found for found in (nearest_name(name, known) or nearest_name(key, known),) if found]
     hint = f". Did you mean {' or '.join(map(repr, near))}?" if near else f"; there are {len(known):,} others"
-    return f"there is no column {shorten(name)}{hint}"
+    return f"{NO_COLUMN} {shorten(name)}{hint}"
 
 
 def find_kind(series: pd.Series[Any]) -> Kind:

@@ -6,6 +6,7 @@ An answer also goes into the run that ``mlflow run -e query`` or ``-e recommend`
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from mlmeta.console import reporting_errors
-from mlmeta.errors import NotFoundError
+from mlmeta.errors import NO_ATTEMPT_HAS, NO_COLUMN, BadInputError, NotFoundError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,8 @@ _Load: TypeAlias = "Callable[..., pd.DataFrame]"
 _FORMATS = ("table", "csv", "json", "parquet", "xlsx")
 _FILTER = click.option("--filter", "where", default="", help="Only attempts that this filter finds.")
 _METRIC = click.option("--metric", default="accuracy", show_default=True, help="The metric to go by.")
+_LOCAL = click.option("--local-time", is_flag=True, help="Show times in the zone of this machine, not in UTC.")
+_OFFER = "what was added or corrected by hand in a run that has ended is seen with --full"
 MAX_CURVES = 50
 _SHOWN_ROWS = 10
 
@@ -34,12 +37,16 @@ class _Answer:
     Attributes:
         table: The answer.
         important: Columns that a terminal keeps as long as any; None for all.
+        piped: Columns of a table for people that is no terminal's; None for all.
+        all_by: What to ask for to have all columns.
         words: Lines for people, below a table that goes to standard output.
         note: For standard error; empty for none.
     """
 
     table: pd.DataFrame
     important: Sequence[str] | None = None
+    piped: Sequence[str] | None = None
+    all_by: str = "--format csv has all"
     words: Sequence[str] = ()
     note: str = ""
 
@@ -53,7 +60,12 @@ def _reading_history(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--full", is_flag=True, help="Read the whole history again, also what was edited by hand.")
     @functools.wraps(command)
     def reading(*, experiments: tuple[str, ...], full: bool, **own: Any) -> None:
-        command(functools.partial(_load, experiments, full), **own)
+        try:
+            command(functools.partial(_load, experiments, full), **own)
+        except (BadInputError, NotFoundError) as error:
+            if not full and (NO_COLUMN in str(error) or NO_ATTEMPT_HAS in str(error)):
+                error.add_note(f"mlmeta: {_OFFER}")
+            raise
 
     return reporting_errors(reading)
 
@@ -62,23 +74,34 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
     """Make a command of a question about the history: its answer is written as people or programs want it."""
 
     @functools.wraps(question)
-    def write(load: _Load, *, form: str | None, output: Path | None, formulas: bool, **own: Any) -> None:
+    def write(
+        load: _Load, *, form: str | None, output: Path | None, formulas: bool, local_time: bool, **own: Any
+    ) -> None:
         if output is not None:
             from mlmeta.reports.tables import choose_format
 
             # An ending that is not known is said before the history is read.
             choose_format(form, output)
         answer = question(load, **own)
-        from mlmeta.reports.tables import escape_formulas, write_output
+        from mlmeta.reports.tables import choose_format, escape_formulas, to_local_time, write_output
 
-        table = escape_formulas(answer.table) if formulas else answer.table
+        form = choose_format(form, output)
+        table, left_out = answer.table, ""
+        is_read = form == "table" and (output is not None or not sys.stdout.isatty())
+        if is_read and answer.piped is not None:
+            table = table[list(answer.piped)]
+            if n_left := len(answer.table.columns) - len(table.columns) if len(table) else 0:
+                left_out = f"{n_left:,} column{'s are' if n_left > 1 else ' is'} left out: {answer.all_by}"
+        table = escape_formulas(table) if formulas else table
+        # Parquet has moments, which every reader shows in its own zone.
+        table = to_local_time(table) if local_time and form != "parquet" else table
         important = answer.important
         write_output(table, output, form=form, important=list(table.columns if important is None else important))
-        if form in (None, "table") and output is None:
+        if form == "table" and output is None:
             for line in answer.words:
                 click.echo(line)
-        if answer.note:
-            click.echo(f"mlmeta: {answer.note}", err=True)
+        for note in filter(None, (left_out, _tell_cut(table), answer.note)):
+            click.echo(f"mlmeta: {note}", err=True)
 
     to_file = click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write into this file.")
     form = click.option(
@@ -87,14 +110,22 @@ def _answering(question: Callable[..., _Answer]) -> Callable[..., None]:
     escape = click.option(
         "--escape-formulas", "formulas", is_flag=True, help="Put ' before texts that a spreadsheet would compute."
     )
-    return form(to_file(escape(_reading_history(write))))
+    return form(to_file(escape(_LOCAL(_reading_history(write)))))
+
+
+def _tell_cut(table: pd.DataFrame) -> str:
+    """Return in words which columns hold values that MLflow's limits cut; nothing where none does."""
+    from mlmeta.history.table import list_cut
+
+    names = list_cut(table)
+    return f"cut where they were recorded, as MLflow takes no more: values of {', '.join(names)}" if names else ""
 
 
 @click.command()
 @click.argument("filter", metavar="[FILTER]", default="")
 @click.option("--order-by", multiple=True, default=("started DESC",), show_default=True, help="'accuracy DESC', …")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many attempts.")
-@click.option("--columns", metavar="NAME,…", help="Exactly these columns.")
+@click.option("--columns", metavar="NAME,…", help="Exactly these columns; '*' for all in a table that is piped.")
 @click.option("--to-run", is_flag=True, hidden=True, help="Write the result also into the run of MLFLOW_RUN_ID.")
 @_answering
 def query(
@@ -108,13 +139,16 @@ def query(
     """  # noqa: D301 - click reads the \b
     from mlmeta.analysis.filter_grammar import list_columns, parse_columns, parse_filter, parse_order
 
-    named = None if columns is None else [column.name for column in parse_columns(columns)]
+    every = columns is not None and columns.strip() == "*"
+    named = None if columns is None or every else [column.name for column in parse_columns(columns)]
     asked = [column.name for column in list_columns(parse_filter(filter))]
     asked += [order.column.name for text in order_by for order in parse_order(text)]
     history = load()
     from mlmeta.analysis.filters import find_column
-    from mlmeta.analysis.search import collect_curves, find_matching
+    from mlmeta.analysis.search import add_named, collect_curves, find_matching
+    from mlmeta.reports.tables import choose_shown
 
+    history = add_named(history, filter, order_by=order_by, columns=named)
     found = find_matching(history, filter, order_by=order_by, limit=limit, columns=named)
     important = ["model_name", "task", *(find_column(history, name) for name in asked), "accuracy", "optimizer.lr"]
     if to_run:
@@ -123,20 +157,38 @@ def query(
             whole, filter=filter, n_attempts=len(history), shown=important,
             load_curves=lambda: collect_curves(history, whole["run_id"].tolist()),
         )  # fmt: skip
-    return _Answer(found, important, note=f"none of {len(history):,} attempts is so" if found.empty else "")
+    shown = None
+    if named is None and not every:
+        shown = choose_shown(found, ["model_name", "task", "status", "accuracy", *important[2:]])
+    note = f"none of {len(history):,} attempts is so; {_OFFER}" if found.empty else ""
+    return _Answer(found, important, piped=shown, all_by="--columns '*' or --format csv has all", note=note)
 
 
 @click.command()
-@click.argument("attempts", nargs=-1, required=True, metavar="ATTEMPT ATTEMPT…")
+@click.argument("attempts", nargs=-1, metavar="ATTEMPT ATTEMPT…")
+@click.option(
+    "--best", type=click.IntRange(2, 100), metavar="N", help="Instead of names: the N best, on the TASK that is named."
+)
 @click.option("--all", "all_columns", is_flag=True, help="Show also what they have in common.")
 @_METRIC
 @_answering
-def compare(load: _Load, *, attempts: tuple[str, ...], all_columns: bool, metric: str) -> _Answer:
-    """Show attempts side by side: what differs, and which is best. Name them by name or by run id."""
-    history = load()
-    from mlmeta.analysis.leaderboards import compare_table
+def compare(load: _Load, *, attempts: tuple[str, ...], best: int | None, all_columns: bool, metric: str) -> _Answer:
+    """Show attempts side by side: what differs, and which is best. Name them by name or by run id.
 
-    return _Answer(compare_table(history, attempts, metric=metric, all_columns=all_columns))
+    \b
+    mlmeta compare dogs dogs-2
+    mlmeta compare --best 2 dogs
+    """  # noqa: D301 - click reads the \b
+    if best is not None and len(attempts) > 1:
+        raise BadInputError(f"--best takes one task, or none for all; got {len(attempts)} names")
+    history = load()
+    from mlmeta.analysis.leaderboards import compare_table, rank_attempts
+
+    names: Sequence[str] = attempts
+    if best is not None:
+        found = rank_attempts(history, *attempts, metric=metric, limit=best)
+        names = found["run_id"].tolist()
+    return _Answer(compare_table(history, names, metric=metric, all_columns=all_columns))
 
 
 @click.command()
@@ -210,12 +262,14 @@ def leaderboard(load: _Load, *, task: str | None, limit: int, pareto: bool, metr
     """Show the best attempts on TASK (its name or digest), or on all tasks."""
     history = load(where)
     from mlmeta.analysis.leaderboards import rank_attempts, select_pareto_front
+    from mlmeta.reports.tables import choose_shown
 
     if pareto:
         found = select_pareto_front(history, metric, task=task)
     else:
         found = rank_attempts(history, task, metric=metric, limit=limit)
-    return _Answer(found, ("rank", "model_name", "task", metric, "duration_s", "optimizer.lr"))
+    important = ("rank", "model_name", "task", metric, "duration_s", "optimizer.lr")
+    return _Answer(found, important, piped=choose_shown(found, important))
 
 
 @click.command()
@@ -254,16 +308,26 @@ def _describe_similar(found: pd.DataFrame) -> Iterator[str]:
 @click.option("--figures", metavar="DIR", type=click.Path(path_type=Path), help="Write PNGs for papers here, too.")
 @_METRIC
 @_FILTER
+@_LOCAL
 @_reading_history
 def report(
-    load: _Load, *, output: Path, title: str, tasks: tuple[str, ...], figures: Path | None, metric: str, where: str
+    load: _Load,
+    *,
+    output: Path,
+    title: str,
+    tasks: tuple[str, ...],
+    figures: Path | None,
+    metric: str,
+    where: str,
+    local_time: bool,
 ) -> None:
     """Write one HTML file about all attempts, which works offline."""
     history = load(where)
     from mlmeta.analysis.search import find_task
     from mlmeta.reports.report import write_report
-    from mlmeta.reports.tables import writing
+    from mlmeta.reports.tables import to_local_time, writing
 
+    history = to_local_time(history) if local_time else history
     chosen = [find_task(history, name) for name in tasks] or None
     with writing(output):
         write_report(history, output, title=title, metric=metric, tasks=chosen)
@@ -299,11 +363,13 @@ def _load(experiments: tuple[str, ...], full: bool, where: str = "") -> pd.DataF
     if not where:
         return table
     from mlmeta.analysis.filters import match_filter
+    from mlmeta.analysis.search import add_named
     from mlmeta.history.table import find_kinds, with_kinds
 
+    table = add_named(table, where)
     found = table[match_filter(table, where).to_numpy()].reset_index(drop=True)
     if found.empty:
-        raise NotFoundError(f"--filter: none of {len(table):,} attempts is so")
+        raise NotFoundError(f"--filter: none of {len(table):,} attempts is so; {_OFFER}")
     return with_kinds(found, find_kinds(table))
 
 

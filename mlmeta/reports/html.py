@@ -18,7 +18,7 @@ import pandas as pd
 
 from mlmeta.history.table import is_numeric, lower_is_better
 from mlmeta.reports.figure_data import order_by_score, read_column
-from mlmeta.reports.tables import format_cell
+from mlmeta.reports.tables import format_cell, name_heading
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -119,7 +119,8 @@ def _read_cell(value: Any) -> tuple[str, str, str]:
     text = format_cell(value)
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
     exact = repr(float(value)).replace("inf", "Infinity") if is_number and text else ""
-    return _cut(text), exact, text[:_LONGEST_HINT] if len(text) > _LONGEST else ""
+    shown = format_cell(value, limit=_LONGEST)
+    return shown, exact, text[:_LONGEST_HINT] if len(text) > _LONGEST else ""
 
 
 def _cut(text: str) -> str:
@@ -150,7 +151,7 @@ def make_leaderboards(table: pd.DataFrame, params: Sequence[str], *, metric: str
     """
     names = [name for name in params if name != metric]
     heads = [("rank", "number"), ("attempt", "name"), (metric, "number"), ("status", "text")]
-    heads += [*_name_columns(table, names), ("seconds", "number"), ("started (UTC)", "text")]
+    heads += [*_name_columns(table, names), ("seconds", "number"), (name_heading(table["started"]), "text")]
     limit = len(table) if len(table) <= MAX_ROWS else max(MIN_ROWS_PER_TASK, MAX_ROWS // table["task"].nunique())
     boards = []
     for task, part in order_by_score(table, metric).groupby("task", sort=True):
@@ -158,7 +159,7 @@ def make_leaderboards(table: pd.DataFrame, params: Sequence[str], *, metric: str
         scores = read_column(shown, metric)
         ranks = scores.rank(method="min", ascending=lower_is_better(metric))
         cells = [ranks, shown["model_name"], scores, shown["status"], *(shown[name] for name in names)]
-        cells += [shown["duration_s"], shown["started"]]
+        cells += [shown["duration_s"], shown["started"].dt.strftime("%Y-%m-%d %H:%M")]
         note = (
             _count(len(part), "attempt")
             if len(shown) == len(part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from mlmeta.reports.figure_data import (
     thin_attempts,
 )
 from mlmeta.reports.html import fill_body, fill_page, fill_template, make_leaderboards, make_overview
+from mlmeta.reports.tables import format_cell
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -328,7 +329,7 @@ def write_report(
         NotFoundError: It has no such task.
     """
     source = store if store is not None else str(table.attrs.get("tracking_uri", ""))
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    now = format_cell(pd.Timestamp.now(table["started"].dt.tz if "started" in table else UTC))
     page: dict[str, object] = {"title": title, "source": _without_password(source), "now": now, "sections": []}
     if not table.empty or tasks:
         prepared = prepare_table(table, metric=metric, tasks=tasks)
@@ -346,7 +347,7 @@ def _summarise(table: pd.DataFrame, attempts: Attempts) -> dict[str, object]:
         "n_shown": len(attempts.table),
         "n_tasks": int((table["task"].drop_duplicates() != UNKNOWN_TASK).sum()),
         "n_unknown": int((table["task"] == UNKNOWN_TASK).sum()),
-        "when": "" if pd.isna(first) else f", started {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC",
+        "when": "" if pd.isna(first) else f", started {format_cell(first)} to {format_cell(last)}",
         "states": ", ".join(f"{name} {n:,}" for name, n in table["status"].value_counts().items()),
         "metric": attempts.metric,
     }

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -20,7 +21,7 @@ import pandas as pd
 
 from mlmeta.errors import BadInputError
 from mlmeta.files import replacing
-from mlmeta.history.table import is_numeric
+from mlmeta.history.table import is_cut, is_numeric
 
 MAX_WIDTH = 32
 MAX_ROWS = 100
@@ -34,6 +35,10 @@ _SUFFIXES = {
     ".csv": "csv", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".xlsx": "xlsx", ".txt": "table",
     "": "table",
 }  # fmt: skip
+_TIME = "%Y-%m-%d %H:%M"
+# The zone of this machine, as pandas calls it.
+_LOCAL = "tzlocal()"
+_CUT = " [cut]"
 # What a spreadsheet takes for the beginning of a formula.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 # What a workbook cannot hold.
@@ -42,6 +47,8 @@ _NO_CELL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 def format_cell(value: Any, *, limit: int | None = None) -> str:
     """Return a value as people write it, on one line: four significant digits, nothing for missing.
+
+    What was cut where it was recorded, since MLflow takes no more, ends with a mark of it.
 
     Args:
         value: A cell of a DataFrame.
@@ -58,12 +65,56 @@ def format_cell(value: Any, *, limit: int | None = None) -> str:
     elif isinstance(value, float | np.floating):
         text = f"{value:.4g}"
     elif isinstance(value, pd.Timestamp):
-        text = f"{value:%Y-%m-%d %H:%M}"
+        text = f"{value:{_TIME}} {_name_zone(value)}"
     else:
         text = str(value)
-    if limit is not None and len(text) > limit:
-        text = f"{text[: limit - 1]}…"
+    mark = _CUT if is_cut(value) else ""
+    if limit is not None and len(text) + len(mark) > limit:
+        # A narrow column has no place for the mark.
+        mark = mark if limit > 2 * len(mark) else ""
+        text = f"{text[: limit - 1 - len(mark)]}…"
+    text += mark
     return _printable(text)
+
+
+def name_heading(series: pd.Series[Any]) -> str:
+    """Return a column's name on one line, with the zone where it holds times: ``started (UTC)``.
+
+    Where summer time begins or ends between two of the times both names stand there.
+    """
+    name = _printable(str(series.name))
+    if not _holds_times(series):
+        return name
+    zones = series.dropna().map(_name_zone).unique() if _is_local(series) else ()
+    return f"{name} ({'/'.join(zones) or _name_zone(pd.Timestamp.now(series.dt.tz))})"
+
+
+def _name_zone(moment: pd.Timestamp) -> str:
+    """Return the short name of a time's zone; without one it is UTC."""
+    name = moment.tzname() or "UTC"
+    return f"UTC{name}" if name.startswith(("+", "-")) else name
+
+
+def _is_local(times: pd.Series[Any]) -> bool:
+    return str(times.dt.tz or "UTC") != "UTC"
+
+
+def _holds_times(series: pd.Series[Any]) -> bool:
+    return pd.api.types.is_datetime64_any_dtype(series.dtype)
+
+
+def to_local_time(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with its times in the zone of this machine; times without a zone are in UTC."""
+    changed: dict[str, Any] = {}
+    for name in table.columns:
+        column = table[name]
+        if _holds_times(column):
+            aware = column if column.dt.tz is not None else column.dt.tz_localize(UTC)
+            changed[name] = aware.dt.tz_convert(_LOCAL)
+        elif any(isinstance(value, pd.Timestamp) for value in column):
+            cells = [value.tz_convert(_LOCAL) if isinstance(value, pd.Timestamp) else value for value in column]
+            changed[name] = pd.Series(cells, index=column.index, dtype=object)
+    return table.assign(**changed)
 
 
 def format_plain(table: pd.DataFrame) -> Iterator[str]:
@@ -72,8 +123,8 @@ def format_plain(table: pd.DataFrame) -> Iterator[str]:
     Raises nothing: an empty table is its header.
     """
     columns = []
-    for name, series in table.items():
-        cells = [str(name), *_format_column(series, MAX_WIDTH * 2)]
+    for _, series in table.items():
+        cells = [name_heading(series), *_format_column(series, MAX_WIDTH * 2)]
         width, is_right = max(map(_width, cells)), is_numeric(series)
         spaces = [" " * (width - _width(cell)) for cell in cells]
         columns.append(
@@ -101,12 +152,32 @@ def print_fitted(table: pd.DataFrame, *, important: Sequence[str] = ()) -> None:
     for name, width in widths.items():
         justify: Literal["left", "right"] = "right" if is_numeric(shown[name]) else "left"
         # A long name goes on in the next line.
-        grid.add_column(Text(_printable(name), overflow="fold"), justify=justify, width=width)
+        grid.add_column(Text(name_heading(shown[name]), overflow="fold"), justify=justify, width=width)
     for row in zip(*(_format_column(shown[name], width) for name, width in widths.items()), strict=True):
         grid.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     console.print(grid)
     if left_out := describe_left_out(len(table) - len(shown), len(table.columns) - len(widths)):
         console.print(Text(left_out, style="dim"))
+
+
+def choose_shown(table: pd.DataFrame, important: Sequence[str], *, limit: int = 12) -> list[str]:
+    """Return the columns that people ask for: the important ones, then the params that differ most.
+
+    Args:
+        table: What is to be shown.
+        important: Columns to show in any case, where the table has them.
+        limit: At most so many, but for the important ones.
+    """
+    shown = [name for name in dict.fromkeys(important) if name in table.columns]
+    kinds = table.attrs.get("kinds", {})
+    params = [name for name in table.columns if kinds.get(name) == "param" and name not in shown]
+    # What stands deeper is of single layers, and a fact that was recorded as a param too says nothing new.
+    params = [name for name in params if name.count(".") < 2 and name.removeprefix("params.") not in shown]
+    # A param that most attempts lack says little, and so does one that is the same in all.
+    counts = {name: table[name].map(format_cell).nunique() for name in params if table[name].notna().mean() >= 0.5}
+    params = [name for name in counts if counts[name] > 1]
+    params.sort(key=lambda name: (name.startswith("task.") or name == "seed", -counts[name]))
+    return [*shown, *params[: max(0, limit - len(shown))]]
 
 
 def fit_columns(table: pd.DataFrame, *, width: int, important: Sequence[str] = ()) -> dict[str, int]:
@@ -121,7 +192,7 @@ def fit_columns(table: pd.DataFrame, *, width: int, important: Sequence[str] = (
         width: In characters.
         important: Columns to keep as long as any.
     """
-    wanted = {str(name): _natural_width(table[name], str(name)) for name in table.columns}
+    wanted = {str(name): _natural_width(table[name]) for name in table.columns}
     if _total(wanted, _GOOD_WIDTH) <= width:
         return _narrow(wanted, width)
     kept: dict[str, int] = {}
@@ -147,9 +218,9 @@ def _is_uniform(series: pd.Series[Any]) -> bool:
     return len(series) > 1 and series.map(format_cell).nunique() <= 1
 
 
-def _natural_width(series: pd.Series[Any], name: str) -> int:
-    limit = _ID_WIDTH if name == "run_id" else MAX_WIDTH
-    return min(limit, max(map(_width, [name, *_format_column(series, limit)])))
+def _natural_width(series: pd.Series[Any]) -> int:
+    limit = _ID_WIDTH if series.name == "run_id" else MAX_WIDTH
+    return min(limit, max(map(_width, [name_heading(series), *_format_column(series, limit)])))
 
 
 def _total(widths: Mapping[str, int], limit: int) -> int:
@@ -167,12 +238,15 @@ def _narrow(widths: Mapping[str, int], width: int) -> dict[str, int]:
 def describe_left_out(n_rows: int, n_columns: int) -> str:
     """Return in words what a terminal does not show; nothing where it shows all."""
     parts = [f"{n:,} more {what}{'' if n == 1 else 's'}" for n, what in ((n_rows, "row"), (n_columns, "column")) if n]
-    return f"… {' and '.join(parts)}: --format csv or a pipe shows all" if parts else ""
+    return f"… {' and '.join(parts)}: --format csv has all" if parts else ""
 
 
 def _format_column(series: pd.Series[Any], limit: int) -> list[str]:
     if series.name == "run_id" and limit <= _ID_WIDTH:
         return [_printable(str(value)[:limit]) for value in series]
+    if _holds_times(series):
+        # The heading names their zone.
+        return ["" if pd.isna(value) else f"{value:{_TIME}}" for value in series]
     return [format_cell(value, limit=limit) for value in series]
 
 
@@ -205,7 +279,7 @@ def write_output(
     """Write a table to a file, whole or not at all, or to standard output.
 
     A table on a terminal is fitted to its width: what says least is left out, and a line says how much. Elsewhere
-    a table has every column, aligned.
+    it has every column that is given, aligned.
 
     Args:
         table: Any DataFrame; ``attrs["kinds"]`` helps to choose what a terminal shows.
@@ -237,7 +311,7 @@ def write_stream(table: pd.DataFrame, stream: IO[bytes], *, form: str) -> None:
     """Write a table in one of `FORMATS` to a binary stream, text in UTF-8.
 
     CSV and Parquet keep infinite numbers, and a missing value is an empty cell of CSV. JSON is a list of objects;
-    what JSON has no number for (NaN, infinite) is null there. Times are ISO 8601 in UTC.
+    what JSON has no number for (NaN, infinite) is null there. Times are ISO 8601 with their zone: ``Z``, or an offset.
     """
     if form == "parquet":
         _make_uniform(table).to_parquet(stream, index=False)
@@ -255,7 +329,7 @@ def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with an apostrophe before texts and names that a spreadsheet would compute."""
     changed = {}
     for name in table.columns:
-        if not is_numeric(table[name]) and not pd.api.types.is_datetime64_any_dtype(table[name].dtype):
+        if not is_numeric(table[name]) and not _holds_times(table[name]):
             changed[name] = table[name].map(_escape_formula, na_action="ignore")
     return table.assign(**changed).rename(columns=_escape_formula)
 
@@ -329,7 +403,7 @@ def _write_json(table: pd.DataFrame) -> Iterator[str]:
 
 def _jsonable(series: pd.Series[Any]) -> list[Any]:
     """Return a column's values as JSON has them."""
-    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+    if _holds_times(series):
         series = _format_times(series)
     return [_jsonable_value(value) for value in series.astype(object).tolist()]
 
@@ -347,7 +421,10 @@ def _jsonable_value(value: Any) -> Any:
 
 
 def _format_times(series: pd.Series[Any]) -> pd.Series[Any]:
-    """Return times as ``2026-01-01T12:00:00.000Z``."""
+    """Return times as ``2026-01-01T12:00:00.000Z``, with their offset where they are in another zone than UTC."""
+    if _is_local(series):
+        local = series.map(lambda time: time.isoformat(timespec="milliseconds"), na_action="ignore")
+        return local.astype("str").mask(series.isna())
     naive = series if series.dt.tz is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
     texts = np.datetime_as_string(naive.to_numpy(dtype="datetime64[ms]"), unit="ms")
     return pd.Series(texts, index=series.index, dtype="str").add("Z").mask(series.isna())
@@ -358,7 +435,7 @@ def _as_text_columns(table: pd.DataFrame) -> pd.DataFrame:
     changed = {}
     for name in table.columns:
         series = table[name]
-        if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        if _holds_times(series):
             changed[name] = _format_times(series)
         elif pd.api.types.is_bool_dtype(series.dtype):
             changed[name] = series.map({True: "true", False: "false"}, na_action="ignore")

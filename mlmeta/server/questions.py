@@ -11,7 +11,7 @@ import pandas as pd
 
 from mlmeta import meta_query
 from mlmeta.analysis.filters import match_filter, sort_rows
-from mlmeta.analysis.search import find_task
+from mlmeta.analysis.search import add_named, find_task
 from mlmeta.analysis.task_similarity import place_tasks, rank_similar_tasks, task_distances, task_table
 from mlmeta.errors import NotFoundError
 from mlmeta.history.table import FACTS, read_scores
@@ -21,11 +21,13 @@ _HIDDEN = ("curve",)
 _T = TypeVar("_T")
 
 
-async def ask_history(caller: Caller, question: Callable[[pd.DataFrame], _T], *, fresh: bool = False) -> _T:
-    """Return the answer to a question about the attempts that a caller may read; fresh: as they are right now."""
+async def ask_history(
+    caller: Caller, question: Callable[[pd.DataFrame], _T], *, fresh: bool = False, full: bool = False
+) -> _T:
+    """Return the answer to a question about the attempts that a caller may read; see `AttemptTable.read`."""
 
     def answer() -> _T:
-        return question(choose_readable(caller.server.attempts.read(fresh=fresh), caller.experiment_names))
+        return question(choose_readable(caller.server.attempts.read(fresh=fresh, full=full), caller.experiment_names))
 
     return await caller.server.work(answer)
 
@@ -52,7 +54,14 @@ def choose_readable(table: pd.DataFrame, experiments: Sequence[str] | None) -> p
 
 
 def page_attempts(
-    table: pd.DataFrame, *, filter: str, order_by: Sequence[str], columns: Sequence[str] | None, limit: int, offset: int
+    table: pd.DataFrame,
+    *,
+    filter: str,
+    order_by: Sequence[str],
+    columns: Sequence[str] | None,
+    limit: int,
+    offset: int,
+    store_uri: str,
 ) -> tuple[pd.DataFrame, int]:
     """Return a page of the attempts that a filter finds, without columns that are empty on it, and their number.
 
@@ -61,6 +70,7 @@ def page_attempts(
     """
     if table.empty:
         return table, 0
+    table = add_named(table, filter, order_by=order_by, columns=columns, tracking_uri=store_uri)
     # A page is a few rows of a wide table, so they are found by their places, and only they are copied.
     places = sort_rows(table, list(order_by))
     places = places[match_filter(table, filter).to_numpy()[places]]

@@ -41,8 +41,9 @@ async def list_attempts(
     """Find attempts: one row each, and how many there are in all."""
     names = [name.strip() for name in columns.split(",") if name.strip()] or None
     question = partial(
-        questions.page_attempts, filter=filter, order_by=order_by, columns=names, limit=limit, offset=offset
-    )
+        questions.page_attempts, filter=filter, order_by=order_by, columns=names, limit=limit, offset=offset,
+        store_uri=caller.server.store_uri,
+    )  # fmt: skip
     page, total = await ask_history(caller, question)
     following = offset + limit if offset + limit < total else None
     return answer_rows("attempts", page, total=total, offset=offset, next_offset=following)
@@ -56,6 +57,12 @@ async def add_attempt(
     document = await read_body(request, caller)
     job = await queue_training(caller, document, with_test=True, experiment=experiment)
     return JSONResponse(await describe_job(caller, job), status_code=202)
+
+
+@router.post("/attempts/read-anew")
+async def read_anew(caller: Asking) -> dict[str, int]:
+    """Read all attempts again, also what was changed by hand in runs that have ended; return how many there are."""
+    return {"n_attempts": await ask_history(caller, len, full=True)}
 
 
 @router.get("/attempts/{run_id}")

@@ -40,14 +40,16 @@ class AttemptTable:
     def __init__(self, store_uri: str) -> None:
         self._store_uri = store_uri
         self._lock = threading.Lock()
-        self._fresh_until = 0.0
+        self._fresh_until = self._full_until = 0.0
         self._table: pd.DataFrame | None = None
 
-    def read(self, *, fresh: bool = False) -> pd.DataFrame:
+    def read(self, *, fresh: bool = False, full: bool = False) -> pd.DataFrame:
         """Return the table of `mlmeta.history.loading.load_attempts`; it is shared, so it must not be changed.
 
         Args:
             fresh: Whether it must have what was written a moment ago.
+            full: Whether to read everything again, also what was changed by hand in runs that have ended. It is not
+                done twice within some moments, however many ask.
 
         Raises:
             MlmetaError: If the store cannot be read.
@@ -56,11 +58,13 @@ class AttemptTable:
 
         with self._lock:
             started = time.monotonic()
-            if fresh or self._table is None or started >= self._fresh_until:
-                self._table = load_attempts(self._store_uri)
+            full = full and started >= self._full_until
+            if full or fresh or self._table is None or started >= self._fresh_until:
+                self._table = load_attempts(self._store_uri, full=full)
                 self._table.attrs |= {"kinds": _SharedKinds(self._table.attrs["kinds"])}
                 ended = time.monotonic()
                 self._fresh_until = ended + max(_KEPT_S, _KEPT_READINGS * (ended - started))
+                self._full_until = self._fresh_until if full else self._full_until
             return self._table
 
 

@@ -697,7 +697,7 @@ def test_the_table_shows_entries_and_the_limit(
     decode(make_pictures(opened, 3, seed=1, mode="L"))
     age(kept(folder)[0], 3)
     head, *lines, total = format_entries(cache).splitlines()
-    assert head.split() == ["last", "used", "pictures", "shape", "size", "source"]
+    assert head.split() == ["last", "used", "(UTC)", "pictures", "shape", "size", "source"]
     line_form = r"\d{4}-\d\d-\d\d \d\d:\d\d +(\S+) +(\S+) +\S+ MB +folder x"
     found = [re.fullmatch(line_form, line) for line in lines]
     assert {one[1]: one[2] for one in found if one} == {"6": "5×6×3", "3": "5×6×1"}

@@ -63,8 +63,8 @@ def test_query_prints_a_plain_table_into_a_pipe(attempts: str) -> None:
     result = invoke("query", "optimizer.lr < 1e-3 or accuracy = .4", "--order-by", "accuracy desc", "--limit", 2)
     assert result.exit_code == 0, result.output
     head, *lines = result.stdout.splitlines()
-    assert head.split()[:6] == ["run_id", "model_name", "status", "task", "started", "duration_s"]
-    assert [line.split()[1] for line in lines] == ["m5", "m4"]
+    assert head.split() == ["model_name", "task", "status", "accuracy", "optimizer.lr", "data.name"]
+    assert [line.split()[0] for line in lines] == ["m5", "m4"]
 
 
 def test_query_gives_the_columns_that_are_named(attempts: str) -> None:
@@ -85,8 +85,8 @@ def test_query_writes_files_in_every_format(attempts: str, form: str, tmp_path: 
 def test_query_says_when_nothing_is_found(attempts: str) -> None:
     result = invoke("query", "accuracy > 2")
     assert result.exit_code == 0
-    assert result.stderr == "mlmeta: none of 6 attempts is so\n"
-    assert result.stdout.startswith("run_id")
+    assert result.stderr.startswith("mlmeta: none of 6 attempts is so; ")
+    assert result.stdout.startswith("model_name")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,12 @@ def test_full_reads_again_what_was_edited_by_hand(attempts: str) -> None:
     run_id = rows_of("query", "model_name = 'm3'")[0]["run_id"]
     client.set_tag(run_id, "mlmeta.status", "Failed")
     assert [row["model_name"] for row in rows_of("query", "status = 'Failed'", "--full")] == ["m3"]
+    client.log_metric(run_id, "by_hand", 0.5)
+    for arguments in (["query", "by_hand = 0.5"], ["leaderboard", "--metric", "by_hand"], ["query", "accuracy > 2"]):
+        offered = invoke(*arguments)
+        assert "is seen with --full" in offered.stderr.splitlines()[-1], arguments
+    assert [row["model_name"] for row in rows_of("query", "by_hand = 0.5", "--full")] == ["m3"]
+    assert "--full" not in invoke("query", "no_such = 1", "--full").output
 
 
 def test_only_named_experiments_are_searched(attempts: str) -> None:
@@ -213,6 +219,7 @@ def test_a_query_of_mlflow_run_leaves_its_result_in_the_run(attempts: str, monke
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     result = invoke("query", "accuracy > .65", "--order-by", "accuracy", "--limit", 2, "--to-run")
     assert result.exit_code == 0, result.output
+    assert result.stdout.split()[:4] == ["model_name", "task", "status", "accuracy"]
     assert {item.path for item in client.list_artifacts(run_id)} == {
         "query.csv", "query.json", "query.parquet", "curves.png",
     }  # fmt: skip

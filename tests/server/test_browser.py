@@ -274,6 +274,16 @@ def test_a_filter_finds_and_its_fault_is_shown_beside_it(browser: Browser, serve
     browser.wait("no fault", lambda: not browser.text("#fault"))
     browser.driver.refresh()
     browser.wait("the same", lambda: browser.find("[name=filter]").get_property("value") == "optimizer.name = 'Adam'")
+    browser.wait("Adam again", lambda: f"of {answer['total']} attempts" in browser.text("#count"))
+    assert "started (UTC)" in browser.text("#attempts thead")
+    MlflowClient(server.uri).log_metric(answer["attempts"][0]["run_id"], "by_hand", 0.5)
+    browser.find("#read-anew").click()
+    browser.wait("read anew", lambda: browser.find("#read-anew").is_enabled() and "of" in browser.text("#count"))
+    field = browser.find("[name=filter]")
+    field.clear()
+    field.send_keys("by_hand = 0.5", Keys.ENTER)
+    browser.wait("what was written by hand", lambda: "of 1 attempts" in browser.text("#count"))
+    assert not browser.take_errors()
 
 
 def test_the_keyboard_reaches_everything(browser: Browser, server: Server) -> None:

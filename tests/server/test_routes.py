@@ -85,6 +85,19 @@ def test_columns_are_those_that_are_asked_for(server: Server) -> None:
     assert page["attempts"] == [{"model_name": "past-23", "accuracy": 0.96}]
 
 
+def test_the_server_reads_anew_when_told_to(server: Server, history: list[str]) -> None:
+    wanted = f"{API}/attempts?filter=by_hand%20%3D%207"
+    assert server.ask(wanted)[0] == 400
+    MlflowClient(server.uri).log_metric(history[0], "by_hand", 7.0)
+    status, answer = server.ask(f"{API}/attempts/read-anew", method="POST")
+    assert (status, answer["n_attempts"] >= 24) == (200, True)
+    assert [row["run_id"] for row in server.ask(wanted)[1]["attempts"]] == [history[0]]
+    noted = "tags.mlflow.note.content"
+    MlflowClient(server.uri).set_tag(history[1], "mlflow.note.content", "blurred")
+    _, found = server.ask(f"{API}/attempts?filter={noted}%20%3D%20'blurred'&columns=run_id,{noted}")
+    assert found["attempts"] == [{"run_id": history[1], noted: "blurred"}]
+
+
 @pytest.mark.usefixtures("history")
 @pytest.mark.parametrize(
     ("path", "status", "words"),

@@ -1,15 +1,15 @@
 // The leaderboard: a page of attempts, found by a filter, sorted by the server.
-import { attemptPage, get, mlflowPage, pages, encode } from "./api.js";
+import { attemptPage, get, mlflowPage, pages, post, encode } from "./api.js";
 import { find, link, make, tell } from "./elements.js";
 import "./frame.js";
 import { onReturn, read, write } from "./state.js";
-import { quoteColumn, quoteText, writeScore, writeSeconds, writeTime, writeValue } from "./values.js";
+import { localTime, quoteColumn, quoteText, writeScore, writeSeconds, writeTime, writeValue } from "./values.js";
 
 const SIZE = 50;
 const MOST_CHOSEN = 50;
 const FACTS = ["model_name", "status", "task", "started", "duration_s"];
 const HIDDEN = /^(run_id|params\.|data\.|label_names|image_ops\.|keep$|model\.layers|target_transform\.|experiment$)/;
-const TITLES = { model_name: "attempt", duration_s: "took" };
+const TITLES = { model_name: "attempt", started: "started (UTC)", duration_s: "took" };
 const form = find("query");
 const table = find("attempts");
 const chosen = new Set(read().getAll("run_id"));
@@ -128,7 +128,7 @@ function makeRow(row, columns, number) {
 function makeCell(row, name) {
   const value = row[name];
   if (name === "model_name") return make("td", {}, link(attemptPage(row.run_id), value || row.run_id), " ", link(mlflowPage(row.run_id), "MLflow", { class: "small", "aria-label": `${value} in MLflow` }));
-  if (name === "started") return make("td", {}, writeTime(value));
+  if (name === "started") return make("td", { title: localTime(value) }, writeTime(value));
   if (name === "duration_s") return make("td", { class: "number" }, writeSeconds(value));
   if (typeof value === "number") return make("td", { class: "number" }, writeScore(name, value));
   return make("td", {}, writeValue(value));
@@ -173,6 +173,18 @@ form.task.addEventListener("change", submit);
 form.metric.addEventListener("change", submit);
 form.filter.addEventListener("search", submit);
 find("compare").addEventListener("click", () => location.assign(`${pages}/curves${encode({ run_id: [...chosen] })}`));
+find("read-anew").addEventListener("click", async () => {
+  find("read-anew").disabled = true;
+  tell(find("count"), "Reading all attempts again …");
+  try {
+    await post("attempts/read-anew");
+    await show();
+  } catch (error) {
+    tell(find("count"), error.message);
+  } finally {
+    find("read-anew").disabled = false;
+  }
+});
 find("clear").addEventListener("click", () => { chosen.clear(); write({ run_id: [] }, { push: false }); show(); });
 for (const [id, step] of [["before", -SIZE], ["after", SIZE]]) {
   find(id).addEventListener("click", () => { write({ offset: Math.max(0, readQuery().offset + step) || null }); show(); });

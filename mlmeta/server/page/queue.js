@@ -5,7 +5,7 @@ import { announce } from "./frame.js";
 import { followLog } from "./log.js";
 import { poll } from "./polling.js";
 import { onReturn, read, write } from "./state.js";
-import { writeSeconds, writeTime } from "./values.js";
+import { localTime, writeSeconds, writeTime } from "./values.js";
 
 const BUSY_MS = 1200;
 const IDLE_MS = 8000;
@@ -69,7 +69,7 @@ function makeRow(first) {
   const element = make("tr", { "data-run": first.run_id }, state,
     make("td", {}, kind, link(attemptPage(first.run_id), first.name), " ", link(mlflowPage(first.run_id), "MLflow", { class: "small" })),
     make("td", { class: "progress" }, bar, " ", epochs), make("td", { class: "buttons" }, log, " ", cancel),
-    make("td", {}, commands.filter(Boolean).join(", ")), make("td", {}, writeTime(first.submitted), first.owner ? ` by ${first.owner}` : ""), took, fault);
+    make("td", {}, commands.filter(Boolean).join(", ")), make("td", { title: localTime(first.submitted) }, writeTime(first.submitted), first.owner ? ` by ${first.owner}` : ""), took, fault);
   return { element, update(job) {
     const isOpen = job.state === "queued" || job.state === "running";
     const told = job.state === "queued" ? `queued, ${job.position === 1 ? "next" : `place ${job.position}`}` : job.cancel_requested && job.state === "running" ? "being cancelled" : job.state;

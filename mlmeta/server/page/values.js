@@ -30,12 +30,11 @@ export function writeSeconds(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
-export function writeTime(text) {
-  if (!text) return "";
-  const time = new Date(text);
-  const two = (number) => String(number).padStart(2, "0");
-  return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())} ${two(time.getHours())}:${two(time.getMinutes())}`;
-}
+// In UTC, as the headings say and all of mlmeta writes it.
+export const writeTime = (text) => (text ? new Date(text).toISOString().slice(0, 16).replace("T", " ") : "");
+
+// Whoever asks, by pointing at a time, is told it in the zone of the browser.
+export const localTime = (text) => (text ? new Date(text).toLocaleString("en", { dateStyle: "long", timeStyle: "long" }) : null);
 
 const UNITS = {
   accuracy: "accuracy of the test (share, 0 to 1)", val_accuracy: "validation accuracy (share, 0 to 1)",
