@@ -22,6 +22,7 @@ from mlmeta.tracking.store import current_uri, hide_password
 if TYPE_CHECKING:
     from mlmeta.commands.documents import TestCommands, TrainCommands
     from mlmeta.data.task import Task
+    from mlmeta.tracking.attempts import AttemptRecord
 
 
 def merge_commands(train: TrainCommands, test: TestCommands) -> TrainCommands:
@@ -70,24 +71,18 @@ def evaluate_attempt(
         BadInputError: If pictures or commands cannot be used.
     """
     from mlmeta.data.batches import choose_device
-    from mlmeta.data.task import prepare_task
     from mlmeta.models.weights import load_weights, read_weights
     from mlmeta.spec_builder import output_form
     from mlmeta.tracking.attempts import download_weights, find_attempt
     from mlmeta.tracking.runs import record_test
     from mlmeta.training.evaluation import TestPlan, test_model
-    from mlmeta.training.preparation import check_batch, prepare_criterion, prepare_model
+    from mlmeta.training.preparation import prepare_criterion, prepare_model
     from mlmeta.training.recording import record_account
 
     attempt = find_attempt(name=test.model_name, run_id=test.run_id)
-    _check_labels_known(test.label_names or [], attempt.label_names)
     commands = merge_commands(attempt.commands, test)
     folder = base_dir if test.data is not None else data_dir or attempt.commands_dir
-    is_other = test.data is not None and commands.data != attempt.commands.data
-    chosen = _with_labels(commands, test.label_names or ([] if is_other else attempt.label_names))
-    check_shape, test_all = check_batch(chosen, training=False), is_other and not test.ids
-    task = prepare_task(chosen, base_dir=folder, training=False, test_all=test_all, check_shape=check_shape)
-    task = _relabel(task, attempt.label_names)
+    task = _prepare_tested(test, attempt, commands, folder)
     with tempfile.TemporaryDirectory() as temporary:
         file = download_weights(attempt, Path(temporary))
         state = read_weights(file, sha256=attempt.weights_sha256)
@@ -104,6 +99,18 @@ def evaluate_attempt(
             form=output_form(commands.model), recorder=recorder, name=attempt.name,
         )  # fmt: skip
     return recorder.run_id, metrics
+
+
+def _prepare_tested(test: TestCommands, attempt: AttemptRecord, commands: TrainCommands, folder: Path) -> Task:
+    from mlmeta.data.task import prepare_task
+    from mlmeta.training.preparation import check_batch
+
+    _check_labels_known(test.label_names or [], attempt.label_names)
+    is_other = test.data is not None and commands.data != attempt.commands.data
+    chosen = _with_labels(commands, test.label_names or ([] if is_other else attempt.label_names))
+    check_shape, test_all = check_batch(chosen, training=False), is_other and not test.ids
+    task = prepare_task(chosen, base_dir=folder, training=False, test_all=test_all, check_shape=check_shape)
+    return _relabel(task, attempt.label_names)
 
 
 def _with_labels(commands: TrainCommands, label_names: list[str]) -> TrainCommands:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from mlmeta.commands import catalog
 from mlmeta.commands.documents import TrainCommands
@@ -22,11 +24,11 @@ from mlmeta.commands.params import describe_architecture, walk_layers
 from mlmeta.data.image_ops import build_image_ops
 from mlmeta.data.transforms import build_target_transform, build_transform
 from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
-from mlmeta.models.arguments import REFUSALS, make_named, quote_torch
+from mlmeta.models.arguments import REFUSALS, explain_alone, make_named, quote_torch
 from mlmeta.models.criteria import Criterion, make_criterion
 from mlmeta.models.layers import first_tensor
 from mlmeta.models.optimizers import build_optimizer, build_scheduler, read_arguments, steps_per_batch
-from mlmeta.models.shapes import LayerRow, ShapeTrace, construct_chain, trace_layers
+from mlmeta.models.shapes import PROBE, LayerRow, ShapeTrace, construct_chain, trace_layers
 
 __all__ = [
     "build_criterion",
@@ -80,18 +82,30 @@ def build_model(model: Spec, *, n_labels: int, input_shape: Sequence[int]) -> nn
     return construct_chain(layers, "model.layers", device="cpu")
 
 
-def summarize_model(model: Spec, *, n_labels: int, input_shape: Sequence[int]) -> list[LayerRow]:
+def summarize_model(
+    model: Spec, *, n_labels: int, input_shape: Sequence[int], n_pictures: int = PROBE, training: bool = True
+) -> list[LayerRow]:
     """Return the model's table, a row a layer, without computing anything or taking memory.
 
     A torchvision model has a row for each of its direct children.
 
+    Args:
+        model: As for `build_model`, with `n_labels` and `input_shape`.
+        n_labels: Number of labels.
+        input_shape: (channels, height, width) of a picture.
+        n_pictures: How many are sent through it together.
+        training: Whether layers do what they do in training.
+
     Raises:
         CommandsError: As `build_model`.
     """
-    if not model.get("name"):
-        return trace_layers(model["layers"], n_labels=n_labels, input_shape=input_shape)[1].rows
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return _trace_named(model["name"], n_labels=n_labels, input_shape=input_shape).rows
+    trace = ShapeTrace(n_labels, n_pictures, training)
+    if model.get("name"):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return _trace_named(model["name"], trace, input_shape=input_shape).rows
+    return trace_layers(
+        model["layers"], n_labels=n_labels, input_shape=input_shape, n_pictures=n_pictures, training=training
+    )[1].rows
 
 
 class _WeightsOnMeta(TorchFunctionMode):
@@ -105,22 +119,33 @@ class _WeightsOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _trace_named(name: str, *, n_labels: int, input_shape: Sequence[int]) -> ShapeTrace:
+def _trace_named(name: str, trace: ShapeTrace, *, input_shape: Sequence[int]) -> ShapeTrace:
     with _WeightsOnMeta():
-        network = _build_named(name, n_labels=n_labels, input_shape=input_shape).to("meta")
-    trace = ShapeTrace(n_labels)
+        network = _build_named(name, n_labels=trace.n_labels, input_shape=input_shape).to("meta")
+    network.train(trace.training)
     trace.weigh("model.name", name, network)
     for child_name, child in network.named_children():
         child.register_forward_hook(_row_hook(trace, child_name))
+    begun: list[tuple[str, str, Sequence[int]]] = []
+    for layer_name, layer in network.named_modules():
+        layer.register_forward_pre_hook(partial(_note_begun, begun, layer_name))
     try:
-        output = first_tensor(network(torch.empty((2, *input_shape), device="meta")))
+        output = first_tensor(network(torch.empty((trace.n_pictures, *input_shape), device="meta")))
     except REFUSALS as error:
+        if trace.n_pictures == 1:
+            path, layer_class, shape = begun[-1]
+            raise CommandsError([Fault(f"model.{path}", explain_alone(layer_class, shape))]) from None
         message = f"{_format(input_shape)} pictures do not fit {name}. torch says: {quote_torch(error)}"
         raise CommandsError([Fault("model.name", message)]) from None
     own = sum(p.numel() for p in network.parameters()) - trace.n_parameters
     if own:
         trace.add("model.name", "(own parameters)", output, own)
     return trace
+
+
+def _note_begun(begun: list[tuple[str, str, Sequence[int]]], path: str, layer: nn.Module, inputs: Any) -> None:
+    # What arrives at a layer of a DenseNet is a list.
+    begun.append((path, type(layer).__name__, tree_leaves(inputs)[0].shape))
 
 
 def _row_hook(trace: ShapeTrace, name: str) -> Callable[..., None]:
@@ -195,7 +220,9 @@ def build_criterion(
     loss = make_named("criterion", name, arguments, path="criterion")
     try:
         made = make_criterion(loss, n_labels=n_labels, outputs=outputs, targets=targets)
-        _try_criterion(made)
+        if n_labels <= _TRIED_LABELS:
+            # torch checks some arguments only where it computes.
+            guess_loss(made, 2)
     except BadInputError as error:
         raise CommandsError([Fault("criterion", str(error))]) from None
     except REFUSALS as error:
@@ -212,12 +239,19 @@ def _read_weights(weights: Any, path: str) -> Tensor:
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def _try_criterion(criterion: Criterion) -> None:
-    """Compute the loss of two pictures of even outputs, since torch checks some arguments only there."""
+@torch.no_grad()
+def guess_loss(criterion: Criterion, n: int, *, device: torch.device | str = "cpu") -> float:
+    """Return the mean loss of even outputs for one picture of each of the first n labels.
+
+    Args:
+        criterion: On the device.
+        n: At most `n_labels` of the criterion; some make n · n_labels² numbers of so many pictures.
+        device: The criterion's.
+    """
     n_labels = criterion.n_labels
-    if n_labels <= _TRIED_LABELS:
-        even = {"logits": 0.0, "probabilities": 1 / n_labels, "log_probabilities": -math.log(n_labels)}
-        criterion(torch.full((2, n_labels), even[criterion.outputs]), torch.arange(2))
+    even = {"logits": 0.0, "probabilities": 1 / n_labels, "log_probabilities": -math.log(n_labels)}
+    outputs = torch.full((n, n_labels), even[criterion.outputs], device=device)
+    return float(criterion.batch_sum(criterion(outputs, torch.arange(n, device=device)), n)) / n
 
 
 def describe_model(commands: TrainCommands, model: nn.Module) -> dict[str, Any]:

@@ -364,7 +364,9 @@ class TrainCommands(_Commands):
     )
     validation: float = Field(0.1, ge=0, le=0.9, description="share of the training pictures kept for validation")
     keep: Literal["best", "last"] = Field(
-        "best", description="whose weights are kept: of the epoch with the least val_loss, or of the last"
+        "best",
+        description="whose weights are kept: of the epoch with the least val_loss, or of the last; not given: of the "
+        "best where validation has 20 pictures and 2 a label, else of the last",
     )
     initial_weights: InitialWeights | None = Field(
         None, description="null: from scratch; auto: from the past attempt that helps; or an attempt's name or run id"

@@ -96,6 +96,11 @@ class Transform:
         """Whether the same picture may come out different the next time."""
         return any(step.random for step in self.steps)
 
+    @property
+    def crops(self) -> bool:
+        """Whether one picture becomes several crops."""
+        return any(step.name in _SEVERAL for step in self.steps)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Return a tensor of shape (channels, height, width), or (crops, channels, height, width).
 

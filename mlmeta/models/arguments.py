@@ -241,6 +241,11 @@ def explain_misfit(name: str, arguments: Spec, shape: Sequence[int], error: Exce
     return f"{name} does not fit: {format_shape(shape)} arrives. torch says: {quote_torch(error)}"
 
 
+def explain_alone(name: str, shape: Sequence[int]) -> str:
+    """Return the message for a layer that takes several pictures and refuses one by itself."""
+    return f"{name} needs more than one picture at a time where {format_shape(shape)} arrives"
+
+
 def quote_torch(error: Exception) -> str:
     """Return an error's text on one line of at most 300 characters; its class where it has no text."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,7 +1,8 @@
 """What arrives at each layer: fills in "auto", sums up sizes, refuses what no machine could hold.
 
 A batch of two pictures is sent through the layers one by one on torch's ``meta`` device: shapes are computed, no
-number is, and no memory is taken. Two pictures, because batch normalisation needs more than one value.
+number is, and no memory is taken. Two pictures, because batch normalisation needs more than one value; whether a model
+can do with one is asked by sending that.
 
 What this machine can hold is checked in the same way, before any memory is taken.
 """
@@ -27,6 +28,7 @@ from mlmeta.errors import BadInputError, CommandsError, Fault, shorten
 from mlmeta.models.arguments import (
     REFUSALS,
     check_arriving,
+    explain_alone,
     explain_misfit,
     explain_refusal,
     fill_arguments,
@@ -35,7 +37,7 @@ from mlmeta.models.arguments import (
 from mlmeta.models.layers import Chain, Concat, PoolingIndices, Residual, apply_layer, make_projection
 
 Spec = Mapping[str, Any]
-_PROBE = 2
+PROBE = 2
 _COMPOSITES = ("Sequential", "Residual", "Concat")
 # Layers of their own that are applied one after the other: one of them tells the shape.
 _STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
@@ -67,16 +69,20 @@ class LayerRow:
 
 @dataclass
 class ShapeTrace:
-    """What sending two pictures through the layers showed.
+    """What sending pictures through the layers showed.
 
     Attributes:
         n_labels: The number of labels.
+        n_pictures: How many were sent.
+        training: Whether as in training.
         rows: One a layer, in the order in which they run.
         n_numbers: Parameters and buffers so far.
         kept_bytes: Outputs of layers with parameters so far, for one picture: what a training keeps at the least.
     """
 
     n_labels: int
+    n_pictures: int = PROBE
+    training: bool = True
     rows: list[LayerRow] = field(default_factory=list)
     n_numbers: int = 0
     kept_bytes: int = 0
@@ -108,14 +114,21 @@ class ShapeTrace:
 
 
 def trace_layers(
-    layers: Sequence[Spec], *, n_labels: int, input_shape: Sequence[int]
+    layers: Sequence[Spec],
+    *,
+    n_labels: int,
+    input_shape: Sequence[int],
+    n_pictures: int = PROBE,
+    training: bool = True,
 ) -> tuple[list[dict[str, Any]], ShapeTrace]:
-    """Send two pictures through the layers and fill in what the shapes decide.
+    """Send pictures through the layers and fill in what the shapes decide.
 
     Args:
         layers: Layer specs as in the commands.
         n_labels: Number of labels; the value of "n_labels".
         input_shape: (channels, height, width) of a picture.
+        n_pictures: How many are sent together; 1 only after 2 have passed.
+        training: Whether layers do what they do in training.
 
     Returns:
         The layers with every argument concrete, and the trace with its table. torch's random numbers are left as
@@ -124,13 +137,13 @@ def trace_layers(
     Raises:
         CommandsError: If torch refuses a layer, or shapes do not fit; names the layer and what arrived.
     """
-    trace = ShapeTrace(n_labels)
+    trace = ShapeTrace(n_labels, n_pictures, training)
     # Whatever torch warns of, it says again where the model itself is made.
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        x = torch.empty((_PROBE, *input_shape), device="meta")
+        x = torch.empty((n_pictures, *input_shape), device="meta")
         concrete, output = _trace_chain(layers, x, "model.layers", trace)
-    if tuple(output.shape) != (_PROBE, n_labels):
+    if tuple(output.shape) != (n_pictures, n_labels):
         raise CommandsError([Fault(f"model.layers.{len(layers) - 1}", _explain_output(output.shape, n_labels))])
     return concrete, trace
 
@@ -165,7 +178,7 @@ def _trace_layer(
         return {"name": name, "layers": layers}, output
     name, arguments = fill_arguments(spec, x.shape, n_labels=trace.n_labels, path=path)
     check_arriving(name, arguments, x.shape, path=path)
-    layer = construct_layer(name, arguments, path, device="meta")
+    layer = construct_layer(name, arguments, path, device="meta").train(trace.training)
     trace.weigh(path, name, layer)
     n_parameters = sum(p.numel() for p in layer.parameters())
     output = _run(layer, x, pooled, name=name, arguments=arguments, path=path)
@@ -175,14 +188,15 @@ def _trace_layer(
 
 def _run(layer: nn.Module, x: Tensor, pooled: PoolingIndices, *, name: str, arguments: Spec, path: str) -> Tensor:
     try:
-        with SizeGuard(path, name, n_pictures=_PROBE):
+        with SizeGuard(path, name, n_pictures=len(x)):
             output = _apply_shortened(layer, x, pooled)
         if not isinstance(output, Tensor):
             raise TypeError(f"it gives {type(output).__name__}, not a tensor")
     except REFUSALS as error:
-        raise CommandsError([Fault(path, explain_misfit(name, arguments, x.shape, error))]) from None
-    if output.ndim < 2 or len(output) != _PROBE or not output.numel():
-        message = f"{name} must give something for each picture; it gives {tuple(output.shape)} for {_PROBE} pictures"
+        misfit = explain_alone(name, x.shape) if len(x) == 1 else explain_misfit(name, arguments, x.shape, error)
+        raise CommandsError([Fault(path, misfit)]) from None
+    if output.ndim < 2 or len(output) != len(x) or not output.numel():
+        message = f"{name} must give something for each picture; it gives {tuple(output.shape)} for {len(x)} pictures"
         raise CommandsError([Fault(path, f"{message} where {format_shape(x.shape)} arrives")])
     return output
 
@@ -217,7 +231,7 @@ def _trace_concat(spec: Spec, x: Tensor, path: str, trace: ShapeTrace) -> tuple[
     dim = read_value(spec.get("dim", 1))
     dim = trace.n_labels if dim == "n_labels" else dim
     try:
-        with SizeGuard(path, "Concat", n_pictures=_PROBE):
+        with SizeGuard(path, "Concat", n_pictures=len(x)):
             joined = torch.cat(outputs, dim=dim)
     except REFUSALS:
         shapes = ", ".join(format_shape(output.shape) for output in outputs)

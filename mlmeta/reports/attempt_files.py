@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mlmeta.data.account import Account
 from mlmeta.data.decoding import DecodedPictures, SkippedPicture
 from mlmeta.data.pictures import Picture
-from mlmeta.reports.attempt_plots import Mistake, plot_confusion_matrix, plot_mistakes
+from mlmeta.reports.attempt_plots import Mistake, number_labels, plot_confusion_matrix, plot_mistakes
 
 MAX_MISTAKES = 16
 
@@ -45,9 +45,10 @@ def write_test_report(
         ["true label", *label_names],
         ([name, *row.tolist()] for name, row in zip(label_names, matrix, strict=True)),
     )
-    plot_confusion_matrix(folder / "confusion_matrix.png", matrix, label_names=label_names, title=title)
-    mistakes = find_mistakes(decoded, truth, shares, label_names)
-    plot_mistakes(folder / "mistakes.png", mistakes, title=f"{title}: worst mistakes")
+    drawn, note = number_labels(label_names)
+    plot_confusion_matrix(folder / "confusion_matrix.png", matrix, label_names=drawn, title=title, note=note)
+    mistakes = find_mistakes(decoded, truth, shares, drawn)
+    plot_mistakes(folder / "mistakes.png", mistakes, title=f"{title}: worst mistakes", note=note)
 
 
 def write_table(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

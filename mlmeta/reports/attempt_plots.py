@@ -2,15 +2,18 @@
 
 Figures are drawn without pyplot, so that nothing is shared between threads and no display is needed.
 Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart. Names are drawn as they
-are written: ``$`` and ``_`` mean nothing, and a character that no font has becomes a small box.
+are written: ``$`` and ``_`` mean nothing. What the usual font lacks is drawn in another one that matplotlib knows; a
+label that no font has is numbered, and any other such character becomes a small box.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +44,9 @@ _MAX_CHARACTERS = 200
 _BOLD = 1.12
 _NO_GLYPH = "\u25a1"
 _FAMILY = "DejaVu Sans"
-_OTHER_FAMILIES = (
-    "Hiragino Sans",
-    "Microsoft YaHei",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Source Han Sans",
-)
+# Families that have what the usual one lacks, in the order in which they were needed; and who has which character.
+_OTHER_FAMILIES: dict[str | None, None] = {}
+_FAMILY_OF: dict[int, str] = {}
 _Curve = Sequence[float | None]
 
 
@@ -115,7 +114,7 @@ def plot_loss_curve(
 
 
 def plot_confusion_matrix(
-    path: str | Path, matrix: npt.NDArray[np.int64], *, label_names: Sequence[str], title: str
+    path: str | Path, matrix: npt.NDArray[np.int64], *, label_names: Sequence[str], title: str, note: str = ""
 ) -> None:
     """Write a confusion matrix: colour is the share of the row in percent, numbers are counts.
 
@@ -127,6 +126,7 @@ def plot_confusion_matrix(
         matrix: Counts, shape (K, K): row the true label, column the predicted one.
         label_names: The K names, in the order of the rows.
         title: Says what is seen.
+        note: Stands below, on as many lines as it needs.
 
     Raises:
         BadInputError: The matrix does not have one row and one column for each name.
@@ -146,16 +146,18 @@ def plot_confusion_matrix(
     bar.outline.set_visible(False)
     _name_labels(axes, label_names, cell_points=cell_points)
     _write_counts(axes, matrix, cell_points=cell_points)
+    figure.supxlabel(_wrap(note, figure), x=0.02, ha="left", fontsize=8, color=GREY)
     save_plot(figure, path)
 
 
-def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str) -> None:
+def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str, note: str = "") -> None:
     """Write the 16 mistakes that the model was surest of, or a small picture that says that there are none.
 
     Args:
         path: The PNG file to write.
         mistakes: All mistakes, in any order.
         title: Says what is seen.
+        note: Stands below, on as many lines as it needs.
     """
     if not mistakes:
         figure = new_plot(4.0, 1.5, title=title)
@@ -170,7 +172,8 @@ def plot_mistakes(path: str | Path, mistakes: Sequence[Mistake], *, title: str) 
         _draw_mistake(axes, mistake)
     for axes in grid[len(worst) :]:
         axes.set_axis_off()
-    figure.supxlabel(_count_text(len(worst), len(mistakes)), x=0.02, ha="left", fontsize=8, color=GREY)
+    below = "\n".join(filter(None, [_count_text(len(worst), len(mistakes)), _wrap(note, figure)]))
+    figure.supxlabel(below, x=0.02, ha="left", fontsize=8, color=GREY)
     save_plot(figure, path)
 
 
@@ -267,6 +270,11 @@ def _write_counts(axes: Axes, matrix: npt.NDArray[np.int64], *, cell_points: flo
         axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
 
 
+def _wrap(note: str, figure: Figure) -> str:
+    """Return a note of the size 8 in lines that are not longer than the figure."""
+    return textwrap.fill(note, int(72 * figure.get_figwidth() / 4.2))
+
+
 def _count_text(n_shown: int, n_all: int) -> str:
     if n_shown < n_all:
         return f"the {n_shown} most confident of {n_all} mistakes"
@@ -344,28 +352,59 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def literal() -> dict[str, Any]:
-    """Return the text settings for names, which may hold anything."""
-    return {"parse_math": False, "usetex": False, "family": list(_families())}
+    """Return the text settings for names, which may hold anything; after `shorten_label` of them."""
+    return {"parse_math": False, "usetex": False, "family": [_FAMILY, *_OTHER_FAMILIES]}
+
+
+def number_labels(label_names: Sequence[str]) -> tuple[list[str], str]:
+    """Return labels as they can be drawn: one that no font has by its number, from 1, and a note that explains it."""
+    drawn = [_drawable(name) for name in label_names]
+    lacking = [text.count(_NO_GLYPH) > name.count(_NO_GLYPH) for text, name in zip(drawn, label_names, strict=True)]
+    if not any(lacking):
+        return drawn, ""
+    for place in np.flatnonzero(lacking):
+        drawn[place] = f"no. {place + 1} {drawn[place].replace(_NO_GLYPH, '').strip()}".strip()
+    first = lacking.index(True) + 1
+    return drawn, f"no. {first}: the label in row {first} of per_class.csv; no font of this machine has its characters"
 
 
 @functools.cache
-def _families() -> tuple[str, ...]:
+def _unread_fonts() -> Iterator[tuple[str, str]]:
+    """Return a file of each family, the usual family first; one of last resort has a box for every character."""
     from matplotlib.font_manager import fontManager
 
-    return (_FAMILY, *sorted(set(_OTHER_FAMILIES) & set(fontManager.get_font_names())))
+    fonts = sorted(
+        fontManager.ttflist, key=lambda font: (font.weight == 400, font.style == "normal", "Sans" in font.name)
+    )
+    files = {font.name: font.fname for font in fonts if "resort" not in font.name.lower()}
+    return iter([(_FAMILY, files.pop(_FAMILY)), *reversed(files.items())])
 
 
-@functools.cache
-def _characters(family: str) -> frozenset[int]:
-    from matplotlib.font_manager import findfont, get_font
+def _find_family(character: str) -> str | None:
+    """Return a family of fonts that has a character, the usual one if it does; None where there is none.
 
-    return frozenset(get_font(findfont(family)).get_charmap())
+    Fonts are read as far as that needs. Of the others only characters that can be seen count: some have symbols of
+    their own at the places of the rest.
+    """
+    from matplotlib.font_manager import get_font
+
+    while ord(character) not in _FAMILY_OF and (character.isprintable() or not _FAMILY_OF):
+        family, file = next(_unread_fonts(), ("", ""))
+        if not family:
+            return None
+        with contextlib.suppress(OSError, RuntimeError):
+            for code in get_font(file).get_charmap():
+                if family == _FAMILY or chr(code).isprintable():
+                    _FAMILY_OF.setdefault(code, family)
+    return _FAMILY_OF.get(ord(character))
 
 
 def _drawable(text: str) -> str:
     """Return the text on one line, with a box for each character that no font has."""
     line = " ".join(text.split())
-    return "".join(c if any(ord(c) in _characters(f) for f in _families()) else _NO_GLYPH for c in line)
+    families = {c: _find_family(c) for c in line}
+    _OTHER_FAMILIES.update(dict.fromkeys(family for family in families.values() if family not in (None, _FAMILY)))
+    return "".join(c if families[c] else _NO_GLYPH for c in line)
 
 
 def shorten_label(text: str, *, width_points: float, size: float, keep_end: bool = False) -> str:
@@ -381,6 +420,6 @@ def _width_points(text: str, *, size: float) -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    properties = FontProperties(family=list(_families()), size=size)
+    properties = FontProperties(family=literal()["family"], size=size)
     width, _, _ = text_to_path.get_text_width_height_descent(text, properties, ismath=False)
     return float(width)

@@ -85,6 +85,38 @@ def is_stale(run: Run, *, older_than_s: float = STALE_AFTER_S) -> bool:
     return bool(_silence(run) > max(older_than_s, 5 * run.data.metrics.get("epoch_seconds", 0.0)))
 
 
+def find_worker(run: Run) -> str:
+    """Return the other machine that works on a run, as far as its signs of life say; empty where none does."""
+    host = str(run.data.tags.get("mlmeta.host", ""))
+    at_work = host != socket.gethostname() and run.info.status == "RUNNING" and not is_stale(run)
+    return host if at_work else ""
+
+
+def refuse_elsewhere(run: Run) -> None:
+    """Refuse to go on with a run that another machine works on.
+
+    Raises:
+        BadInputError: Says which machine, and what to do if its process is dead.
+    """
+    if host := find_worker(run):
+        raise BadInputError(
+            f"{run.info.run_name} ({run.info.run_id}) is being worked on by the machine {host}, heard of "
+            f"{_silence(run):,.0f} s ago; stop it there, or, if its process is dead: mlmeta recover --older-than 60"
+        )
+
+
+def has_epochs(run_id: str) -> bool:
+    """Return whether epochs of a run were recorded.
+
+    Raises:
+        NotFoundError: If there is no such run.
+        MlmetaError: If the tracking store does not answer.
+    """
+    client = open_client()
+    with telling("the tracking store cannot be read"):
+        return "train_loss" in get_attempt_run(client, run_id).data.metrics
+
+
 def _silence(run: Run) -> float:
     heartbeat = run.data.tags.get("mlmeta.heartbeat", "")
     last_s = float(heartbeat) if heartbeat.isdecimal() else run.info.start_time / 1000
@@ -192,7 +224,7 @@ def find_stopped_attempt(name_or_run_id: str) -> StoppedAttempt:
 
     Raises:
         NotFoundError: If there is no such attempt, or nothing of it was recorded.
-        BadInputError: If it has ended or is at work.
+        BadInputError: If it has ended or is at work, here or on another machine.
     """
     client = open_client()
     with telling("the tracking store cannot be read"):
@@ -200,6 +232,7 @@ def find_stopped_attempt(name_or_run_id: str) -> StoppedAttempt:
     run_id = run.info.run_id
     if is_held(run_id):
         raise BadInputError(f"the run {run_id} is being worked on by another process of this machine")
+    refuse_elsewhere(run)
     _check_state(run)
     return StoppedAttempt(
         run_id=run_id,

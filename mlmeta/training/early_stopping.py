@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import click
 import numpy as np
@@ -28,6 +29,8 @@ Curve = Sequence[dict[str, float]]
 
 # A loss as near to that of guessing as this has not learnt anything.
 _NEAR_CHANCE = 0.01
+# A loss that changes by less than this share of it over several epochs stands still.
+_STANDS = 0.02
 
 
 class Watch:
@@ -39,12 +42,21 @@ class Watch:
         n_labels: Its labels.
         n_epoch: The epochs that are commanded.
         rule: When to stop; None: never.
+        n_pictures: Its validation pictures; by default so many that an accuracy is certain.
     """
 
     def __init__(
-        self, past: Sequence[PastCurve], *, task: str, n_labels: int, n_epoch: int, rule: StopRule | None
+        self,
+        past: Sequence[PastCurve],
+        *,
+        task: str,
+        n_labels: int,
+        n_epoch: int,
+        rule: StopRule | None,
+        n_pictures: float = math.inf,
     ) -> None:
         self.rule = rule
+        self._n_pictures = n_pictures
         self._own = [curve for curve in past if curve.task == task]
         self._n_past = len(past)
         self._task = task
@@ -60,7 +72,8 @@ class Watch:
         epoch = len(values)
         if epoch >= self._n_epoch or epoch % math.ceil(self._n_epoch / MOST_FORECASTS) or not np.isfinite(values).any():
             return None
-        return self._predictor.predict(values, self._n_epoch)
+        forecast = self._predictor.predict(values, self._n_epoch)
+        return forecast and replace(forecast, n_pictures=self._n_pictures)
 
     def decide(self, values: Sequence[float], forecast: Forecast | None) -> str:
         """Return why the training is to stop now, one clause; empty where it goes on.
@@ -133,6 +146,7 @@ class EpochWatch:
         past: From `mlmeta.training.learning_curves`, this task having the name `task` in it.
         task: The digest of the task.
         n_labels: Its labels.
+        validation: The labels of its validation pictures.
         chance_loss: The loss of guessing; None where it is not known.
         rule: When to stop; None: never.
     """
@@ -144,41 +158,51 @@ class EpochWatch:
         *,
         task: str,
         n_labels: int,
+        validation: Sequence[int],
         chance_loss: float | None,
         rule: StopRule | None,
     ) -> None:
         self._name, self._n_epoch = commands.model_name, commands.n_epoch
         self._chance_loss = chance_loss
-        self._watch = Watch(past, task=task, n_labels=n_labels, n_epoch=commands.n_epoch, rule=rule)
+        self._validation = validation
+        self._watch = Watch(
+            past, task=task, n_labels=n_labels, n_epoch=commands.n_epoch, rule=rule, n_pictures=len(validation)
+        )
         self._forecast: Forecast | None = None
         self._is_warned = False
         if lack := self._watch.explain_lack():
             click.echo(f"mlmeta: {lack}", err=True)
 
     def look(self, curve: Curve) -> None:
-        """Add ``expected_accuracy`` and its ``_std`` to the last epoch's metrics; warn where nothing is learnt."""
+        """Add what is expected to the last epoch, with ``_std``, ``_low`` and ``_high``; warn if nothing is learnt."""
         self._forecast = self._watch.forecast(_accuracies(curve))
         if self._forecast is not None:
             curve[-1]["expected_accuracy"] = self._forecast.mean
             curve[-1]["expected_accuracy_std"] = self._forecast.std
-        if not self._is_warned and self._learns_nothing(curve):
+            curve[-1]["expected_accuracy_low"], curve[-1]["expected_accuracy_high"] = self._forecast.interval
+        if not self._is_warned and (why := self._explain_nothing_learnt(curve)):
             self._is_warned = True
-            click.echo(
-                f"mlmeta: {self._name}: learns nothing so far: train_loss stays at that of guessing, "
-                f"{self._chance_loss:.4g}",
-                err=True,
-            )
+            click.echo(f"mlmeta: {self._name}: learns nothing so far: {why}", err=True)
 
     def decide(self, curve: Curve) -> str:
         """Return why the training is to stop after the epoch that was looked at last; empty where it goes on."""
         return self._watch.decide(_accuracies(curve), self._forecast)
 
-    def _learns_nothing(self, curve: Curve) -> bool:
-        """Return whether half the epochs are over, and in the second quarter the loss was that of guessing."""
-        if not self._chance_loss or 2 * len(curve) < self._n_epoch:
-            return False
-        losses = [metrics["train_loss"] for metrics in curve[self._n_epoch // 4 :]]
-        return all(abs(loss / self._chance_loss - 1) <= _NEAR_CHANCE for loss in losses)
+    def _explain_nothing_learnt(self, curve: Curve) -> str:
+        """Return what shows that nothing was learnt in a quarter of the epochs; empty where something was."""
+        quarter = max(2, math.ceil(self._n_epoch / 4))
+        if len(curve) < quarter:
+            return ""
+        newest = curve[-quarter:]
+        chance = self._chance_loss
+        losses = [metrics["train_loss"] for metrics in newest]
+        if chance and all(abs(loss / chance - 1) <= _NEAR_CHANCE for loss in losses):
+            return f"train_loss stays at that of guessing, {chance:.4g}"
+        stands = max(losses) - min(losses) <= _STANDS * abs(min(losses))
+        one_label = all(metrics.get("val_predicted_labels") == 1 for metrics in newest)
+        if stands and one_label and len(set(self._validation)) > 1:
+            return f"all {len(self._validation):,} validation pictures are taken for one label"
+        return ""
 
 
 def _accuracies(curve: Curve) -> list[float]:

@@ -49,6 +49,11 @@ class Measured:
         """Share of pictures whose greatest output is that of their label, 0 to 1."""
         return float((self.outputs.argmax(dim=1) == self.labels).float().mean())
 
+    @property
+    def n_predicted(self) -> int:
+        """How many labels the pictures are taken for."""
+        return len(set(self.outputs.argmax(dim=1).tolist()))
+
 
 @torch.inference_mode()
 def measure_model(model: nn.Module, criterion: Criterion, batches: Batches) -> Measured:

@@ -107,23 +107,37 @@ class Forecast:
         mean: Expected, at least what is reached, at most 1.
         std: Standard deviation.
         reached: The best so far.
+        n_pictures: On how many validation pictures; by default so many that an accuracy is certain.
     """
 
     mean: float
     std: float
     reached: float
+    n_pictures: float = math.inf
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 90 % interval."""
-        spread = Z_90 * self.std
-        return max(self.mean - spread, self.reached), min(self.mean + spread, 1.0)
+        """The 90 % interval of the accuracy on pictures of the same kind.
+
+        That of the curve's end, joined with Wilson's for a share of so few pictures (Wilson, Probable Inference, the
+        Law of Succession, and Statistical Inference, 1927): 3 of 3 right may be 53 % of all.
+        """
+        centre, width = _score_interval(self.mean, self.n_pictures)
+        spread = math.hypot(width, Z_90 * self.std)
+        reached, least = _score_interval(self.reached, self.n_pictures)
+        return max(centre - spread, reached - least), min(centre + spread, 1.0)
 
     def chance_above(self, value: float) -> float:
         """Return the probability of ending above a value."""
         if self.reached > value:
             return 1.0
         return 0.5 * math.erfc((value - self.mean) / (self.std * math.sqrt(2)))
+
+
+def _score_interval(share: float, n: float) -> tuple[float, float]:
+    """Return centre and half width of Wilson's 90 % interval for a share of n pictures."""
+    own = Z_90**2 / n
+    return (share + own / 2) / (1 + own), Z_90 * math.sqrt((share * (1 - share) + own / 4) / n) / (1 + own)
 
 
 def bests_at(past: Sequence[PastCurve], task: str, epoch: int) -> Floats:

@@ -61,7 +61,7 @@ def train_attempt(
 
     Args:
         prepared: From `prepare_training`.
-        recorder: Gets train_loss, val_loss, val_accuracy, learning_rate, epoch_seconds and
+        recorder: Gets train_loss, val_loss, val_accuracy, val_predicted_labels, learning_rate, epoch_seconds and
             pictures_per_second of every epoch, with the epoch's number as the step.
         trained: What is filled in and returned; whoever holds it has the epochs so far after an exception too. With
             a curve in it (see `restore_state`) the training goes on after its last epoch.
@@ -98,7 +98,7 @@ def train_attempt(
 def finish_epoch(prepared: Prepared, trained: Trained, metrics: Metrics) -> None:
     """Add an epoch to the curve, and keep its weights where they are the ones to keep."""
     trained.curve.append(metrics)
-    if not has_diverged(metrics) and is_kept(prepared.commands.keep, trained):
+    if not has_diverged(metrics) and is_kept(prepared.keep, trained):
         trained.kept_epoch = len(trained.curve)
         trained.state = {key: value.detach().cpu().clone() for key, value in prepared.model.state_dict().items()}
 
@@ -112,6 +112,7 @@ def run_epoch(prepared: Prepared, epoch: int) -> Metrics:
     if len(prepared.validation) and math.isfinite(metrics["train_loss"]):
         measured = measure_model(prepared.model, prepared.criterion, prepared.validation)
         metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+        metrics["val_predicted_labels"] = measured.n_predicted
     _step_after_epoch(prepared, metrics["train_loss"])
     metrics["epoch_seconds"] = time.perf_counter() - started
     metrics["pictures_per_second"] = len(prepared.batches) / max(seconds, 1e-9)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +20,17 @@ from mlmeta.data.pictures import PictureSet
 from mlmeta.data.roots import confined_copy
 from mlmeta.data.splits import Part
 from mlmeta.data.task import CheckShape, Task, prepare_task
-from mlmeta.data.transforms import build_target_transform
+from mlmeta.data.transforms import build_target_transform, build_transform
+from mlmeta.errors import CommandsError
 from mlmeta.models.criteria import Criterion
 from mlmeta.models.optimizers import build_optimizer, build_scheduler
 from mlmeta.models.shapes import LayerRow, format_bytes, refuse_batch, trace_layers
 from mlmeta.models.weights import load_backbone, read_weights
 from mlmeta.spec_builder import build_criterion, build_model, output_form, summarize_model
+
+# By fewer validation pictures no epoch is chosen.
+FEWEST_TO_CHOOSE = 20
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
     model = prepare_model(commands, n_labels=task.n_labels, input_shape=task.input_shape, base_dir=base_dir)
     prepare_criterion(commands, n_labels=task.n_labels)
     optimizer = build_optimizer(commands.optimizer, model.parameters())
-    counts: dict[Part, int] = {part: len(task.pictures.select(part)) for part in ("train", "validation", "test")}
+    counts: dict[Part, int] = {part: len(task.pictures.select(part)) for part in PARTS}
     if commands.scheduler is not None:
         n_batches = count_batches(counts["train"], commands.batch_size)
         build_scheduler(commands.scheduler, optimizer, n_epoch=commands.n_epoch, n_batches=n_batches)
@@ -76,6 +83,8 @@ def check_commands(commands: TrainCommands, *, base_dir: Path) -> CheckResult:
     facts = [
         f"{commands.criterion['name']}, {commands.optimizer['name']}, {scheduler}; {commands.n_epoch} epochs",
     ]
+    _, too_few = choose_keep(commands, counts["validation"], n_labels=task.n_labels)
+    facts += [too_few] if too_few else []
     if commands.initial_weights is not None:
         facts.append(_describe_start(commands.initial_weights))
     return CheckResult(rows, task.input_shape, counts, commands.batch_size, facts, task.account())
@@ -115,7 +124,11 @@ def _align(line: tuple[str, ...], widths: list[int]) -> list[str]:
 
 @dataclass
 class Prepared:
-    """Everything that a training needs, built and checked before it starts."""
+    """Everything that a training needs, built and checked before it starts.
+
+    Attributes:
+        keep: Which epoch's weights are kept, best or last, see `choose_keep`.
+    """
 
     commands: TrainCommands
     task: Task
@@ -126,6 +139,7 @@ class Prepared:
     scheduler: LRScheduler | None
     batches: Batches
     validation: Batches
+    keep: str
 
 
 def prepare_training(commands: TrainCommands, *, base_dir: Path) -> Prepared:
@@ -150,7 +164,23 @@ def prepare_training(commands: TrainCommands, *, base_dir: Path) -> Prepared:
         scheduler = build_scheduler(
             commands.scheduler, optimizer, n_epoch=commands.n_epoch, n_batches=batches.n_batches
         )
-    return Prepared(commands, task, device, model, criterion, optimizer, scheduler, batches, validation)
+    keep, _ = choose_keep(commands, len(validation), n_labels=task.n_labels)
+    return Prepared(commands, task, device, model, criterion, optimizer, scheduler, batches, validation, keep)
+
+
+def choose_keep(commands: TrainCommands, n_validation: int, *, n_labels: int) -> tuple[str, str]:
+    """Return which weights are kept, best or last, and a sentence where the validation part is too small to choose by.
+
+    By fewer than 20 pictures, or fewer than 2 a label, the best epoch is found by luck: the last is kept then, unless
+    the commands say themselves that the best is wanted.
+    """
+    needed = max(FEWEST_TO_CHOOSE, 2 * n_labels)
+    if commands.keep == "last" or not 0 < n_validation < needed or commands.n_epoch == 1:
+        return commands.keep, ""
+    few = f"keep: {n_validation:,} validation picture{'s'[: n_validation != 1]} are too few to choose the best epoch by"
+    if "keep" in commands.model_fields_set:
+        return "best", f"{few} ({needed:,} are needed), which the commands ask for"
+    return "last", f"{few} ({needed:,} are needed): the weights of the last are kept"
 
 
 def seed_everything(seed: int) -> None:
@@ -171,8 +201,41 @@ def check_batch(commands: TrainCommands, *, training: bool = True) -> CheckShape
             kept_bytes = trace.kept_bytes
         n_pictures = len(found.select("train")) if training else len(found.pictures)
         refuse_batch(input_shape, min(commands.batch_size, n_pictures), kept_bytes=kept_bytes)
+        counts: dict[Part, int] = {"test": n_pictures}
+        if training:
+            counts = {part: len(found.select(part)) for part in PARTS}
+        refuse_lone_pictures(commands, counts, n_labels=len(found.label_names), input_shape=input_shape)
 
     return check
+
+
+def refuse_lone_pictures(
+    commands: TrainCommands, counts: Mapping[Part, int], *, n_labels: int, input_shape: tuple[int, int, int]
+) -> None:
+    """Refuse batches of one picture where a layer of the model needs more, which torch says only when it computes.
+
+    Args:
+        commands: Of the training, or of the test with the attempt's batch size.
+        counts: The pictures of each part.
+        n_labels: Number of labels.
+        input_shape: (channels, height, width) of a picture.
+
+    Raises:
+        CommandsError: Names the layer, and why a picture stands alone.
+    """
+    build = partial(summarize_model, commands.model, n_labels=n_labels, input_shape=input_shape)
+    for part, n_pictures in counts.items():
+        # A last picture that would be alone joins the batch before it.
+        if min(n_pictures, commands.batch_size) != 1 or build_transform(commands.transform, training=False).crops:
+            continue
+        alone = f"there is only 1 {part.replace('train', 'training')} picture"
+        why = "batch_size is 1; make it 2 or more" if commands.batch_size == 1 else alone
+        build(training=part == "train")
+        try:
+            build(training=part == "train", n_pictures=1)
+        except CommandsError as error:
+            faults = [replace(fault, message=f"{fault.message}, but {why}") for fault in error.faults]
+            raise CommandsError(faults) from None
 
 
 def prepare_model(

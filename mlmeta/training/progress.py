@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from mlmeta.console import ProgressBar
 from mlmeta.status import Status
-from mlmeta.training.learning_curves import Z_90
 
 
 class Progress(Protocol):
@@ -48,10 +47,9 @@ def describe_epoch(metrics: Mapping[str, float], *, short: bool = False) -> str:
 
 
 def _describe_expected(metrics: Mapping[str, float]) -> str:
-    """Return the predicted end with its 90 % interval, which cannot lie below what is reached."""
-    mean, spread = metrics["expected_accuracy"], Z_90 * metrics["expected_accuracy_std"]
-    low = max(mean - spread, metrics.get("val_accuracy", 0.0))
-    return f"{mean:.1%} ({low:.1%} to {min(mean + spread, 1.0):.1%})"
+    """Return the predicted end with its 90 % interval."""
+    mean, low, high = (metrics[f"expected_accuracy{suffix}"] for suffix in ("", "_low", "_high"))
+    return f"{mean:.1%} ({low:.1%} to {high:.1%})"
 
 
 class EpochRecorder(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,19 @@ from mlmeta.errors import AttemptFailedError, DivergedError, NotFoundError
 from mlmeta.models.weights import save_weights
 from mlmeta.reports.attempt_files import write_account, write_conflicts, write_skipped
 from mlmeta.reports.attempt_plots import plot_loss_curve
-from mlmeta.spec_builder import describe_model
+from mlmeta.spec_builder import describe_model, guess_loss
 from mlmeta.status import Status
 from mlmeta.tracking.recorder import MlflowRecorder
-from mlmeta.tracking.recovery import find_resumable
+from mlmeta.tracking.recovery import find_resumable, has_epochs
 from mlmeta.training.checkpoints import Checkpoint, capture_state, restore_state
 from mlmeta.training.early_stopping import EpochWatch, read_past
 from mlmeta.training.initial_weights import Start, look_up_start, start_training
 from mlmeta.training.loop import Trained, find_batch_size, has_diverged, is_out_of_memory, train_attempt
-from mlmeta.training.preparation import Prepared
+from mlmeta.training.preparation import Prepared, choose_keep
 from mlmeta.training.progress import EpochRecorder, Progress, Recorder
+
+# Outputs for which the loss of guessing is computed.
+_MOST_GUESSED = 1_000_000
 
 
 class _NewEpochs:
@@ -76,11 +78,21 @@ def look_up_run(prepared: Prepared, resume_run_id: str | None) -> tuple[str | No
     """Return the run to go on in, and what a training is to start from; each is None where there is none.
 
     Raises:
+        NotFoundError: If the run has epochs, and this machine has no checkpoint of them; the run is left as it is.
         BadInputError: If what the commands name cannot be used, see `look_up_start`.
     """
     resumed = resume_run_id or find_resumable(prepared.commands)
+    if resumed and not Checkpoint(resumed).is_there() and has_epochs(resumed):
+        raise _miss_checkpoint(prepared, Checkpoint(resumed))
     # A checkpoint has all that the attempt began with.
     return resumed, None if resumed and Checkpoint(resumed).is_there() else look_up_start(prepared)
+
+
+def _miss_checkpoint(prepared: Prepared, checkpoint: Checkpoint) -> NotFoundError:
+    return NotFoundError(
+        f"{prepared.commands.model_name}: this machine has no checkpoint of the attempt ({checkpoint.file}); "
+        "resume it where it was trained, or start a new one"
+    )
 
 
 def take_up(
@@ -92,14 +104,11 @@ def take_up(
         NotFoundError: If the run has epochs, and this machine has no checkpoint of them.
         BadInputError: If the checkpoint is damaged, or the pictures have changed.
     """
-    name, checkpoint = prepared.commands.model_name, Checkpoint(recorder.run_id)
+    checkpoint = Checkpoint(recorder.run_id)
     recorded = recorder.recorded_steps("train_loss") if is_resumed else set()
     state = checkpoint.load() if is_resumed else None
     if state is None and recorded:
-        raise NotFoundError(
-            f"{name}: this machine has no checkpoint of the attempt ({checkpoint.file}); "
-            "resume it where it was trained, or start a new one"
-        )
+        raise _miss_checkpoint(prepared, checkpoint)
     trained = Trained() if state is None else restore_state(prepared, state)
     return Job(prepared, recorder, checkpoint, trained, recorded, start, until_epoch or prepared.commands.n_epoch)
 
@@ -124,6 +133,9 @@ def train_recorded(job: Job, progress: Progress) -> None:
         # Saved before anything of it is recorded, so that an attempt that goes on does not choose anew.
         save_checkpoint(job)
     recorder.log_params({f"initial_weights.{key}": value for key, value in trained.initial_weights.items()})
+    _, too_few = choose_keep(prepared.commands, len(prepared.validation), n_labels=prepared.task.n_labels)
+    if too_few:
+        say_once(f"mlmeta: {too_few}")
     watch = _watch_training(job)
     if start and trained.curve:
         # The epoch that won the race, shown like every other.
@@ -164,7 +176,8 @@ def _watch_training(job: Job) -> EpochWatch:
     digest = task.pictures.task_digest
     return EpochWatch(
         commands, read_past(commands, task=digest, run_id=job.recorder.run_id, rule=rule),
-        task=digest, n_labels=task.n_labels, chance_loss=chance_loss(job.prepared), rule=rule,
+        task=digest, n_labels=task.n_labels, validation=job.prepared.validation.labels.tolist(),
+        chance_loss=chance_loss(job.prepared), rule=rule,
     )  # fmt: skip
 
 
@@ -272,5 +285,8 @@ def log_training(prepared: Prepared, trained: Trained, recorder: Recorder) -> No
 
 
 def chance_loss(prepared: Prepared) -> float | None:
-    """Return the loss of guessing, ln K, where the criterion is one that it is known for."""
-    return math.log(prepared.task.n_labels) if prepared.commands.criterion["name"] == "CrossEntropyLoss" else None
+    """Return the loss of guessing, that of even outputs, where the criterion is one of shares; ln K for most."""
+    if prepared.commands.criterion["name"] not in ("CrossEntropyLoss", "NLLLoss", "KLDivLoss"):
+        return None
+    n_labels = prepared.task.n_labels
+    return guess_loss(prepared.criterion, max(2, min(n_labels, _MOST_GUESSED // n_labels)), device=prepared.device)

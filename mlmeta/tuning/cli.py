@@ -198,12 +198,17 @@ def _refuse_existing(file: Path) -> None:
 @click.option("--first-epochs", type=click.IntRange(1, 1_000_000), help="Epochs before the others are pruned; 1.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the proposals; 0 by default.")
 @click.option("--resume", metavar="RUN_ID|NAME", help="Go on with a tuning that was stopped, or ask more of it.")
+@click.option("--anew", is_flag=True, help="With --resume: begin anew what has its checkpoint elsewhere.")
 @click.option("--write", "file", metavar="FILE", type=click.Path(path_type=Path), help="Write the best commands here.")
 @reporting_errors
-def tune(config: Path | None, time_limit: str | None, resume: str | None, file: Path | None, **given: object) -> None:
+def tune(
+    config: Path | None, time_limit: str | None, resume: str | None, anew: bool, file: Path | None, **given: object
+) -> None:
     """Make attempts on the task of CONFIG, each better informed than the one before, and test the best."""
     if (config is None) == (resume is None):
         raise BadInputError("tune needs either a commands file, or --resume with a run id or a name")
+    if anew and resume is None:
+        raise BadInputError("tune: --anew goes with --resume only; a new tuning begins everything anew")
     wanted = {key: value for key, value in given.items() if value is not None}
     if time_limit is not None:
         wanted |= {"seconds": parse_duration(time_limit), "attempts": wanted.get("attempts")}
@@ -219,7 +224,7 @@ def tune(config: Path | None, time_limit: str | None, resume: str | None, file: 
         settings = TuningSettings(**wanted)  # type: ignore[arg-type]  # click has checked the kinds
         tuned = tune_task(commands, base_dir=config.parent, settings=settings)
     else:
-        tuned = resume_tuning(str(resume), changes=wanted)
+        tuned = resume_tuning(str(resume), changes=wanted, anew=anew)
     click.echo(describe_result(tuned))
     click.echo(f"run {tuned.run_id}; go on with: mlmeta tune --resume {tuned.run_id} --attempts N")
     if tuned.incumbent is None:

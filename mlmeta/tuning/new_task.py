@@ -16,13 +16,14 @@ from mlmeta.analysis.task_similarity import NEW_TASK, describe_new_task, rank_si
 from mlmeta.commands.documents import TrainCommands, digest_document
 from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 from mlmeta.commands.search_space import TRAINING_KEYS
+from mlmeta.commands.validation import explain_watched
 from mlmeta.console import say_once
 from mlmeta.data.task import describe_task, prepare_task
-from mlmeta.errors import MlmetaError
+from mlmeta.errors import CommandsError, Fault, MlmetaError
 from mlmeta.history.table import read_numbers
 from mlmeta.models.optimizers import build_optimizer
 from mlmeta.spec_builder import build_model, describe_model, summarize_model
-from mlmeta.training.preparation import check_batch
+from mlmeta.training.preparation import PARTS, check_batch, refuse_lone_pictures
 from mlmeta.tuning.lessons import Shipped, read_shipped, split_lessons
 from mlmeta.tuning.proposals import Proposal, write_commands
 
@@ -130,6 +131,11 @@ def _describe_attempt(task: NewTask, proposal: Proposal, networks: dict[str, dic
     key = digest_document({"model": commands.model})
     if key not in networks:
         networks[key] = _describe_network(commands, task)
+    parts = {part: int(task.counts[f"n_{part}"]) for part in PARTS}
+    refuse_lone_pictures(commands, parts, n_labels=int(task.counts["n_labels"]), input_shape=task.input_shape)
+    if message := explain_watched(commands.scheduler or {}):
+        # It can still be read of an attempt that was recorded with it.
+        raise CommandsError([Fault("scheduler.mode", message)])
     build_optimizer(commands.optimizer, [torch.nn.Parameter(torch.zeros(1))])
     arch = {f"arch.{name}": value for name, value in networks[key].items()}
     counts = {f"task.{name}": value for name, value in task.counts.items()}

@@ -246,7 +246,9 @@ def _explain(
     evidence = tuple((found if near is None else [_make_evidence(near, 0.0, metric), *found])[:N_EVIDENCE])
     seconds = _expect_seconds(task, past.iloc[similar])
     mean, std = float(predicted.mean[row]), float(predicted.std[row])
-    return Recommendation(commands, mean, std, seconds, evidence, _say_why(task, proposal, evidence, metric))
+    why, doubt = _say_why(task, proposal, evidence, metric), surrogate.explain_doubt(row)
+    why += f" Warning: nothing like it was tried without failing; the nearest is away {doubt}." if doubt else ""
+    return Recommendation(commands, mean, std, seconds, evidence, why)
 
 
 def _make_evidence(attempt: pd.Series[Any], distance: float, metric: str) -> Evidence:

@@ -26,6 +26,7 @@ from mlmeta.errors import BadInputError, NotFoundError, one_line, suggest
 from mlmeta.files import hold_run
 from mlmeta.status import MLFLOW_STATUS, Status
 from mlmeta.tracking.attempts import read_commands
+from mlmeta.tracking.recovery import find_worker, refuse_elsewhere
 from mlmeta.tracking.runs import first_tags, start_run
 from mlmeta.tracking.store import open_client, search_all_runs, telling
 
@@ -44,6 +45,8 @@ class TunedAttempt:
         val_accuracy: Of the weights that it keeps; NaN where it has none.
         val_loss: Of its last epoch; NaN where it has none.
         accuracy: Of its test; NaN where it was not tested.
+        host: The machine that has worked on it last.
+        is_elsewhere: Whether another machine works on it now.
     """
 
     run_id: str
@@ -54,6 +57,8 @@ class TunedAttempt:
     val_accuracy: float
     val_loss: float
     accuracy: float = math.nan
+    host: str = ""
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,7 @@ def find_tuning(name_or_run_id: str) -> StoppedTuning:
 
     Raises:
         NotFoundError: If there is none; names the nearest.
+        BadInputError: If another machine works on it or on one of its attempts, or it has no settings.
         MlmetaError: If the tracking store cannot be read.
     """
     client = open_client()
@@ -181,6 +187,8 @@ def find_tuning(name_or_run_id: str) -> StoppedTuning:
         hint = suggest(name_or_run_id, names, f"; there are {len(runs)} others")
         raise NotFoundError(f"resume: there is no tuning of {name_or_run_id!r}{hint}")
     run = max(named, key=lambda run: run.info.start_time)
+    for one in (run, *_search_attempts(client, run.info.run_id)):
+        refuse_elsewhere(one)
     try:
         settings = json.loads(run.data.tags.get(_SETTINGS_TAG, ""))
     except ValueError:
@@ -199,9 +207,12 @@ def list_attempts(run_id: str) -> list[TunedAttempt]:
     """
     client = open_client()
     with telling("the attempts of the tuning cannot be read"):
-        found = search_all_runs(client, f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`mlmeta.kind` = 'attempt'")
-        runs = sorted(found, key=lambda run: run.info.start_time)
-        return [_read_attempt(client, run) for run in runs]
+        return [_read_attempt(client, run) for run in _search_attempts(client, run_id)]
+
+
+def _search_attempts(client: MlflowClient, run_id: str) -> list[Run]:
+    found = search_all_runs(client, f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`mlmeta.kind` = 'attempt'")
+    return sorted(found, key=lambda run: run.info.start_time)
 
 
 def _read_attempt(client: MlflowClient, run: Run) -> TunedAttempt:
@@ -216,6 +227,8 @@ def _read_attempt(client: MlflowClient, run: Run) -> TunedAttempt:
         val_accuracy=metrics.get("kept_val_accuracy", metrics.get("val_accuracy", math.nan)),
         val_loss=metrics.get("val_loss", math.nan),
         accuracy=metrics.get("accuracy", math.nan),
+        host=tags.get("mlmeta.host", ""),
+        is_elsewhere=bool(find_worker(run)),
     )
 
 

@@ -8,8 +8,12 @@ score of an attempt as a normal quantile of its rank within its task. The covari
 
 so that all tasks teach something and like tasks teach more. The score that a z stands for is read from the past tasks:
 the score at that quantile on each, weighted by likeness. On the new task itself attempts count by their scores, with an
-unknown level and the unit that is usual among tasks. (Rasmussen and Williams, Gaussian Processes for Machine Learning,
-2006, chapters 2 and 4; Bonilla et al., Multi-task Gaussian Process Prediction, 2007.)
+unknown level and the unit that is usual among tasks.
+
+Far from all attempts a Gaussian process goes back to its median, as if a learning rate of 1e9 were as good as most.
+What is out of reach of everything that was tried without failing is therefore taken for a failure, the surer the
+farther it is: its z goes to that of a failed attempt, its score to chance. (Rasmussen and Williams, Gaussian Processes
+for Machine Learning, 2006, chapters 2 and 4; Bonilla et al., Multi-task Gaussian Process Prediction, 2007.)
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
@@ -25,7 +30,15 @@ from mlmeta.analysis.features import score_quantiles, score_ranks
 from mlmeta.analysis.task_similarity import task_distances
 from mlmeta.history.table import FAILED, Floats, Ints, lower_is_better, read_scores
 from mlmeta.tuning.lessons import Shipped
-from mlmeta.tuning.training_features import LENGTHS, PLAIN_SHIFT, describe_trainings, fill_unknown
+from mlmeta.tuning.training_features import (
+    LENGTHS,
+    PLAIN_SHIFT,
+    REACH,
+    fill_unknown,
+    measure_defaults,
+    name_features,
+    scale_features,
+)
 
 # Of more past attempts this many are learnt from: a fit grows with their cube.
 MOST_ATTEMPTS = 1_200
@@ -36,6 +49,8 @@ _LEVEL = 3.0
 _SHARPNESS = 5
 # What a failed attempt on the new task counts as: one of the worst hundredth.
 _FAILED_Z = -2.3
+# From this doubt on a proposal is told to be unlike what was tried.
+DOUBTFUL = 0.2
 # Where no past task says it: that of accuracies above chance on the 13 tasks of the examples.
 _USUAL_UNIT = 0.16
 # What shipped accuracies may stand for as they are.
@@ -119,6 +134,7 @@ class Surrogate:
         scores = self._sign * _correct(scores, chances[codes])
         self._levels = _Levels(scores, z, codes, closeness[code])
         self._fit(learnt, new, tasks, codes, code, z, closeness)
+        self._measure_reach(_read_failed(learnt), new)
         # Row, score above chance, and what it weighs beside one that is certain.
         self._observed: list[tuple[int, float, float]] = []
 
@@ -129,7 +145,9 @@ class Surrogate:
         """Compute mean and covariance of z of the new attempts, shapes (m,) and (m, m)."""
         settings, n = self._settings, len(past)
         own = new.assign(task=str(tasks["task"].iloc[code]))
-        points = describe_trainings(_join(past, own), tasks, settings.lengths, shift=settings.shift)
+        features = name_features(_join(past, own), tasks, shift=settings.shift)
+        points = scale_features(features, settings.lengths)
+        self._reached = {name: values for name, values in features if name in REACH}
         all_codes = np.concatenate([codes, np.full(len(new), code)])
         covariance = _make_covariance(points, all_codes, closeness, settings)
         inside, across = covariance[:n, :n], covariance[:n, n:]
@@ -141,6 +159,43 @@ class Surrogate:
             self.covariance = self.covariance - explained.T @ explained
         self._likeness = across[: len(self.past)]
         self._ranked, self._with_level = self.mean.copy(), self.covariance + _LEVEL
+
+    def _measure_reach(self, has_failed: npt.NDArray[np.bool_], new: pd.DataFrame) -> None:
+        """Compute how far each of what decides is from the nearest past value, beyond what is allowed, in its unit."""
+        self._new = {name: values[len(has_failed) :] for name, values in self._reached.items()}
+        self._nearest = {
+            name: _find_nearest(self._new[name], values[: len(has_failed)][~has_failed])
+            for name, values in self._reached.items()
+        }
+        # Whoever has tried little may try what is usual.
+        for name, values in {**self._new, "rate": measure_defaults(new)}.items():
+            self._nearest[name] = np.fmin(self._nearest[name], REACH[name].measure_usual(values))
+
+    def _measure_excess(self) -> dict[str, Floats]:
+        """Return by name of `REACH` how far the new attempts are out of reach, shape (m,); 0: within it."""
+        rows = [row for row, *_ in self._observed]
+        excess = {}
+        for name, values in self._new.items():
+            nearest = np.fmin(self._nearest[name], _find_nearest(values, values[rows]))
+            excess[name] = np.maximum(np.where(np.isfinite(nearest), nearest, 0.0) - REACH[name].allowed, 0.0)
+        return excess
+
+    def _doubt(self) -> Floats:
+        """Return how sure it is that each new attempt is unlike everything that was tried, 0 to 1, shape (m,)."""
+        squares = [(values / REACH[name].scale) ** 2 for name, values in self._measure_excess().items()]
+        return np.asarray(1 - np.exp(-np.sum(squares, axis=0)), dtype=np.float64)
+
+    def explain_doubt(self, row: int) -> str:
+        """Return what of a new attempt is unlike everything that was tried, a clause; empty where nothing is."""
+        if self._doubt()[row] < DOUBTFUL:
+            return ""
+        apart = {
+            name: values[row] + REACH[name].allowed for name, values in self._measure_excess().items() if values[row]
+        }
+        amounts = {
+            name: f"{by:.2g}" if name == "dropout" else f"a factor of {_round(by):,.0f}" for name, by in apart.items()
+        }
+        return " and ".join(f"in {REACH[name].word} by at least {amount}" for name, amount in amounts.items())
 
     def observe(self, row: int, score: float | None, *, std: float = 0.0) -> None:
         """Take in that a new attempt has reached a score.
@@ -154,7 +209,8 @@ class Surrogate:
         if score is None or not np.isfinite(score):
             # It says nothing of the task's level.
             gain = self.covariance[:, row] / (self.covariance[row, row] + self._settings.noise)
-            self._ranked = self._ranked + gain * (_FAILED_Z - self.mean[row])
+            shift = gain * (_FAILED_Z - self.mean[row])
+            self.mean, self._ranked = self.mean + shift, self._ranked + shift
         else:
             value = float(self._sign * _correct(np.array([score]), np.array([self._chance]))[0])
             scale = 1.0 if np.isnan(self._chance) else 1 - self._chance
@@ -176,11 +232,12 @@ class Surrogate:
             tried: Candidates that are not to be chosen again.
         """
         covariance = self.covariance[:n_candidates, :n_candidates]
+        doubt, ranked = self._doubt()[:n_candidates], self._rank()[:n_candidates]
         chosen: list[int] = []
         while len(chosen) < min(n, n_candidates - len(tried)):
             spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
             # From the second one on, what is less sure is worth more.
-            value = self._ranked[:n_candidates] + (spread if chosen else 0.0)
+            value = ranked + ((1 - doubt) * spread if chosen else 0.0)
             value[[*chosen, *tried]] = -np.inf
             row = int(np.argmax(value))
             chosen.append(row)
@@ -191,6 +248,11 @@ class Surrogate:
     def find_evidence(self, row: int, n: int) -> list[int]:
         """Return the places in `past` of the attempts that say most about a new one, the most telling first."""
         return [int(place) for place in np.argsort(-self._likeness[:, row], kind="stable")[:n]]
+
+    def _rank(self) -> Floats:
+        """Return z with doubt taken in."""
+        doubt = self._doubt()
+        return (1 - doubt) * self._ranked + doubt * np.minimum(self._ranked, _FAILED_Z)
 
     def predict(self) -> Prediction:
         """Return what can be expected of every new attempt."""
@@ -208,9 +270,14 @@ class Surrogate:
             here = observed + ranked * self._levels.unit
             value = np.where(np.isnan(level), here, weight * here + (1 - weight) * level)
             deviation = np.hypot(spread * self._levels.unit, (1 - weight) * np.nan_to_num(level_deviation))
-        mean = _restore(self._sign * value, self._chance)
+        doubt = self._doubt()
+        bad = self._levels.read(np.full(1, _FAILED_Z), np.zeros(1))[0] if np.isnan(self._chance) else np.zeros(1)
+        bad = np.where(np.isnan(bad), value, np.minimum(value, bad))
+        # Two things may be: as good as it looks, or as bad as what fails.
+        deviation = np.hypot(deviation, np.sqrt(doubt * (1 - doubt)) * (value - bad))
+        mean = _restore(self._sign * ((1 - doubt) * value + doubt * bad), self._chance)
         scale = 1.0 if np.isnan(self._chance) else 1 - self._chance
-        return Prediction(mean, deviation * scale, self._ranked.copy())
+        return Prediction(mean, deviation * scale, self._rank())
 
 
 class _Levels:
@@ -282,6 +349,22 @@ def _draw(past: pd.DataFrame, z: Floats, n: int, seed: int) -> tuple[pd.DataFram
     return past.iloc[places], z[places]
 
 
+def _round(decades: float) -> float:
+    """Return a power of ten, rounded to two digits."""
+    return float(f"{10 ** min(decades, 300.0):.2g}")
+
+
+def _find_nearest(values: Floats, known: Floats) -> Floats:
+    """Return the distance of each value from the nearest that is known, shape (m,); NaN where none is."""
+    if not len(known):
+        return np.full(len(values), np.nan)
+    return np.asarray(np.abs(values[:, None] - known).min(axis=1), dtype=np.float64)
+
+
+def _read_failed(past: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    return past["status"].isin(FAILED).to_numpy(dtype=bool) if len(past) else np.zeros(0, dtype=bool)
+
+
 def _join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of both, with the params of both."""
     joined = pd.concat([first, second], ignore_index=True) if len(first) else second.reset_index(drop=True)
@@ -293,7 +376,7 @@ def _read_usable(past: pd.DataFrame, metric: str) -> Floats:
     """Return the scores, NaN where an attempt failed."""
     if not len(past):
         return np.zeros(0)
-    return np.where(past["status"].isin(FAILED).to_numpy(), np.nan, read_scores(past, metric))
+    return np.where(_read_failed(past), np.nan, read_scores(past, metric))
 
 
 def _read_chances(tasks: pd.DataFrame, metric: str) -> Floats:

@@ -10,13 +10,18 @@ of pictures. Beside the params themselves the features are therefore
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
 from mlmeta.analysis.features import encode_attempts
+from mlmeta.commands.catalog import find_entry
+from mlmeta.errors import CommandsError
 from mlmeta.history.table import Floats, read_numbers
 
 # In decades: the learning rate of SGD that does about what 1 does for Adam and its like.
@@ -46,6 +51,36 @@ LENGTHS: Mapping[str, float] = MappingProxyType(
     }
 )
 _NO_DECAY = 1e-5
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far from what was tried a feature may be: in decades, or, of dropout, as a probability.
+
+    Attributes:
+        word: What it is called.
+        allowed: From the nearest value that was tried.
+        scale: Over so much more nothing is known any more.
+        usual: From where to where values count as tried by somebody; of the rate, from its optimizer's default.
+    """
+
+    word: str
+    allowed: float
+    scale: float
+    usual: tuple[float, float]
+
+    def measure_usual(self, values: Floats) -> Floats:
+        """Return how far values are from the usual ones, in the shape of `values`; NaN for NaN."""
+        return np.maximum(np.maximum(self.usual[0] - values, values - self.usual[1]), 0.0)
+
+
+REACH: Mapping[str, Reach] = MappingProxyType(
+    {
+        "rate": Reach("learning rate", 0.5, 1.0, (-1.5, 1.5)),
+        "decay": Reach("weight decay", 1.5, 1.0, (-5.0, -2.0)),
+        "dropout": Reach("dropout", 0.3, 0.1, (0.0, 0.5)),
+    }
+)
 _KNOWN = frozenset(
     "optimizer.name optimizer.lr optimizer.momentum optimizer.weight_decay batch_size n_epoch arch.batch_norm "
     "arch.depth arch.width arch.n_parameters arch.dropout arch.hidden arch.activation".split()
@@ -70,9 +105,13 @@ def describe_trainings(
         float64, shape (n, d), finite; each feature divided by its length. What is not known is the median of what
         is, so that it speaks neither for nor against.
     """
-    features = name_features(table, tasks, shift=shift)
+    return scale_features(name_features(table, tasks, shift=shift), lengths)
+
+
+def scale_features(features: Sequence[tuple[str, Floats]], lengths: Mapping[str, float]) -> Floats:
+    """Return what `name_features` gives as points, shape (n, d), each feature divided by its length."""
     columns = [values / lengths[name.partition("=")[0]] for name, values in features]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
+    return np.stack(columns, axis=1)
 
 
 def name_features(table: pd.DataFrame, tasks: pd.DataFrame, *, shift: float = PLAIN_SHIFT) -> list[tuple[str, Floats]]:
@@ -148,3 +187,18 @@ def fill_unknown(values: Floats) -> Floats:
     """Return values with the median of those that are finite, 0 without any, in place of the others."""
     known = values[np.isfinite(values)]
     return np.where(np.isfinite(values), values, np.median(known) if known.size else 0.0)
+
+
+def measure_defaults(table: pd.DataFrame) -> Floats:
+    """Return how many decades each learning rate is above its optimizer's default, shape (n,); NaN where not known."""
+    rates = read_numbers(table, "optimizer.lr")
+    defaults = np.array([_find_default_rate(name) for name in _words(table, "optimizer.name")], dtype=np.float64)
+    return _log(np.log10, rates / defaults)
+
+
+@cache
+def _find_default_rate(optimizer: str) -> float:
+    with contextlib.suppress(CommandsError):
+        rate = find_entry("optimizer", optimizer).arguments.get("lr")
+        return float(rate.default) if rate and isinstance(rate.default, int | float) else np.nan
+    return np.nan

@@ -76,6 +76,7 @@ def tune_task(
     base_dir: Path,
     settings: TuningSettings | None = None,
     resume_run_id: str | None = None,
+    anew: bool = False,
     progress: TuningProgress | None = None,
 ) -> Tuned:
     """Make attempts on the task of some commands, each better informed, and test the best one.
@@ -85,6 +86,7 @@ def tune_task(
         base_dir: What relative paths are relative to.
         settings: How; None for the defaults.
         resume_run_id: The run of a tuning to go on with.
+        anew: Begin attempts anew whose checkpoints are not on this machine; they are left as they are.
         progress: Shows it; None shows it on standard error.
 
     Raises:
@@ -109,12 +111,7 @@ def tune_task(
     ):
         tuning = Tuning(commands, settings, base_dir, recorder, sampler, shown)
         try:
-            while tuning.go_on():
-                proposals = first or tuning.propose()
-                first = []
-                if not tuning.run_round(proposals):
-                    shown.say("nothing is left to try in the search space")
-                    break
+            tuning.run(first, anew=anew)
             metrics = _test(choose_incumbent(tuning.attempts()), commands, base_dir)
         except KeyboardInterrupt:
             _conclude(tuning, {})
@@ -136,16 +133,17 @@ def _conclude(tuning: Tuning, metrics: Mapping[str, float]) -> Tuned:
     return tuned
 
 
-def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = None) -> Tuned:
+def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = None, anew: bool = False) -> Tuned:
     """Go on with a tuning that was stopped, or ask more of one that was not, in its own run.
 
     Args:
         name_or_run_id: Its run id, or the name of its commands (the newest tuning of that name).
         changes: Fields of `TuningSettings` that are other now.
+        anew: As for `tune_task`.
 
     Raises:
         NotFoundError: If there is no such tuning.
-        BadInputError: As `tune_task`.
+        BadInputError: As `tune_task`, and if another machine works on it.
     """
     tuning = find_tuning(name_or_run_id)
     try:
@@ -153,7 +151,9 @@ def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = No
         settings.check()
     except TypeError as error:
         raise BadInputError(f"resume: the settings of the tuning {tuning.run_id} cannot be read: {error}") from None
-    return tune_task(tuning.commands, base_dir=tuning.commands_dir, settings=settings, resume_run_id=tuning.run_id)
+    return tune_task(
+        tuning.commands, base_dir=tuning.commands_dir, settings=settings, resume_run_id=tuning.run_id, anew=anew
+    )
 
 
 def _test(incumbent: TunedAttempt | None, commands: TrainCommands, base_dir: Path) -> Mapping[str, float]:
@@ -251,6 +251,12 @@ def rank_attempts(attempts: Sequence[TunedAttempt]) -> list[TunedAttempt]:
     return sorted(attempts, key=worth, reverse=True)
 
 
+def _is_left(attempt: TunedAttempt) -> bool:
+    """Return whether an attempt is left as it is: another machine works on it, or has what is needed to go on."""
+    is_missing = attempt.n_epochs > 0 and not Checkpoint(attempt.run_id).is_there()
+    return attempt.is_elsewhere or (attempt.status == Status.INTERRUPTED and is_missing)
+
+
 @dataclass
 class Tuning:
     """One tuning at work; what is not in MLflow is lost without harm."""
@@ -268,10 +274,34 @@ class Tuning:
     def attempts(self) -> list[TunedAttempt]:
         """Return its attempts as they are now; one whose process died is marked Interrupted first."""
         found = list_attempts(self.recorder.run_id)
-        dead = [attempt for attempt in found if attempt.status in _AT_WORK]
+        dead = [attempt for attempt in found if attempt.status in _AT_WORK and not attempt.is_elsewhere]
         for attempt in dead:
             mark_interrupted(attempt.run_id)
         return list_attempts(self.recorder.run_id) if dead else found
+
+    def run(self, first: Sequence[Recommendation], *, anew: bool) -> None:
+        """Make attempts, of the first round those that are proposed by now, until nothing is left to do."""
+        self.take_over(anew=anew)
+        while self.go_on():
+            proposals, first = first or self.propose(), []
+            if not self.run_round(proposals):
+                self.shown.say("nothing is left to try in the search space")
+                break
+
+    def take_over(self, *, anew: bool) -> None:
+        """Say which attempts are left as they are, since their checkpoints are elsewhere; begin them anew if asked."""
+        until = min(self.settings.first_epochs, self.commands.n_epoch)
+        for attempt in self.attempts():
+            if attempt.status != Status.INTERRUPTED or not _is_left(attempt):
+                continue
+            how = "begun anew" if anew else "left as it is; --anew begins it anew"
+            self.shown.mark(attempt.name, f"its checkpoint is not on this machine (it was on {attempt.host}): {how}")
+            if anew:
+                one, (number, _) = find_stopped_attempt(attempt.run_id), self._find_round(self.attempts())
+                self._train(one.commands, one.commands_dir, until, round_number=number, tags=self._tag(number))
+
+    def _tag(self, round_number: int) -> dict[str, str]:
+        return {PARENT_TAG: self.recorder.run_id, ROUND_TAG: str(round_number)}
 
     def n_wanted(self) -> int:
         """Return how many attempts are to be begun in the present round."""
@@ -291,7 +321,7 @@ class Tuning:
         """Return the number of the round at work, and its attempts: the last, or a new one if that is finished."""
         last = max((attempt.round for attempt in attempts), default=1)
         members = [attempt for attempt in attempts if attempt.round == last]
-        is_done = members and not {attempt.status for attempt in members} & {Status.INTERRUPTED, *_AT_WORK}
+        is_done = members and all(_is_left(one) or one.status not in (Status.INTERRUPTED, *_AT_WORK) for one in members)
         return (last + 1, []) if is_done else (last, members)
 
     def _is_over(self, *, final: bool = False) -> bool:
@@ -316,7 +346,7 @@ class Tuning:
         number, members = self._find_round(self.attempts())
         until = min(self.settings.first_epochs, self.commands.n_epoch)
         for attempt in members:
-            if attempt.status == Status.INTERRUPTED and attempt.n_epochs < until:
+            if attempt.status == Status.INTERRUPTED and attempt.n_epochs < until and not _is_left(attempt):
                 self._go_on_with(attempt, until)
         for proposal in proposals[: self.n_wanted()]:
             if members and self._is_over():
@@ -329,7 +359,7 @@ class Tuning:
     def _begin(self, proposal: Recommendation, number: int, until: int) -> None:
         made = len(self.attempts()) + len(self.refused)
         commands = proposal.commands.model_copy(update={"model_name": number_name(self.commands.model_name, made + 1)})
-        tags = {PARENT_TAG: self.recorder.run_id, ROUND_TAG: str(number)}
+        tags = self._tag(number)
         if not self._train(commands, self.base_dir, until, round_number=number, tags=tags, proposal=proposal):
             self.refused.add(digest_training(take_training(commands)))
 
@@ -361,7 +391,8 @@ class Tuning:
         members = [attempt for attempt in self.attempts() if attempt.round == number]
         n_kept = max(1, math.ceil(self.settings.keep * len(members) - 1e-9))
         n_kept -= sum(attempt.status in FINISHED for attempt in members)
-        waiting, how = self._rank([attempt for attempt in members if attempt.status == Status.INTERRUPTED])
+        stopped = [attempt for attempt in members if attempt.status == Status.INTERRUPTED and not _is_left(attempt)]
+        waiting, how = self._rank(stopped)
         for place, attempt in enumerate(waiting[max(n_kept, 0) :], start=n_kept + 1):
             epochs = f"{attempt.n_epochs} epoch{'s'[: attempt.n_epochs != 1]}"
             prune_attempt(attempt.run_id, f"place {place} of {len(members)} in round {number} after {epochs}, by {how}")

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from attempt_table import make_table
 from click.testing import CliRunner
 
 from mlmeta.cli import cli
+from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.data.task import prepare_task
 from mlmeta.tuning.recommend import recommend_commands
 from mlmeta.tuning.samplers import SAMPLERS, make_sampler
 
@@ -40,6 +44,11 @@ def without_rate(document: dict[str, Any]) -> dict[str, Any]:
     """Return commands without what may differ: their name, their space and the learning rate."""
     kept = {key: value for key, value in document.items() if key not in ("model_name", "space")}
     return kept | {"optimizer": {key: value for key, value in kept["optimizer"].items() if key != "lr"}}
+
+
+def digest_task(commands: TrainCommands) -> str:
+    """Return the digest of the task of some commands."""
+    return prepare_task(commands, base_dir=Path(), probe=True).pictures.task_digest
 
 
 @pytest.mark.parametrize("n_past", [0, 64])
@@ -94,3 +103,62 @@ def test_another_optimizer_keeps_the_arguments_that_it_knows() -> None:
         adam = {"name": "Adam", "lr": 0.01, "weight_decay": 0.003}
         assert one.commands.optimizer in (ONLY_RATE["optimizer"], adam)
         assert one.commands.document()["model"] == ONLY_RATE["model"]
+
+
+def with_rate(rate: float, **optimizer: Any) -> TrainCommands:
+    return parse_train_commands(ONLY_RATE | {"space": None, "optimizer": {"name": "Adam", "lr": rate} | optimizer})
+
+
+@pytest.mark.parametrize("n_past", [0, 64])
+def test_what_is_far_from_all_that_was_tried_is_expected_to_be_chance(n_past: int) -> None:
+    absurd = [with_rate(1e9), with_rate(10.0), with_rate(1e-9), with_rate(0.002, weight_decay=1e6)]
+    found = recommend_commands(
+        with_rate(0.002), history=make_table(64).iloc[: 13 * n_past], candidates=[*absurd, with_rate(0.002)], n=5
+    )
+    assert found[0].commands.optimizer == {"name": "Adam", "lr": 0.002}
+    assert "Warning" not in found[0].reason
+    assert found[0].score_mean > 0.3
+    for one in found[1:]:
+        assert one.score_mean < 0.2
+        assert one.score_std > 0.1
+        assert "Warning: nothing like it was tried without failing; the nearest is away in " in one.reason
+
+
+def test_the_default_of_an_optimizer_counts_as_tried() -> None:
+    candidates = [with_rate(1.0, name="Adadelta"), with_rate(1e4, name="Adadelta")]
+    found = recommend_commands(with_rate(0.002), history=make_table(64), candidates=candidates)
+    assert [one.commands.optimizer["lr"] for one in found] == [1.0, 1e4]
+    assert ["Warning" in one.reason for one in found] == [False, True]
+
+
+def test_after_four_diverged_attempts_no_absurd_rate_is_next() -> None:
+    space = {
+        "optimizer.name": {"choices": ["Adam", "RMSprop", "SGD"]},
+        "optimizer.lr": {"low": 1e-4, "high": 1e12, "log": True},
+    }
+    commands = parse_train_commands(ONLY_RATE | {"space": space})
+    history = make_table(64)
+    own = history.iloc[:4].assign(
+        **{"run_id": list("abcd"), "status": "Diverged", "accuracy": np.nan, "task": "mine",
+           "optimizer.name": "Adam", "optimizer.lr": [1e2, 1e4, 1e7, 1e10],
+           "tags.mlmeta.task_digest": digest_task(commands)}
+    )  # fmt: skip
+    joined = pd.concat([history, own], ignore_index=True)
+    joined.attrs = dict(history.attrs)
+    found = recommend_commands(commands, history=joined, n=5)
+    assert len(found) == 5
+    for one in found:
+        assert one.commands.optimizer["lr"] < 10
+
+
+def test_a_scheduler_that_waits_for_a_rise_is_not_proposed_again() -> None:
+    history = make_table(64)
+    plateau = {"scheduler.name": "ReduceLROnPlateau", "scheduler.mode": "max"}
+    kinds = dict(history.attrs["kinds"]) | dict.fromkeys(plateau, "param")
+    kept = [name for name in history.columns if not name.startswith("scheduler.")]
+    history = history[kept].assign(**plateau)
+    history.attrs["kinds"] = kinds
+    commands = parse_train_commands(ONLY_RATE | {"space": {"*": "open"}})
+    found = recommend_commands(commands, history=history, n=10)
+    assert len(found) == 10
+    assert all((one.commands.scheduler or {}).get("mode", "min") == "min" for one in found)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
@@ -70,8 +70,8 @@ class Drawn:
         plot_loss_curve("x.png", **curves, kept_epoch=kept, title="losses", chance_loss=chance_loss)
         return self.figure
 
-    def matrix(self, matrix, names, *, title="pets") -> Figure:
-        plot_confusion_matrix("x.png", matrix, label_names=names, title=title)
+    def matrix(self, matrix, names, *, title="pets", note="") -> Figure:
+        plot_confusion_matrix("x.png", matrix, label_names=names, title=title, note=note)
         return self.figure
 
     def mistakes(self, mistakes) -> Figure:
@@ -301,6 +301,26 @@ def test_small_pictures_such_as_digits_are_shown_pixel_by_pixel(drawn):
 )
 def test_names_are_drawn_as_written_and_what_no_font_has_is_a_box(text, expected):
     assert attempt_plots.shorten_label(text, width_points=1e6, size=9) == expected
+
+
+def test_what_the_usual_font_lacks_is_drawn_in_another_that_has_it():
+    # matplotlib itself ships DejaVu Serif, which has this sign, and DejaVu Sans has not.
+    assert attempt_plots.shorten_label("low \u02ef", width_points=1e6, size=9) == "low \u02ef"
+    families = attempt_plots.literal()["family"]
+    assert families[0] == "DejaVu Sans"
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+    assert [bool(font.get_char_index(0x2EF)) for font in fonts].count(True) >= 1
+
+
+def test_labels_that_no_font_has_are_numbered_as_in_the_table_and_a_note_says_so(drawn):
+    names = ["cat", "\U000f0000", "dog \U000f0001", "□"]
+    shown, note = attempt_plots.number_labels(names)
+    assert shown == ["cat", "no. 2", "no. 3 dog", "□"]
+    assert note.startswith("no. 2: the label in row 2 of per_class.csv;")
+    figure = drawn.matrix(_matrix(4), shown, title="x", note=note)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == shown
+    assert " ".join(figure.get_supxlabel().split()) == note
+    assert attempt_plots.number_labels(["Größe", "λ"]) == (["Größe", "λ"], "")
 
 
 @pytest.mark.parametrize("name", [*DOGS, "W" * 500, "i" * 500])

@@ -54,7 +54,8 @@ def test_every_epoch_is_recorded_at_its_number(toy_document: dict[str, Any], rec
     train_attempt(prepare(toy_document), recorder)
     assert [step for step, _ in recorder.metrics] == [1, 2, 3, 4]
     assert set(recorder.metrics[0][1]) == {
-        "train_loss", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds", "pictures_per_second",
+        "train_loss", "val_loss", "val_accuracy", "val_predicted_labels", "learning_rate", "epoch_seconds",
+        "pictures_per_second",
     }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_pictures_also_for_a_summed_loss(t
 
 
 def test_the_best_epoch_is_the_one_with_the_least_validation_loss(toy_document: dict[str, Any]) -> None:
-    trained = train(toy_document, n_epoch=10, optimizer={"name": "Adam", "lr": 0.3})
+    trained = train(toy_document, n_epoch=10, optimizer={"name": "Adam", "lr": 0.3}, keep="best")
     losses = [metrics["val_loss"] for metrics in trained.curve]
     assert trained.kept_epoch == 1 + losses.index(min(losses))
 

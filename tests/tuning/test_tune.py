@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,107 @@ class BrokenOff(TuningProgress):
         self.n_epochs += ": epoch " in line
         if self.n_epochs == 3:
             raise KeyboardInterrupt
+
+
+def break_off(document: dict[str, Any]) -> str:
+    """Begin a tuning that is stopped with two attempts begun, of which the second has not ended; return its run."""
+    commands = parse_train_commands(document | {"n_epoch": 3})
+    settings = TuningSettings(attempts=4, round_size=2, keep=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        tune_task(commands, base_dir=Path(), settings=settings, progress=BrokenOff(commands))
+    (parent,) = MlflowClient().search_runs(["0"], "tags.`mlmeta.kind` = 'tuning'")
+    return str(parent.info.run_id)
+
+
+def move_to_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLMETA_STATE_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+
+
+def read_facts(run_id: str) -> tuple[str, str, dict[str, str], dict[str, float]]:
+    run = MlflowClient().get_run(run_id)
+    return run.info.status, run.data.tags["mlmeta.status"], run.data.tags, run.data.metrics
+
+
+def test_on_another_machine_what_has_its_checkpoint_elsewhere_is_left_as_it_is(
+    toy_document: dict[str, Any], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run_id = break_off(toy_document)
+    before = {one.run_id: read_facts(one.run_id) for one in list_attempts(run_id) if one.status == "Interrupted"}
+    assert before
+    move_to_another_machine(tmp_path, monkeypatch)
+    capsys.readouterr()
+    tuned = resume_tuning(run_id)
+    assert {one: read_facts(one) for one in before} == before
+    assert all(one.status in ("Trained", "Complete", "Pruned") or one.run_id in before for one in tuned.attempts)
+    assert len(tuned.attempts) == 4
+    said = capsys.readouterr().err
+    assert said.count("its checkpoint is not on this machine") == len(before)
+    assert "--anew begins it anew" in said
+
+
+def test_on_another_machine_attempts_are_begun_anew_where_that_is_asked_for(
+    toy_document: dict[str, Any], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = break_off(toy_document)
+    before = {one.run_id: one for one in list_attempts(run_id) if one.status == "Interrupted"}
+    move_to_another_machine(tmp_path, monkeypatch)
+    result = CliRunner().invoke(cli, ["tune", "--resume", run_id, "--anew"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    attempts = list_attempts(run_id)
+    assert {one.run_id: one for one in attempts if one.run_id in before} == before
+    for old in before.values():
+        (new,) = [one for one in attempts if one.name == old.name and one.run_id != old.run_id]
+        assert new.status in ("Trained", "Complete", "Pruned")
+    resume_tuning(run_id, anew=True)
+    newest = [one for one in list_attempts(run_id) if one.run_id not in {one.run_id for one in attempts}]
+    assert [one.name for one in newest] == [one.name for one in before.values()]
+    assert all(one.status in ("Trained", "Complete", "Pruned") for one in newest)
+
+
+def test_anew_goes_with_resume_only(toy_document: dict[str, Any], write_json: Any) -> None:
+    result = CliRunner().invoke(cli, ["tune", str(write_json(toy_document)), "--anew"])
+    assert result.exit_code == 2
+    assert "--anew goes with --resume only" in result.stderr
+
+
+def test_a_tuning_that_another_machine_works_on_is_refused_until_it_is_silent(
+    toy_document: dict[str, Any], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, client = break_off(toy_document), MlflowClient()
+    at_work = list_attempts(run_id)[-1].run_id
+    host = client.get_run(at_work).data.tags["mlmeta.host"]
+    client.update_run(at_work, status="RUNNING")
+    client.set_tag(at_work, "mlmeta.status", "Training")
+    client.set_tag(at_work, "mlmeta.heartbeat", str(int(time.time())))
+    move_to_another_machine(tmp_path, monkeypatch)
+    before = read_facts(at_work)
+    for command in (
+        ["tune", "--resume", run_id],
+        ["tune", "--resume", run_id, "--anew"],
+        ["train", "--resume", at_work],
+    ):
+        result = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert result.exit_code == 2
+        assert f"is being worked on by the machine {host}, heard of " in result.stderr
+    assert read_facts(at_work) == before
+    assert len(list_attempts(run_id)) == 2
+    client.set_tag(at_work, "mlmeta.heartbeat", str(int(time.time()) - 7200))
+    resume_tuning(run_id)
+    assert read_facts(at_work)[:2] == ("KILLED", "Interrupted")
+
+
+def test_an_attempt_is_not_failed_by_a_machine_that_cannot_go_on_with_it(
+    toy_document: dict[str, Any], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stopped, *_) = [one.run_id for one in list_attempts(break_off(toy_document)) if one.status == "Interrupted"]
+    before = read_facts(stopped)
+    move_to_another_machine(tmp_path, monkeypatch)
+    result = CliRunner().invoke(cli, ["train", "--resume", stopped], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert "this machine has no checkpoint of the attempt" in result.stderr
+    assert read_facts(stopped) == before
 
 
 def test_a_tuning_that_was_stopped_goes_on_where_it_was(toy_document: dict[str, Any], store: str) -> None:
@@ -244,7 +346,12 @@ def test_the_table_shows_results_before_how_they_came_about(
     monkeypatch.setenv("LINES", "20")
     layers = [{"name": "Linear", "in_features": "auto", "out_features": 7}] * 30
     document = toy_document | {"model": {"layers": [{"name": "Flatten"}, *layers]}}
-    expected = {"expected_accuracy": 0.75, "expected_accuracy_std": 0.1, "epoch_seconds": 0.1}
+    expected = {
+        "expected_accuracy": 0.75,
+        "expected_accuracy_low": 0.6,
+        "expected_accuracy_high": 0.9,
+        "epoch_seconds": 0.1,
+    }
     with TuningProgress(parse_train_commands(toy_document)) as shown:
         for number in range(40):
             commands = parse_train_commands(document | {"model_name": f"colours-{number}"})
