@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlmeta.console import reporting_errors
+from mlmeta.console import changing_commands, refuse_changes, reporting_errors
 from mlmeta.errors import BadInputError
 from mlmeta.models.compiler import put_off_compiler
 
@@ -46,9 +46,12 @@ _UNITS = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0
 )
 @click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the table into this file.")
 @click.option("--to-run", is_flag=True, hidden=True, help="Write the result also into the run of MLFLOW_RUN_ID.")
+@changing_commands
 @reporting_errors
 def recommend(
     config: Path,
+    base_dir: Path | None,
+    changes: tuple[str, ...],
     number: int,
     candidates: tuple[Path, ...],
     folder: Path | None,
@@ -62,7 +65,7 @@ def recommend(
     """Say what to try next on the pictures of CONFIG, from all past attempts."""
     from mlmeta.commands.parsing import load_train_commands
 
-    commands = load_train_commands(config)
+    commands, base_dir = load_train_commands(config, changes), base_dir or config.parent
     others = [_anchor_weights(load_train_commands(file), file.parent) for file in candidates] or None
     from mlmeta.history.loading import load_attempts
 
@@ -70,7 +73,7 @@ def recommend(
     from mlmeta.tuning.recommend import recommend_commands
 
     found = recommend_commands(
-        commands, base_dir=config.parent, history=history, candidates=others, n=number, metric=metric, seed=seed
+        commands, base_dir=base_dir, history=history, candidates=others, n=number, metric=metric, seed=seed
     )
     from mlmeta.reports.tables import write_output
 
@@ -81,9 +84,9 @@ def recommend(
     if form in (None, "table") and output is None:
         click.echo("\n".join(f"{rank}. {one.reason}" for rank, one in enumerate(found, start=1)))
     if folder is not None:
-        _write_files({folder / _file_name(one): _format_commands(one.commands, config.parent, folder) for one in found})
+        _write_files({folder / _file_name(one): _format_commands(one.commands, base_dir, folder) for one in found})
     if to_run:
-        _record_recommendations(found, table, config.parent)
+        _record_recommendations(found, table, base_dir)
 
 
 def _record_recommendations(found: Sequence[Recommendation], table: pd.DataFrame, base_dir: Path) -> None:
@@ -200,10 +203,12 @@ def _refuse_existing(file: Path) -> None:
 @click.option("--resume", metavar="RUN_ID|NAME", help="Go on with a tuning that was stopped, or ask more of it.")
 @click.option("--anew", is_flag=True, help="With --resume: begin anew what has its checkpoint elsewhere.")
 @click.option("--write", "file", metavar="FILE", type=click.Path(path_type=Path), help="Write the best commands here.")
+@changing_commands
 @reporting_errors
 def tune(
-    config: Path | None, time_limit: str | None, resume: str | None, anew: bool, file: Path | None, **given: object
-) -> None:
+    config: Path | None, time_limit: str | None, resume: str | None, anew: bool, file: Path | None,
+    base_dir: Path | None, changes: tuple[str, ...], **given: object,
+) -> None:  # fmt: skip
     """Make attempts on the task of CONFIG, each better informed than the one before, and test the best."""
     if (config is None) == (resume is None):
         raise BadInputError("tune needs either a commands file, or --resume with a run id or a name")
@@ -216,15 +221,16 @@ def tune(
         _refuse_existing(file)
     from mlmeta.commands.parsing import load_train_commands
 
-    commands = None if config is None else load_train_commands(config)
+    commands = None if config is None else load_train_commands(config, changes)
     put_off_compiler()
     from mlmeta.tuning.tune import TuningSettings, describe_result, resume_tuning, tune_task
 
     if commands is not None and config is not None:
         settings = TuningSettings(**wanted)  # type: ignore[arg-type]  # click has checked the kinds
-        tuned = tune_task(commands, base_dir=config.parent, settings=settings)
+        tuned = tune_task(commands, base_dir=base_dir or config.parent, settings=settings)
     else:
-        tuned = resume_tuning(str(resume), changes=wanted, anew=anew)
+        refuse_changes(changes)
+        tuned = resume_tuning(str(resume), changes=wanted, anew=anew, base_dir=base_dir)
     click.echo(describe_result(tuned))
     click.echo(f"run {tuned.run_id}; go on with: mlmeta tune --resume {tuned.run_id} --attempts N")
     if tuned.incumbent is None:

@@ -133,13 +133,20 @@ def _conclude(tuning: Tuning, metrics: Mapping[str, float]) -> Tuned:
     return tuned
 
 
-def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = None, anew: bool = False) -> Tuned:
+def resume_tuning(
+    name_or_run_id: str,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    anew: bool = False,
+    base_dir: Path | None = None,
+) -> Tuned:
     """Go on with a tuning that was stopped, or ask more of one that was not, in its own run.
 
     Args:
         name_or_run_id: Its run id, or the name of its commands (the newest tuning of that name).
         changes: Fields of `TuningSettings` that are other now.
         anew: As for `tune_task`.
+        base_dir: What relative paths are relative to; None for where they were.
 
     Raises:
         NotFoundError: If there is no such tuning.
@@ -151,9 +158,8 @@ def resume_tuning(name_or_run_id: str, *, changes: Mapping[str, Any] | None = No
         settings.check()
     except TypeError as error:
         raise BadInputError(f"resume: the settings of the tuning {tuning.run_id} cannot be read: {error}") from None
-    return tune_task(
-        tuning.commands, base_dir=tuning.commands_dir, settings=settings, resume_run_id=tuning.run_id, anew=anew
-    )
+    folder = base_dir or tuning.commands_dir
+    return tune_task(tuning.commands, base_dir=folder, settings=settings, resume_run_id=tuning.run_id, anew=anew)
 
 
 def _test(incumbent: TunedAttempt | None, commands: TrainCommands, base_dir: Path) -> Mapping[str, float]:
@@ -298,7 +304,7 @@ class Tuning:
             self.shown.mark(attempt.name, f"its checkpoint is not on this machine (it was on {attempt.host}): {how}")
             if anew:
                 one, (number, _) = find_stopped_attempt(attempt.run_id), self._find_round(self.attempts())
-                self._train(one.commands, one.commands_dir, until, round_number=number, tags=self._tag(number))
+                self._train(one.commands, self.base_dir, until, round_number=number, tags=self._tag(number))
 
     def _tag(self, round_number: int) -> dict[str, str]:
         return {PARENT_TAG: self.recorder.run_id, ROUND_TAG: str(round_number)}
@@ -365,7 +371,7 @@ class Tuning:
 
     def _go_on_with(self, attempt: TunedAttempt, until: int) -> None:
         one, number = find_stopped_attempt(attempt.run_id), attempt.round
-        self._train(one.commands, one.commands_dir, until, round_number=number, resume_run_id=attempt.run_id)
+        self._train(one.commands, self.base_dir, until, round_number=number, resume_run_id=attempt.run_id)
 
     def _train(
         self, commands: TrainCommands, base_dir: Path, until: int, *,
