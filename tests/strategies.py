@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from mlmeta.commands import catalog
 
-LINES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)
+# The older tool wrote these words for true, false and null, and they are read so.
+_OLD_WORDS = ("True", "False", "None")
+LINES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12).filter(
+    lambda text: text not in _OLD_WORDS
+)
 NUMBERS = st.one_of(st.integers(1, 50), st.floats(0.001, 50))
 _JSON = st.one_of(st.none(), st.booleans(), NUMBERS, LINES, st.lists(NUMBERS, max_size=3))
 # torch repeats what stands under these arguments, so only these layers may.

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -28,12 +28,13 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mlmeta.commands import search_space, validation
 from mlmeta.commands.json_schema import SPACE_SCHEMA, named_schema
-from mlmeta.errors import Fault, shorten
+from mlmeta.errors import Fault, nearest_name, shorten
 from mlmeta.status import Status
 
 _NAME = re.compile(r"[^\W_][\w .,+=@()-]*")
@@ -114,7 +115,8 @@ def _must(fits: Callable[[str], object], message: str) -> AfterValidator:
     return AfterValidator(validate)
 
 
-def _is_model_name(name: str) -> bool:
+def is_model_name(name: str) -> bool:
+    """Return whether an attempt that is trained may have a name; `NAME_RULE` says in words which may."""
     return bool(_NAME.fullmatch(name)) and name == name.strip() and len(name.encode()) <= MAX_NAME_BYTES
 
 
@@ -123,12 +125,12 @@ def _is_path(path: str) -> bool:
 
 
 _UNICODE = _must(validation.can_be_written, "holds text that is not Unicode")
-_MODEL_NAME = _must(
-    _is_model_name,
+NAME_RULE = (
     f"must be a safe file name of 1 to {MAX_NAME_BYTES} bytes: letters, digits, spaces and . , _ - + = @ ( ), "
-    "the first a letter or digit, the last no space",
+    "the first a letter or digit, the last no space"
 )
-_INITIAL_WEIGHTS = _must(_is_model_name, "must be null, auto, or the name or run id of an attempt")
+_MODEL_NAME = _must(is_model_name, NAME_RULE)
+_INITIAL_WEIGHTS = _must(is_model_name, "must be null, auto, or the name or run id of an attempt")
 _PATH = _must(_is_path, "must be a path: one line of 1 to 4,000 characters")
 _RUN_ID = _must(
     re.compile(r"[0-9a-zA-Z_-]{1,64}").fullmatch, "must be the id of a run: 1 to 64 letters, digits, - and _"
@@ -423,20 +425,41 @@ class TestCommands(_Commands):
         return run_id
 
 
+def _allow_empty(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "object", "maxProperties": 0})
+
+
+_MAY_BE_EMPTY = (
+    BeforeValidator(lambda value: None if value == {} else value),
+    Field(json_schema_extra=_allow_empty),
+)
+
+
 class Attempt(_Commands):
-    """The Attempt document: what was commanded and what came of it; unknown keys are kept."""
+    """The Attempt document: what was commanded and what came of it; unknown keys are kept.
+
+    Without commands, or with ``{}`` in their place, it describes an attempt that nobody can train yet.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     id: int | Text | None = None
     name: Text
-    training_commands: TrainCommands
+    training_commands: Annotated[TrainCommands | None, *_MAY_BE_EMPTY] = None
     training_losses: list[float | None] = Field(default_factory=list)
     n_epoch: int = Field(0, ge=0, le=MAX_EPOCHS)
-    testing_commands: TestCommands | None = None
+    testing_commands: Annotated[TestCommands | None, *_MAY_BE_EMPTY] = None
     accuracy: float | None = None
     status: Status = Field(Status.INCOMPLETE, strict=False)
     limit: int = Field(0, ge=0, le=MAX_PICTURES)
+
+    @model_validator(mode="after")
+    def _check_commands_stand_in_their_place(self) -> Self:
+        for key in self.model_extra or {} if "training_commands" not in self.model_fields_set else ():
+            if key in ("model", "model_name", "optimizer") or nearest_name(key, ["training_commands"]):
+                fault = Fault("", "is no key of an Attempt document without training_commands; it may belong there")
+                _raise_located([((key,), fault)], None)
+        return self
 
 
 def digest_document(document: dict[str, Any]) -> str:

@@ -34,6 +34,11 @@ _ACTIVATIONS = frozenset(
     "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold".split()
 )
 CURVE_TAG = "mlmeta.training_losses"
+# The tags of mlmeta and MLflow that are true of an attempt wherever it lies; their others are of one store or machine.
+_MOVING_TAGS = (
+    "mlflow.note.content", "mlmeta.data_account", "mlmeta.device", "mlmeta.error", "mlmeta.kept_epoch",
+    "mlmeta.stop_reason",
+)  # fmt: skip
 _PART = re.compile(rf"(?:params\.)?((?:{'|'.join(TRAINING_KEYS)})(?:\..+)?)")
 
 
@@ -142,6 +147,11 @@ def summarise_model(model: Mapping[str, Any]) -> str:
         elif "Norm" in layer["name"] or "layers" in layer:
             words.append(layer["name"])
     return " · ".join(words)
+
+
+def may_move(tag: str) -> bool:
+    """Return whether a tag is true of an attempt in every store: the user's own, and some of mlmeta and MLflow."""
+    return tag in _MOVING_TAGS or not tag.startswith(("mlmeta.", "mlflow."))
 
 
 def write_curve(values: Sequence[float | None]) -> str:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from mlmeta.console import ProgressBar, reporting_errors
-from mlmeta.errors import BadInputError, MlmetaError
+from mlmeta.errors import BadInputError, MlmetaError, shorten
 from mlmeta.files import replacing
 
 if TYPE_CHECKING:
@@ -35,15 +35,16 @@ _EVERY_S = 2.0
 @click.option(
     "--map", "mappings", metavar="COLUMN=FIELD", multiple=True, help="The field of a column of a CSV file; repeatable."
 )
-@click.option("--dry-run", is_flag=True, help="Check the files and count; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the files, count, show each column's field; write nothing.")
 @reporting_errors
 def import_command(
     files: tuple[Path, ...], pictures: Path | None, experiment: str | None, mappings: tuple[str, ...], dry_run: bool
 ) -> None:
     """Make runs from the Attempt documents in FILE…, without training.
 
-    A FILE is a JSON document, a list, JSON lines, or a CSV table (plain, or exported from Weights & Biases), also
-    compressed with gzip. What is there already is not imported again. Columns are mapped with, for example,
+    A FILE is a JSON document, a list, JSON lines, or a CSV table (plain, or exported from MLflow or Weights & Biases),
+    also compressed with gzip. What is there already is not imported again; a row of a table whose columns are mapped
+    otherwise replaces its attempt. Columns are mapped with, for example,
     --map lr=training_commands.optimizer.lr --map "Test accuracy=accuracy" --map F1=metrics.macro_f1; a column that is
     neither mapped nor known becomes a param.
     """
@@ -57,9 +58,36 @@ def import_command(
             files, pictures=pictures, experiment=experiment, mapping=mapping, progress=bar, dry_run=dry_run
         )
     click.echo(describe_result(result, would_be=dry_run))
+    if dry_run:
+        _show_columns(result)
+    _show_warnings(result)
     _show_tasks(result)
+    _say_what_stays(result.n_without_weights)
     _show_faults(result.faults, result.n_faults)
-    _exit(n_good=result.n_new + result.n_known, n_bad=result.n_faults, unreadable=bool(result.n_unreadable))
+    _exit(
+        n_good=result.n_new + result.n_replaced + result.n_known,
+        n_bad=result.n_faults,
+        unreadable=bool(result.n_unreadable),
+    )
+
+
+def _show_columns(result: ImportResult) -> None:
+    """Show the field of every column."""
+    for table in result.tables:
+        width = min(max((len(repr(column)) for column in table.fields), default=0), 60)
+        click.echo(f"{table.source}: its columns and their fields")
+        for column, name in table.fields.items():
+            click.echo(f"  {repr(column).ljust(width)}  {name or '(left out)'}")
+
+
+def _show_warnings(result: ImportResult) -> None:
+    for table in result.tables:
+        for warning in table.warnings():
+            click.echo(f"mlmeta: {warning}", err=True)
+    shown = [f"{shorten(old)} to {shorten(new)}" for old, new in list(result.renamed.items())[:MAX_SHOWN]]
+    more = f" and {len(result.renamed) - MAX_SHOWN:,} more" if len(result.renamed) > MAX_SHOWN else ""
+    if shown:
+        click.echo(f"mlmeta: names that MLflow does not take were changed: {', '.join(shown)}{more}", err=True)
 
 
 def _show_tasks(result: ImportResult) -> None:
@@ -73,6 +101,14 @@ def _show_tasks(result: ImportResult) -> None:
         f"they are); {name}: {reason}",
         err=True,
     )
+
+
+def _say_what_stays(n_attempts: int) -> None:
+    """Say what documents do not hold, where attempts have it."""
+    if n_attempts:
+        words = "1 attempt stay" if n_attempts == 1 else f"{n_attempts:,} attempts stay"
+        click.echo(f"mlmeta: the weights, plots and tables of {words} where they are; documents do not hold them",
+                   err=True)  # fmt: skip
 
 
 def _show_faults(faults: list[MlmetaError], n_faults: int) -> None:
@@ -113,29 +149,31 @@ def export_command(
     faults: list[MlmetaError] = []
     documents = export_attempts(*attempts, experiments=experiments or None, all=everything, on_fault=faults.append)
     if output is None:
-        n_written = _write(documents, sys.stdout.buffer)
+        n_written, n_weights = _write(documents, sys.stdout.buffer)
     else:
         import gzip
 
         with replacing(output) as file:
             if output.suffix == ".gz":
                 with gzip.open(file, "wb") as packed:
-                    n_written = _write(documents, packed)
+                    n_written, n_weights = _write(documents, packed)
             else:
-                n_written = _write(documents, file)
+                n_written, n_weights = _write(documents, file)
         click.echo(f"{n_written:,} attempts written to {output}", err=True)
+    _say_what_stays(n_weights)
     _show_faults(faults, len(faults))
     _exit(n_good=n_written, n_bad=len(faults), unreadable=False)
 
 
-def _write(documents: Iterator[dict[str, Any]], stream: IO[bytes] | GzipFile) -> int:
-    """Write JSON lines; return the number of documents."""
-    n_written = 0
+def _write(documents: Iterator[dict[str, Any]], stream: IO[bytes] | GzipFile) -> tuple[int, int]:
+    """Write JSON lines; return the number of documents, and of those whose attempts have weights."""
+    n_written = n_weights = 0
     for document in documents:
         stream.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
         n_written += 1
+        n_weights += "weights_sha256" in document
     stream.flush()
-    return n_written
+    return n_written, n_weights
 
 
 COMMANDS: list[click.Command] = [import_command, export_command]
@@ -161,6 +199,7 @@ def describe_result(result: ImportResult, *, would_be: bool = False) -> str:
     """Return the counts of an import in words."""
     counts = (
         (result.n_new, "would be imported" if would_be else "imported"),
+        (result.n_replaced, "would be replaced" if would_be else "replaced"),
         (result.n_known, "known already"),
         (result.n_faults, "left out"),
     )

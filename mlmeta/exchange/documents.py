@@ -28,7 +28,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mlmeta.commands.documents import MAX_EPOCHS, MAX_PICTURES, Text, TrainCommands, digest_document
 from mlmeta.commands.parsing import MAX_FILE_BYTES, format_path, parse_attempt, parse_json
 from mlmeta.errors import BadInputError, CommandsError, Fault, MlmetaError, NotFoundError, shorten, suggest
-from mlmeta.exchange.csv_tables import read_table
+from mlmeta.exchange.csv_tables import TableAccount, read_table
 from mlmeta.status import Status
 
 # About 30 years.
@@ -80,6 +80,16 @@ def _check_scalars(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _read_named(value: Any) -> Any:
+    """Return a number that JSON has only by its name: NaN, Infinity or -Infinity."""
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+Number: TypeAlias = Annotated[
+    Annotated[float, Field(allow_inf_nan=True)] | None, BeforeValidator(_read_named, json_schema_input_type=float | str)
+]
+Step: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Point: TypeAlias = Annotated[tuple[Step, Number], Field(strict=False)]
 Losses: TypeAlias = Annotated[list[float | None], Field(default_factory=list, max_length=MAX_EPOCHS)]
 Moment: TypeAlias = Annotated[float | None, BeforeValidator(read_moment)]
 Scalars: TypeAlias = Annotated[dict[str, Any], AfterValidator(_check_scalars), Field(default_factory=dict)]
@@ -90,9 +100,15 @@ class _Facts(BaseModel):
 
 
 class TaskNote(_Facts):
-    """What a document says of its task."""
+    """What a document says of its task.
+
+    Attributes:
+        digest: Of the pictures, where somebody has seen them. So `features`, their meta-features.
+    """
 
     name: Text | None = None
+    digest: Text | None = None
+    features: dict[str, int | float | None] = Field(default_factory=dict)
     label_names: list[Text] = Field(default_factory=list)
     n_train: int | None = Field(None, ge=0, le=MAX_PICTURES)
     n_test: int | None = Field(None, ge=0, le=MAX_PICTURES)
@@ -106,7 +122,10 @@ class AttemptFacts(_Facts):
         seconds: How long it took.
         started: Seconds since 1970. So `ended`.
         n_parameters: Trainable numbers of its model.
-        params: Of an attempt of another tool. So `metrics` and `tags`.
+        params: Those that the commands do not give, all of another tool's attempt. So `metrics` and `tags`.
+        curves: The points (step, value) of metrics, in the order in which they were written.
+        weights_sha256: Of weights that are elsewhere.
+        row_digest: Tells the row of a table that the document was made of; see `mlmeta.exchange.csv_tables`.
     """
 
     name: Text
@@ -124,8 +143,11 @@ class AttemptFacts(_Facts):
     n_parameters: int | None = Field(None, ge=0, le=2**62)
     task: TaskNote | None = None
     params: Scalars
-    metrics: dict[str, float | None] = Field(default_factory=dict)
+    metrics: dict[str, Number] = Field(default_factory=dict)
+    curves: dict[str, list[Point]] = Field(default_factory=dict)
     tags: Scalars
+    weights_sha256: Text | None = None
+    row_digest: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +177,7 @@ def parse_exchanged(document: Any, *, source: str = "the attempt") -> ExchangedA
     faults: list[Fault] = []
     commands = None
     told = document if isinstance(document, Mapping) else {}
-    if told.get("training_commands") is not None or not {"params", "metrics"} & told.keys():
+    if told.get("training_commands") or not {"params", "metrics"} & told.keys():
         try:
             commands = parse_attempt(document, source=source).training_commands
         except CommandsError as error:
@@ -214,16 +236,19 @@ def _find_suffix(file: Path) -> str:
     return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
-def read_entries(file: Path, *, mapping: Mapping[str, str] | None = None) -> Iterator[Entry]:
+def read_entries(
+    file: Path, *, mapping: Mapping[str, str] | None = None, account: TableAccount | None = None
+) -> Iterator[Entry]:
     """Yield the documents of a file.
 
     JSON is strict, as in commands files. A document may have `mlmeta.commands.parsing.MAX_FILE_BYTES`, a list of them
     `MAX_LIST_BYTES`; JSON lines and tables may be of any length. Nothing is raised: a file that cannot be read, or not
-    to its end, gives an entry with the number 0. `mapping` is for a table, see `mlmeta.exchange.csv_tables.read_table`.
+    to its end, gives an entry with the number 0. `mapping` and `account` are for a table, see
+    `mlmeta.exchange.csv_tables.read_table`.
     """
     try:
         with file.open("rb") as raw, _unpack(raw) as stream:
-            for number, source, content, share in _read_stream(stream, file, mapping):
+            for number, source, content, share in _read_stream(stream, file, mapping, account):
                 yield Entry(number, source, content, int(raw.tell() * share))
         return
     except FileNotFoundError:
@@ -241,7 +266,9 @@ def _unpack(raw: io.BufferedReader) -> _Stream:
     return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
 
 
-def _read_stream(stream: _Stream, file: Path, mapping: Mapping[str, str] | None) -> _Numbered:
+def _read_stream(
+    stream: _Stream, file: Path, mapping: Mapping[str, str] | None, account: TableAccount | None
+) -> _Numbered:
     start = stream.peek(len(codecs.BOM_UTF8))
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is UTF-16 text; save it as UTF-8")
@@ -251,7 +278,7 @@ def _read_stream(stream: _Stream, file: Path, mapping: Mapping[str, str] | None)
         # Bytes that are not UTF-8 stay visible as surrogates, so that only their row is refused.
         texts = (line.decode("utf-8", errors="surrogateescape") for _, line in lines)
         stem = file.name.removesuffix(".gz").rpartition(".")[0]
-        for row, document in read_table(texts, source=str(file), stem=stem, mapping=mapping):
+        for row, document in read_table(texts, source=str(file), stem=stem, mapping=mapping, account=account):
             yield row, f"{file}, line {row}", document, 1.0
         return
     begins, first = next((item for item in lines if not item[1].isspace()), (0, b""))

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 import mlmeta
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.exchange.records import RunRecord
+from mlmeta.exchange.records import ROW_TAG, RunRecord
 from mlmeta.files import hold_run
 from mlmeta.history.api_reader import BATCH_TAG, BATCHES_TAG, read_batches
 from mlmeta.status import MLFLOW_STATUS
@@ -42,6 +42,7 @@ class ImportedRuns:
 
     Attributes:
         digests: Of the documents that are there.
+        rows: Of tables: the digest of a row to the run that was made of it, and the digest of its document.
         batch: The random id of this import; every run that it makes has it as a tag.
 
     Raises:
@@ -51,6 +52,7 @@ class ImportedRuns:
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
         self.digests: set[str] = set()
+        self.rows: dict[str, tuple[str, str]] = {}
         self.batch = uuid.uuid4().hex
         self._half_made: list[Run] = []
         self._batches: dict[str, list[str]] = {}
@@ -64,6 +66,8 @@ class ImportedRuns:
             self._half_made.append(run)
             return
         self.digests.add(digest)
+        if row := run.data.tags.get(ROW_TAG):
+            self.rows[row] = run.info.run_id, digest
         batches = self._batches.setdefault(run.info.experiment_id, [])
         if run.data.tags[BATCH_TAG] not in batches:
             batches.append(run.data.tags[BATCH_TAG])
@@ -81,7 +85,7 @@ class ImportedRuns:
                     self._client.delete_run(run.info.run_id)
 
     def add(self, record: RunRecord, *, digest: str, base_dir: Path, experiment_id: str) -> None:
-        """Make the run of an attempt.
+        """Make the run of an attempt; the one that was made of the same row of a table is deleted then.
 
         Raises:
             RefusedError: If MLflow does not take it.
@@ -106,6 +110,11 @@ class ImportedRuns:
                     self._client.delete_run(run_id)
             message = f"MLflow does not take the attempt {record.name}: {error}"
             raise (MlmetaError if may_pass(error) else RefusedError)(message) from error
+        if row := record.tags.get(ROW_TAG):
+            before, self.rows[row] = self.rows.get(row), (run_id, digest)
+            if before is not None:
+                with telling(f"the run {before[0]}, which {run_id} replaces, cannot be deleted"):
+                    self._client.delete_run(before[0])
 
     def _write(self, run_id: str, record: RunRecord, last: Mapping[str, str]) -> None:
         # MLflow reads the whole run for all but the last of these, so it is filled after them.
@@ -113,7 +122,11 @@ class ImportedRuns:
             self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), name)
         # Nothing is at work on a run that was imported, whatever its attempt was doing when the document was written.
         status = MLFLOW_STATUS[record.status]
-        self._client.set_terminated(run_id, "KILLED" if status == "RUNNING" else status, record.end_ms)
+        status = "KILLED" if status == "RUNNING" else status
+        if record.end_ms is None:
+            self._client.update_run(run_id, status)
+        else:
+            self._client.set_terminated(run_id, status, record.end_ms)
         # MLflow writes the tags of a request after its metrics and params.
         params, tags = list(record.params.items()), list(last.items())
         for operation in make_batches(run_id, metrics=record.metrics, params=params, tags=tags):

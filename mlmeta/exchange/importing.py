@@ -17,10 +17,10 @@ import mlflow
 
 from mlmeta.commands.documents import SampleData, TorchvisionData, TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError
-from mlmeta.exchange.csv_tables import check_mapping
+from mlmeta.exchange.csv_tables import TableAccount, check_mapping
 from mlmeta.exchange.documents import Entry, ExchangedAttempt, is_table, parse_exchanged, read_entries
 from mlmeta.exchange.imported_runs import ImportedRuns, RefusedError, choose_experiment, only_import
-from mlmeta.exchange.records import TaskFacts, describe_network, describe_unseen_task, make_record
+from mlmeta.exchange.records import TaskFacts, describe_network, describe_unseen_task, find_renamed, make_record
 from mlmeta.tracking.store import open_client, sqlite_file
 
 # More faults are counted, not kept.
@@ -40,7 +40,11 @@ class ImportResult:
             line.
         n_faults: Documents and files that were left out.
         n_unreadable: Files among them that could not be read, or not to their end.
+        n_replaced: Attempts of rows that had been imported with other fields, and were made anew.
+        n_without_weights: New attempts whose weights lie elsewhere.
         tasks_without_pictures: Task (its name, or its data) to why its pictures are not reachable.
+        tables: What was made of the columns of each table.
+        renamed: Names that MLflow does not take, and what they became.
     """
 
     n_new: int = 0
@@ -48,7 +52,11 @@ class ImportResult:
     faults: list[MlmetaError] = field(default_factory=list)
     n_faults: int = 0
     n_unreadable: int = 0
+    n_replaced: int = 0
+    n_without_weights: int = 0
     tasks_without_pictures: dict[str, str] = field(default_factory=dict)
+    tables: list[TableAccount] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 class ImportProgress(Protocol):
@@ -99,7 +107,7 @@ def import_attempts(
         try:
             return importer.run(paths, mapping, progress)
         finally:
-            if importer.result.n_new:
+            if importer.result.n_new or importer.result.n_replaced:
                 runs.register(experiment_id)
 
 
@@ -126,6 +134,7 @@ class _Importer:
         self._runs = runs
         self._experiment_id = experiment_id
         self._digests = set() if runs is None else runs.digests
+        self._rows = {} if runs is None else dict(runs.rows)
         self.result = ImportResult()
 
     def run(
@@ -133,7 +142,10 @@ class _Importer:
     ) -> ImportResult:
         sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
         for index, path in enumerate(paths):
-            for entry in read_entries(path, mapping=mapping):
+            account = TableAccount(str(path))
+            if is_table(path):
+                self.result.tables.append(account)
+            for entry in read_entries(path, mapping=mapping, account=account):
                 self._take(entry, path)
                 if progress is not None:
                     progress.advance((sum(sizes[:index]) + entry.n_bytes) / max(sum(sizes), 1), self.result)
@@ -155,8 +167,20 @@ class _Importer:
         except BadInputError as error:
             self._note_fault(entry, error)
         else:
-            self._digests.add(attempt.digest)
-            self.result.n_new += 1
+            self._note_success(attempt)
+
+    def _note_success(self, attempt: ExchangedAttempt) -> None:
+        result, row = self.result, attempt.facts.row_digest
+        if row is not None and row in self._rows:
+            self._digests.discard(self._rows[row][1])
+            result.n_replaced += 1
+        else:
+            result.n_new += 1
+        self._digests.add(attempt.digest)
+        if row is not None:
+            self._rows[row] = "", attempt.digest
+        result.n_without_weights += attempt.facts.weights_sha256 is not None
+        result.renamed |= find_renamed(attempt)
 
     def _note_fault(self, entry: Entry, error: MlmetaError) -> None:
         self.result.n_faults += 1
@@ -198,8 +222,8 @@ class TaskReader:
 
     def describe_task(self, attempt: ExchangedAttempt, file: Path) -> TaskFacts:
         """Return what is known of the task of an attempt that stands in a file."""
-        commands = attempt.commands
-        if commands is None:
+        commands, note = attempt.commands, attempt.facts.task
+        if commands is None or (note and note.digest):
             return describe_unseen_task(attempt)
         base_dir = self.base_dir(file)
         key = _key(commands.model_dump(mode="json", include=set(_DECIDING)), str(base_dir))

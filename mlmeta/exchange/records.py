@@ -18,22 +18,18 @@ from mlmeta.commands.params import (
     describe_architecture,
     flatten_params,
     format_param,
+    may_move,
     walk_layers,
     write_curve,
 )
 from mlmeta.exchange.documents import AttemptFacts, ExchangedAttempt
 from mlmeta.status import Status
+from mlmeta.tracking.attempts import CURVES
 
+# Tells which row of a table the attempt came from, however its columns were mapped.
+ROW_TAG = "mlmeta.import_row"
 # A run's name has no more characters in MLflow's tables.
 _MAX_NAME = 250
-# Curves of a document and the metrics that they are.
-CURVES = {
-    "training_losses": "train_loss",
-    "val_losses": "val_loss",
-    "val_accuracies": "val_accuracy",
-    "test_losses": "test_loss",
-    "test_accuracies": "test_accuracy",
-}
 
 MetricItem = tuple[str, float, int, int]
 
@@ -54,7 +50,7 @@ class TaskFacts:
     digest: str
     source: str
     counts: Mapping[str, Any] = field(default_factory=dict)
-    features: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, float | None] = field(default_factory=dict)
     input_shape: tuple[int, int, int] | None = None
     reason: str = ""
 
@@ -64,7 +60,7 @@ class RunRecord:
     """What the run of an attempt holds.
 
     Attributes:
-        start_ms: Milliseconds since 1970. So `end_ms`.
+        start_ms: Milliseconds since 1970. So `end_ms`; None where nobody knows how long it took.
         metrics: Key, value, time in ms since 1970, step.
         documents: Artifacts by name.
     """
@@ -72,7 +68,7 @@ class RunRecord:
     name: str
     status: Status
     start_ms: int
-    end_ms: int
+    end_ms: int | None
     params: dict[str, str]
     metrics: list[MetricItem]
     tags: dict[str, str]
@@ -84,8 +80,8 @@ def make_record(
 ) -> RunRecord:
     """Return what the run of an attempt holds.
 
-    `network` has the params ``arch.*`` without the prefix. An attempt whose document does not say when it ended ended
-    at `now_s`, seconds since 1970.
+    `network` has the params ``arch.*`` without the prefix. An attempt whose document says neither when it began nor
+    when it ended ended at `now_s`, seconds since 1970.
     """
     facts, commands = attempt.facts, attempt.commands
     start_ms, end_ms = settle_times(facts, now_s=now_s)
@@ -97,20 +93,38 @@ def make_record(
         if attempt.document.get("testing_commands") is not None:
             documents["test_commands.json"] = attempt.document["testing_commands"]
     return RunRecord(
-        name=(facts.name.strip() or (commands.model_name if commands else "unnamed"))[:_MAX_NAME],
+        name=_settle_name(facts.name, commands),
         status=status,
         start_ms=start_ms,
         end_ms=end_ms,
         params=params,
         metrics=list(_read_metrics(facts, start_ms, end_ms)),
-        tags=_read_tags(attempt, task, file_name)
-        | {"mlflow.note.content": _write_note(facts, status, params, file_name)},
+        tags={"mlflow.note.content": _write_note(facts, status, params, file_name)}
+        | _read_tags(attempt, task, file_name),
         documents=documents,
     )
 
 
+def _settle_name(name: str, commands: TrainCommands | None) -> str:
+    return (name.strip() or (commands.model_name if commands else "unnamed"))[:_MAX_NAME]
+
+
+def find_renamed(attempt: ExchangedAttempt) -> dict[str, str]:
+    """Return the names of a document that MLflow does not take as they are, and what they become."""
+    facts = attempt.facts
+    renamed = {facts.name: _settle_name(facts.name, attempt.commands)}
+    for values in (facts.params, facts.metrics, facts.curves, facts.tags):
+        renamed |= {key: legal for legal, key in _legal_keys({key: key for key in values}).items()}
+    return {key: legal for key, legal in renamed.items() if key != legal}
+
+
 def settle_status(facts: AttemptFacts) -> Status:
-    """Return the state of an attempt; where its document has none, what its results tell."""
+    """Return the state of an attempt; where its document has none, what its results tell.
+
+    One that was at work when its document was written is interrupted: nobody goes on with it here.
+    """
+    if facts.status in (Status.TRAINING, Status.TESTING):
+        return Status.INTERRUPTED
     if facts.status is not None:
         return facts.status
     if facts.accuracy is not None or facts.metrics.get("accuracy") is not None:
@@ -118,19 +132,21 @@ def settle_status(facts: AttemptFacts) -> Status:
     return Status.TRAINED if facts.training_losses else Status.INCOMPLETE
 
 
-def settle_times(facts: AttemptFacts, *, now_s: float) -> tuple[int, int]:
+def settle_times(facts: AttemptFacts, *, now_s: float) -> tuple[int, int | None]:
     """Return start and end in ms since 1970: as the document says, else it ended now.
 
-    Where neither a duration nor two moments are known, both are the one moment that is.
+    Where neither a duration nor two moments are known, there is no end: to take no time at all would win every
+    comparison of durations.
     """
     seconds = facts.seconds or 0.0
     if facts.started is not None:
         start = facts.started
-        end = start + seconds if facts.ended is None else max(facts.ended, start)
+        end = start + seconds if facts.ended is None else facts.ended
     else:
         end = now_s if facts.ended is None else facts.ended
         start = max(end - seconds, 0.0)
-    return round(start * 1000), round(end * 1000)
+    start_ms, end_ms = round(start * 1000), round(end * 1000)
+    return start_ms, end_ms if end_ms > start_ms else None
 
 
 def describe_network(commands: TrainCommands, n_parameters: int | None) -> dict[str, Any]:
@@ -144,18 +160,21 @@ def describe_network(commands: TrainCommands, n_parameters: int | None) -> dict[
 def describe_unseen_task(attempt: ExchangedAttempt, *, reason: str = "") -> TaskFacts:
     """Return what a document tells of its task where the pictures are not reachable.
 
-    The digest is the SHA-256 (hex) of the task's name and its sorted labels without query operators.
+    The digest is that of the pictures, if the document knows it; else the SHA-256 (hex) of the task's name and its
+    sorted labels without query operators.
     """
     note = attempt.facts.task
     labels = list(note.label_names) if note else []
     labels = labels or (attempt.commands.label_names if attempt.commands else [])
     name = note.name if note else None
     counts = {"n_labels": len(labels) or None} | ({"n_train": note.n_train, "n_test": note.n_test} if note else {})
+    known = {key: value for key, value in counts.items() if value is not None}
+    if note and note.digest:
+        return TaskFacts(note.digest, "pictures" if note.features else "document", known, note.features)
     digest = ""
     if name or labels:
         text = json.dumps({"task": name, "labels": sorted(map(strip_operators, labels))}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-    known = {key: value for key, value in counts.items() if value is not None}
     return TaskFacts(digest, "document", known, reason=reason)
 
 
@@ -193,21 +212,23 @@ def legal_key(key: str) -> str:
     return legal.replace("/", "_").lstrip(".") or "_"
 
 
-def _read_metrics(facts: AttemptFacts, start_ms: int, end_ms: int) -> Iterator[MetricItem]:
-    """Yield the curves, an epoch a step, their moments spread over the attempt, and what came out in the end.
+def _read_metrics(facts: AttemptFacts, start_ms: int, end_ms: int | None) -> Iterator[MetricItem]:
+    """Yield the curves, their moments spread over the attempt, and what came out in the end.
 
-    What was not finite is null in a document and no metric here.
+    No two points of a curve have the same moment: MLflow would take them for one. What is null is no metric here.
     """
-    curves = {key: curve for name, key in CURVES.items() if (curve := getattr(facts, name))}
-    for key, curve in curves.items():
-        for epoch, value in enumerate(curve, start=1):
+    named = {key: list(enumerate(curve, start=1)) for name, key in CURVES.items() if (curve := getattr(facts, name))}
+    curves = named | _legal_keys(facts.curves)
+    end_ms = start_ms if end_ms is None else end_ms
+    for key, points in curves.items():
+        span = max(end_ms - start_ms, len(points))
+        for number, (step, value) in enumerate(points, start=1):
             if value is not None:
-                yield key, value, start_ms + (end_ms - start_ms) * epoch // len(curve), epoch
+                yield key, value, start_ms + span * number // len(points), step
     told = {"accuracy": facts.accuracy} if facts.accuracy is not None else {}
     given = _legal_keys({key: value for key, value in (facts.metrics | told).items() if value is not None})
     n_epoch = facts.n_epoch or len(facts.training_losses)
-    if n_epoch and facts.seconds is not None:
-        given.pop("epoch_seconds", None)
+    if n_epoch and facts.seconds and not facts.curves and "epoch_seconds" not in given:
         yield "epoch_seconds", facts.seconds / n_epoch, end_ms, n_epoch
     yield from ((key, value, end_ms, 0) for key, value in given.items() if key not in curves)
 
@@ -216,7 +237,7 @@ def _read_tags(attempt: ExchangedAttempt, task: TaskFacts, file_name: str) -> di
     facts = attempt.facts
     tags = {key: format_param(value) for key, value in facts.tags.items() if value is not None}
     # Only mlmeta says what is an attempt, and MLflow what its own tags hold.
-    tags = {key: value for key, value in _legal_keys(tags).items() if not key.startswith(("mlmeta.", "mlflow."))}
+    tags = {key: value for key, value in _legal_keys(tags).items() if may_move(key)}
     tags["mlmeta.imported"] = file_name
     tags["mlmeta.task_source"] = task.source
     if task.digest:
@@ -227,6 +248,8 @@ def _read_tags(attempt: ExchangedAttempt, task: TaskFacts, file_name: str) -> di
         tags["mlmeta.task_name"] = facts.task.name
     if attempt.commands is not None:
         tags["mlmeta.commands_digest"] = attempt.commands.digest()
+    if facts.row_digest:
+        tags[ROW_TAG] = facts.row_digest
     if facts.training_losses:
         tags[CURVE_TAG] = write_curve(facts.training_losses)
     return {key: value[:MAX_TAG] for key, value in tags.items()}

@@ -48,7 +48,7 @@ _WRITTEN_ONCE = (
     "mlflow.project.entryPoint", "mlflow.project.backend", "mlmeta.version", "mlmeta.host",
     "mlmeta.heartbeat", "mlmeta.device", "mlmeta.task", "mlmeta.task_digest", "mlmeta.training_losses",
     "mlmeta.commands_digest", "mlmeta.commands_dir", "mlmeta.weights_sha256", "mlmeta.import_digest",
-    "mlmeta.import_batch", "mlmeta.imported", *sorted(UNREAD_TAGS),
+    "mlmeta.import_batch", "mlmeta.import_row", "mlmeta.imported", *sorted(UNREAD_TAGS),
 )  # fmt: skip
 _AT_WORK = pa.array(["RUNNING", "SCHEDULED"])
 # A file's time of change is trusted when it is older than what clocks and file systems can tell apart.

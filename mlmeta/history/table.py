@@ -109,7 +109,9 @@ def _make_facts(table: pa.Table) -> Iterator[tuple[str, Any]]:
     yield "task", _name_tasks(table)
     yield "experiment", _to_text(table["experiment"])
     yield "started", table["started_ms"].cast(pa.timestamp("ms", tz="UTC")).to_pandas()
-    yield "duration_s", (_to_numbers(table["ended_ms"]) - _to_numbers(table["started_ms"])) / 1000
+    duration = (_to_numbers(table["ended_ms"]) - _to_numbers(table["started_ms"])) / 1000
+    # Imports of older versions gave an end to what nobody had timed: its start.
+    yield "duration_s", np.where(duration == 0, np.nan, duration)
 
 
 def _column(table: pa.Table, name: str, default: Any = None) -> Any:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
-from mlmeta.commands.documents import Attempt, TrainCommands
+from mlmeta.commands.documents import NAME_RULE, Attempt, TrainCommands, is_model_name
 from mlmeta.commands.parsing import parse_attempt
-from mlmeta.errors import BadInputError, NotFoundError
+from mlmeta.errors import BadInputError, NotFoundError, shorten
 from mlmeta.server.callers import Asking
 from mlmeta.server.job_answers import describe_job
 from mlmeta.server.questions import ask_history
@@ -23,6 +23,7 @@ from mlmeta.server.queued_runs import (
     change_run,
     create_run,
     delete_run,
+    describe_attempt,
     describe_test,
     find_runs,
     get_run,
@@ -32,7 +33,7 @@ from mlmeta.server.queued_runs import (
 )
 from mlmeta.server.responses import FAULTS, RefusedError, describe_body
 from mlmeta.server.submitting import check_train_commands, find_experiment, queue_test, queue_training, read_body
-from mlmeta.tracking.recovery import QUEUED_TAG
+from mlmeta.tracking.attempts import QUEUED_TAG
 
 router = APIRouter(prefix="/ajax-api/mlmeta", tags=["the older tool's verbs"], responses=FAULTS)
 Name = Annotated[str, Query(max_length=250, description="Of the attempt.")]
@@ -64,13 +65,18 @@ async def create_attempt(request: Request, caller: Asking, experiment: Experimen
         caller, attempt.name, commands, base_dir, experiment_id=experiment_id, tags={QUEUED_TAG: "0"}
     )
     await describe_test(caller, run, attempt.testing_commands)
+    await describe_attempt(caller, run, await read_body(request, caller))
     return JSONResponse(await make_document(caller, await get_run(caller, run.run_id)), status_code=201)
 
 
-async def _read_attempt(request: Request, caller: Asking) -> tuple[Attempt, TrainCommands, Path]:
+async def _read_attempt(request: Request, caller: Asking) -> tuple[Attempt, TrainCommands | None, Path]:
     """Return the Attempt document that a request brings, its train commands, and what their paths are relative to."""
     document = await read_body(request, caller)
     attempt = await caller.server.work(parse_attempt, document, source="the request")
+    if attempt.training_commands is None:
+        if not is_model_name(attempt.name):
+            raise BadInputError(f"name: {NAME_RULE}; got {shorten(attempt.name)}")
+        return attempt, None, Path()
     commands, base_dir = await check_train_commands(caller, document)
     if attempt.name != commands.model_name:
         raise BadInputError(
@@ -113,6 +119,7 @@ async def update_attempt(request: Request, caller: Asking) -> dict[str, Any]:
         )
     await change_run(caller, run, commands, base_dir, {})
     await describe_test(caller, run, attempt.testing_commands)
+    await describe_attempt(caller, run, await read_body(request, caller))
     return await make_document(caller, await get_run(caller, run.run_id))
 
 

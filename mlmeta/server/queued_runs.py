@@ -8,6 +8,7 @@ The Attempt document of a run is read in the same way.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -25,12 +26,18 @@ from mlmeta.errors import BadInputError, NotFoundError
 from mlmeta.server.callers import Caller
 from mlmeta.server.responses import RefusedError
 from mlmeta.status import Status
-from mlmeta.tracking.attempts import COMMANDS_TAG, build_document
-from mlmeta.tracking.recovery import QUEUED_TAG
+from mlmeta.tracking.attempts import (
+    COMMANDS_TAG,
+    DESCRIPTION_TAG,
+    NO_COMMANDS,
+    QUEUED_TAG,
+    TEST_TAG,
+    build_document,
+)
 from mlmeta.tracking.runs import queued_tags
 
-TEST_TAG = "mlmeta.test_commands"
 _MOST_FOUND = 1000
+_SAID_BY_MLMETA = ("id", "status", "name", "training_commands", "testing_commands")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class RunRecord:
 
     Attributes:
         artifact_uri: Where its artifacts lie.
+        times: Start and end, in ms since 1970; no end while it waits or is at work.
     """
 
     run_id: str
@@ -48,6 +56,7 @@ class RunRecord:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    times: tuple[int, int | None] = (0, None)
 
     @property
     def status(self) -> str:
@@ -64,9 +73,11 @@ def _read_run(run: Mapping[str, Any]) -> RunRecord:
     info, data = run["info"], run.get("data", {})
     tags, params = ({one["key"]: one["value"] for one in data.get(kind, [])} for kind in ("tags", "params"))
     metrics = {one["key"]: float(one.get("value", math.nan)) for one in data.get("metrics", [])}
+    times = int(info["start_time"]), int(info["end_time"]) if info.get("end_time") else None
     return RunRecord(
-        info["run_id"], info.get("run_name", ""), info["experiment_id"], info["artifact_uri"], tags, params, metrics
-    )
+        info["run_id"], info.get("run_name", ""), info["experiment_id"], info["artifact_uri"], tags, params, metrics,
+        times,
+    )  # fmt: skip
 
 
 async def get_run(caller: Caller, run_id: str) -> RunRecord:
@@ -105,7 +116,7 @@ async def find_runs(caller: Caller, name: str, *, experiment_id: str | None = No
 
 
 async def create_run(
-    caller: Caller, name: str, commands: TrainCommands | TestCommands, base_dir: Path, *, experiment_id: str,
+    caller: Caller, name: str, commands: TrainCommands | TestCommands | None, base_dir: Path, *, experiment_id: str,
     tags: Mapping[str, str] = MappingProxyType({}),
 ) -> RunRecord:  # fmt: skip
     """Make a run that waits, in the caller's name.
@@ -113,7 +124,7 @@ async def create_run(
     Args:
         caller: Whose it is.
         name: Of the run.
-        commands: What it waits for.
+        commands: What it waits for; None for an attempt that is only described.
         base_dir: What relative paths in them are relative to.
         experiment_id: Where.
         tags: More of them; without `mlmeta.queued` among them it is to be put into the queue at once.
@@ -130,18 +141,19 @@ async def create_run(
     run = _read_run((await caller.change("runs/create", document))["run"])
     await caller.change("runs/update", {"run_id": run.run_id, "status": "SCHEDULED"})
     if isinstance(commands, TrainCommands) and COMMANDS_TAG not in all_tags:
-        await _log_commands(caller, run, commands)
+        await _log_document(caller, run, "train_commands.json", commands.document())
     return run
 
 
 async def change_run(
-    caller: Caller, run: RunRecord, commands: TrainCommands, base_dir: Path, tags: Mapping[str, str]
+    caller: Caller, run: RunRecord, commands: TrainCommands | None, base_dir: Path, tags: Mapping[str, str]
 ) -> None:
-    """Give a run that waits other commands, and more tags; refused as MLflow refuses it."""
+    """Give a run that waits other commands, or none, and more tags; refused as MLflow refuses it."""
     all_tags = queued_tags(commands, base_dir=base_dir) | {QUEUED_TAG: run.tags[QUEUED_TAG]} | dict(tags)
     await set_tags(caller, run.run_id, all_tags)
     if COMMANDS_TAG not in all_tags:
-        await _log_commands(caller, run, commands)
+        if commands is not None:
+            await _log_document(caller, run, "train_commands.json", commands.document())
         await delete_tag(caller, run, COMMANDS_TAG)
 
 
@@ -180,9 +192,21 @@ def write_test(commands: TestCommands) -> str:
     return text
 
 
-async def _log_commands(caller: Caller, run: RunRecord, commands: TrainCommands) -> None:
-    """Keep train commands that are too long for a tag as the run's artifact."""
-    name, text = "train_commands.json", json.dumps(commands.document(), ensure_ascii=False)
+async def describe_attempt(caller: Caller, run: RunRecord, document: Mapping[str, Any]) -> None:
+    """Keep what the Attempt document of a run that waits says beside its commands; id and state are mlmeta's own."""
+    described = {key: value for key, value in document.items() if key not in _SAID_BY_MLMETA}
+    if not document.get("training_commands"):
+        described |= NO_COMMANDS | {key: value for key, value in document.items() if key == "training_commands"}
+    text = json.dumps(described, ensure_ascii=False)
+    if len(text) > MAX_TAG:
+        await _log_document(caller, run, "description.json", described)
+        text = "description.json"
+    await set_tags(caller, run.run_id, {DESCRIPTION_TAG: text})
+
+
+async def _log_document(caller: Caller, run: RunRecord, name: str, document: Mapping[str, Any]) -> None:
+    """Keep a document that is too long for a tag as the run's artifact."""
+    text = json.dumps(document, ensure_ascii=False)
     scheme, _, path = run.artifact_uri.partition(":")
     if scheme == "mlflow-artifacts":
         await caller.put_artifact(f"{path.lstrip('/')}/{name}", text.encode())
@@ -221,12 +245,20 @@ async def make_document(caller: Caller, run: RunRecord) -> dict[str, Any]:
         NotFoundError: If the run has no commands.
     """
     if "mlmeta.import_digest" in run.tags:
-        document: dict[str, Any] = json.loads(await caller.get_artifact(run.run_id, "attempt.json"))
-        return document
-    return build_document(
-        run.run_id, run.name, train=await read_commands(caller, run), test=await _read_test_commands(caller, run),
-        losses=await _read_losses(caller, run), tags=run.tags, params=run.params, metrics=run.metrics,
+        imported: dict[str, Any] = json.loads(await caller.get_artifact(run.run_id, "attempt.json"))
+        return imported
+    text = run.tags.get(DESCRIPTION_TAG, "") if run.tags.get(QUEUED_TAG) == "0" else ""
+    if text and not text.startswith("{"):
+        text = (await caller.get_artifact(run.run_id, text)).decode()
+    described: dict[str, Any] = json.loads(text) if text else {}
+    train = described["training_commands"] if "training_commands" in described else await read_commands(caller, run)
+    histories = await asyncio.gather(*(_read_history(caller, run, key) for key in run.metrics))
+    document = build_document(
+        run.run_id, run.name, train=train, test=await _read_test_commands(caller, run),
+        histories=dict(zip(run.metrics, histories, strict=True)), times=run.times,
+        tags=run.tags, params=run.params, metrics=run.metrics,
     )  # fmt: skip
+    return document | described
 
 
 async def read_commands(caller: Caller, run: RunRecord) -> dict[str, Any]:
@@ -249,9 +281,8 @@ async def _read_test_commands(caller: Caller, run: RunRecord) -> Any:
     return None
 
 
-async def _read_losses(caller: Caller, run: RunRecord) -> list[float]:
-    if "train_loss" not in run.metrics:
-        return []
-    history = await caller.get("metrics/get-history", run_id=run.run_id, metric_key="train_loss")
-    points = sorted(history.get("metrics", []), key=lambda one: int(one.get("step", 0)))
-    return [float(one.get("value", math.nan)) for one in points]
+async def _read_history(caller: Caller, run: RunRecord, key: str) -> list[tuple[int, float]]:
+    """Return the points (step, value) of a metric, by step and then by time."""
+    history = await caller.get("metrics/get-history", run_id=run.run_id, metric_key=key)
+    points = sorted(history.get("metrics", []), key=lambda one: (int(one.get("step", 0)), int(one["timestamp"])))
+    return [(int(one.get("step", 0)), float(one.get("value", math.nan))) for one in points]

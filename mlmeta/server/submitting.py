@@ -17,7 +17,7 @@ from mlmeta.server.callers import Caller
 from mlmeta.server.queue import Job, JobKind, JobState
 from mlmeta.server.queued_runs import RunRecord, change_run, create_run, delete_run, find_runs, get_run, read_commands
 from mlmeta.server.responses import RefusedError
-from mlmeta.tracking.recovery import QUEUED_TAG
+from mlmeta.tracking.attempts import QUEUED_TAG
 
 _SOURCE = "the request"
 RUN_ID = re.compile("[0-9a-f]{32}")

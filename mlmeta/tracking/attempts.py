@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,31 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mlmeta.commands.documents import TrainCommands
+from mlmeta.commands.params import flatten_params, may_move
 from mlmeta.commands.parsing import parse_train_commands
-from mlmeta.errors import NotFoundError, suggest
+from mlmeta.errors import CommandsError, NotFoundError, suggest
 from mlmeta.status import Status
 from mlmeta.tracking.store import explain_stale, list_experiments, open_client
 
+# Has a run that a server made, until its process takes it over: 1 in the queue, 0 where the attempt is only described.
+QUEUED_TAG = "mlmeta.queued"
 # Holds the commands of an attempt until their artifact is there.
 COMMANDS_TAG = "mlmeta.commands"
+# The test commands of an attempt that is not tested yet.
+TEST_TAG = "mlmeta.test_commands"
+# What a program told of an attempt beside its commands, without training it; see `read_description`.
+DESCRIPTION_TAG = "mlmeta.description"
+# What stands in that description where the attempt has no commands.
+NO_COMMANDS: dict[str, Any] = {"training_commands": {}}
+# Curves of a document and the metrics that they are.
+CURVES = {
+    "training_losses": "train_loss",
+    "val_losses": "val_loss",
+    "val_accuracies": "val_accuracy",
+    "test_losses": "test_loss",
+    "test_accuracies": "test_accuracy",
+}
+_NAMES = {metric: name for name, metric in CURVES.items()}
 
 
 @dataclass(frozen=True)
@@ -160,21 +180,40 @@ def write_document(client: MlflowClient, run_id: str) -> None:
 
 
 def make_document(run_id: str, *, client: MlflowClient | None = None) -> dict[str, Any]:
-    """Return the Attempt document of a run: its commands unchanged, its curve, its result.
+    """Return the Attempt document of a run; see `build_document`.
 
     Raises:
         NotFoundError: If the run has no commands.
     """
     client = client or open_client()
     run = client.get_run(run_id)
-    train = json.loads(run.data.tags.get(COMMANDS_TAG) or read_text(client, run_id, "train_commands.json"))
+    tags = run.data.tags
+    described = read_description(tags, lambda name: read_text(client, run_id, name))
+    if "training_commands" in described:
+        train = described["training_commands"]
+    else:
+        train = json.loads(tags.get(COMMANDS_TAG) or read_text(client, run_id, "train_commands.json"))
     has_test = any(item.path == "test_commands.json" for item in client.list_artifacts(run_id))
-    test = json.loads(read_text(client, run_id, "test_commands.json")) if has_test else None
-    history = sorted(client.get_metric_history(run_id, "train_loss"), key=lambda metric: metric.step)
-    return build_document(
-        run_id, run.info.run_name, train=train, test=test, losses=[metric.value for metric in history],
-        tags=run.data.tags, params=run.data.params, metrics=run.data.metrics,
+    test = read_text(client, run_id, "test_commands.json") if has_test else tags.get(TEST_TAG)
+    points = {key: client.get_metric_history(run_id, key) for key in run.data.metrics}
+    ordered = {key: sorted(history, key=lambda one: (one.step, one.timestamp)) for key, history in points.items()}
+    document = build_document(
+        run_id, run.info.run_name, train=train, test=test and json.loads(test),
+        histories={key: [(one.step, one.value) for one in history] for key, history in ordered.items()},
+        times=(run.info.start_time, run.info.end_time),
+        tags=tags, params=run.data.params, metrics=run.data.metrics,
     )  # fmt: skip
+    return document | described
+
+
+def read_description(tags: Mapping[str, str], read: Callable[[str], str]) -> dict[str, Any]:
+    """Return what a program told of an attempt that waits to be trained, beside its commands; else nothing.
+
+    The tag holds the JSON text, or the name of the artifact that does; `read` fetches that.
+    """
+    text = tags.get(DESCRIPTION_TAG, "") if tags.get(QUEUED_TAG) == "0" else ""
+    described: dict[str, Any] = json.loads(text if text.startswith("{") else read(text)) if text else {}
+    return described
 
 
 def build_document(
@@ -183,27 +222,97 @@ def build_document(
     *,
     train: Any,
     test: Any,
-    losses: Sequence[float],
+    histories: Mapping[str, Sequence[tuple[int, float]]],
+    times: tuple[int, int | None],
     tags: Mapping[str, str],
     params: Mapping[str, str],
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the Attempt document of what a run holds: its commands, training losses by epoch, and last metrics.
+    """Return the Attempt document of what a run holds: all that another store needs to hold the same.
 
-    A loss that is not finite becomes null.
+    Weights, plots and tables do not go along. A loss that is not finite becomes null, and stands in `curves` by its
+    name; so does every point of a metric that was written more than once.
+
+    Args:
+        run_id: Of the run.
+        name: Of the attempt.
+        train: Its train commands as they were given.
+        test: Its test commands, or None.
+        histories: Of every metric the points (step, value), in the order in which they were written within a step.
+        times: Start and end, in ms since 1970; no end while it is at work, or where it is not known.
+        tags: All of the run.
+        params: All of the run.
+        metrics: The newest value of each.
     """
+    losses = [value for _, value in histories.get("train_loss", [])]
+    accuracy = metrics.get("accuracy")
     return {
         "id": run_id,
         "name": name,
         "training_commands": train,
-        "training_losses": [loss if math.isfinite(loss) else None for loss in losses],
+        "training_losses": [value if _is_finite(value) else None for value in losses],
         "n_epoch": len(losses),
         "testing_commands": test,
-        "accuracy": metrics.get("accuracy"),
+        "accuracy": accuracy if accuracy is not None and _is_finite(accuracy) else None,
         "status": tags.get("mlmeta.status", Status.INCOMPLETE),
         # The params are of the test that the train commands asked for; one by itself may have another limit.
         "limit": int((test or {}).get("limit", params.get("test.limit", 0))),
+        **_describe_metrics(histories),
+        **_describe_rest(train, times, tags, params),
     }
+
+
+def _describe_metrics(histories: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
+    """Return the curves that have a name in the document, single numbers, and all that these do not hold as curves."""
+    made: dict[str, Any] = {}
+    single, curves = {}, {}
+    for key, history in histories.items():
+        is_whole = [step for step, _ in history] == list(range(1, len(history) + 1))
+        is_finite = all(_is_finite(value) for _, value in history)
+        if is_whole and key in _NAMES and key != "train_loss":
+            made[_NAMES[key]] = [value if _is_finite(value) else None for _, value in history]
+        if len(history) == 1 and history[0][0] == 0:
+            if key != "accuracy" or not is_finite:
+                single[key] = _to_json(history[0][1])
+        elif not (is_whole and is_finite and key in _NAMES):
+            curves[key] = [[step, _to_json(value)] for step, value in history]
+    return made | {key: value for key, value in (("metrics", single), ("curves", curves)) if value}
+
+
+def _is_finite(value: float) -> bool:
+    """Return whether a number is finite; MLflow keeps an infinite one as the largest that there is."""
+    return abs(value) < sys.float_info.max
+
+
+def _to_json(value: float) -> float | str:
+    """Return a number that JSON has, or its name: NaN, Infinity or -Infinity."""
+    return value if _is_finite(value) else "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _describe_rest(
+    train: Any, times: tuple[int, int | None], tags: Mapping[str, str], params: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return times, task, tags, and the params that the commands do not give by themselves."""
+    try:
+        own = flatten_params(parse_train_commands(train).model_dump(mode="json", exclude={"schema_url"}))
+    except CommandsError:
+        own = {}
+    start, end = (None if ms is None else datetime.fromtimestamp(ms / 1000, UTC) for ms in times)
+    task = {key: int(params[f"task.{key}"]) for key in ("n_train", "n_test") if f"task.{key}" in params}
+    features = json.loads(tags.get("mlmeta.task", "{}"))
+    told = {"name": tags.get("mlmeta.task_name"), "digest": tags.get("mlmeta.task_digest"), "features": features}
+    found = {
+        # Says what does not go along.
+        "weights_sha256": tags.get("mlmeta.weights_sha256"),
+        "started": start and start.isoformat(timespec="milliseconds"),
+        "ended": end and end.isoformat(timespec="milliseconds"),
+        "seconds": end and start and (end - start).total_seconds(),
+        "n_parameters": int(params["arch.n_parameters"]) if "arch.n_parameters" in params else None,
+        "task": {key: value for key, value in told.items() if value} | task,
+        "params": {key: value for key, value in params.items() if key not in own},
+        "tags": {key: value for key, value in tags.items() if may_move(key)},
+    }
+    return {key: value for key, value in found.items() if value is not None and value != {}}
 
 
 def write_note(client: MlflowClient, run_id: str) -> None:

@@ -117,19 +117,19 @@ class MlflowRecorder:
             return {int(metric.step) for metric in self.client.get_metric_history(self.run_id, key)}
 
     def finish(self) -> None:
-        """Record what a run ends with: its document, its note, its end time."""
-        if self.mirror is None:
-            self._put("document", {})
+        """Record what a run ends with: its note, its end time, and its document, which tells both."""
         self._put("note", {})
         if MLFLOW_STATUS[self.status] != "RUNNING":
             self._put("status", {"status": MLFLOW_STATUS[self.status]})
+        if self.mirror is None:
+            self._put("document", {})
 
     def finish_mirror(self, status: Status) -> None:
         """Record in the attempt that a test of it is done, with the state that the attempt has now."""
         self.set_tags({"mlmeta.status": status}, run_id=self.mirror)
+        self._put("note", {}, run_id=self.mirror)
         self._put("status", {"status": MLFLOW_STATUS[status]}, run_id=self.mirror)
         self._put("document", {}, run_id=self.mirror)
-        self._put("note", {}, run_id=self.mirror)
 
     def close(self) -> None:
         """Send what is queued; what cannot be sent is kept on this machine, and one line tells so."""

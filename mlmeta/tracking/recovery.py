@@ -22,7 +22,7 @@ from mlmeta.commands.documents import TrainCommands
 from mlmeta.errors import BadInputError, MlmetaError, NotFoundError, one_line
 from mlmeta.files import hold_run, is_held
 from mlmeta.status import MLFLOW_STATUS, Status
-from mlmeta.tracking.attempts import get_attempt_run, newest_runs, read_commands, write_document, write_note
+from mlmeta.tracking.attempts import QUEUED_TAG, get_attempt_run, newest_runs, read_commands, write_document, write_note
 from mlmeta.tracking.operations import join_operations, may_pass, send_operation, take_joinable
 from mlmeta.tracking.outbox import Spool, list_spools
 from mlmeta.tracking.store import open_client, search_all_runs, store_key, telling
@@ -31,8 +31,6 @@ from mlmeta.tracking.store import open_client, search_all_runs, store_key, telli
 _UNFINISHED = (Status.INCOMPLETE, Status.TRAINING, Status.TRAINED, Status.TESTING)
 _RESUMABLE = (Status.INTERRUPTED, Status.FAILED, Status.PRUNED)
 STALE_AFTER_S = 3600.0
-# Has a run that a server made for a job, until its process takes it over; MLflow says SCHEDULED.
-QUEUED_TAG = "mlmeta.queued"
 _OPEN = ("RUNNING", "SCHEDULED")
 _STOPPED = (Status.INCOMPLETE, *_RESUMABLE)
 
@@ -164,13 +162,13 @@ def _close(client: MlflowClient, run: Run, status: Status) -> None:
     run_id = run.info.run_id
     client.set_tag(run_id, "mlmeta.status", status)
     kind = run.data.tags.get("mlmeta.kind")
+    if kind in ("attempt", "test"):
+        write_note(client, run_id)
+    client.set_terminated(run_id, MLFLOW_STATUS[status])
     if kind == "attempt":
         # A run that was killed before its commands were written has no document.
         with contextlib.suppress(NotFoundError):
             write_document(client, run_id)
-    if kind in ("attempt", "test"):
-        write_note(client, run_id)
-    client.set_terminated(run_id, MLFLOW_STATUS[status])
 
 
 def prune_attempt(run_id: str, reason: str) -> None:

@@ -27,10 +27,9 @@ from mlmeta.commands.params import MAX_TAG, flatten_params
 from mlmeta.errors import MlmetaError
 from mlmeta.files import hold_run
 from mlmeta.status import FOLLOWS, MLFLOW_STATUS, Status
-from mlmeta.tracking.attempts import COMMANDS_TAG, AttemptRecord
+from mlmeta.tracking.attempts import COMMANDS_TAG, QUEUED_TAG, AttemptRecord
 from mlmeta.tracking.recorder import MlflowRecorder, read_flush_s
 from mlmeta.tracking.recovery import (
-    QUEUED_TAG,
     check_resumable,
     find_resumable,
     missing_run,
@@ -103,17 +102,19 @@ def _attempt_tags(commands: TrainCommands, base_dir: Path, more: Mapping[str, st
     }
 
 
-def queued_tags(commands: TrainCommands | TestCommands, *, base_dir: Path) -> dict[str, str]:
+def queued_tags(commands: TrainCommands | TestCommands | None, *, base_dir: Path) -> dict[str, str]:
     """Return the tags of a run that is made for a job, before its process begins; MLflow is to call it SCHEDULED.
 
     The process that `MLFLOW_RUN_ID` names it to takes the run over, and `mlmeta.queued` off it. Should it never come
     to that, an attempt has all that `mlmeta train --resume` needs. Paths in the commands are relative to `base_dir`.
+    Without commands it is an attempt that is only described.
     """
     queued = {QUEUED_TAG: "1"}
     if isinstance(commands, TrainCommands):
         tags = _attempt_tags(commands, base_dir, queued) | _commands_tag(commands)
     else:
-        tags = first_tags("test") | {"mlmeta.status": Status.INCOMPLETE, **queued}
+        kind = "attempt" if commands is None else "test"
+        tags = first_tags(kind) | {"mlmeta.status": Status.INCOMPLETE, **queued}
     return {key: value[:MAX_TAG] for key, value in tags.items()}
 
 

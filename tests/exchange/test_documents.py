@@ -56,9 +56,17 @@ def test_a_document_of_another_tool_has_params_and_metrics_in_place_of_commands(
     assert attempt.facts.metrics == {"auc": 1.0, "f1": None}
 
 
-def test_without_commands_params_and_metrics_the_commands_are_missing() -> None:
-    with pytest.raises(CommandsError, match="training_commands: is required and missing"):
-        parse_exchanged({"name": "x"})
+@pytest.mark.parametrize("told", [{}, {"training_commands": {}, "n_epoch": 3}, {"training_commands": None}])
+def test_an_attempt_may_have_no_commands_at_all(told: dict[str, Any]) -> None:
+    attempt = parse_exchanged({"name": "x", **told})
+    assert attempt.commands is None
+    assert attempt.facts.n_epoch == told.get("n_epoch", 0)
+
+
+@pytest.mark.parametrize("key", ["training_comands", "optimizer", "model"])
+def test_commands_that_do_not_stand_in_their_place_are_told(key: str) -> None:
+    with pytest.raises(CommandsError, match=f"{key}: is no key of an Attempt document without training_commands"):
+        parse_exchanged({"name": "x", key: {"name": "SGD"}})
 
 
 @pytest.mark.parametrize("value", [[], 3, "text", None])
@@ -248,6 +256,8 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_a_table_is_read_by_its_name(tmp_path: Path) -> None:
     file = write(tmp_path, "runs.csv.gz", gzip.compress(b"\xef\xbb\xbfName,lr\nx,0.1\n,\xff\n"))
     entries = list(read_entries(file, mapping={"lr": "params.optimizer.lr"}))
+    assert isinstance(entries[0].content, dict)
+    assert entries[0].content.pop("row_digest")
     assert entries[0].content == {"name": "x", "params": {"optimizer.lr": "0.1"}, "metrics": {}}
     assert numbered(entries)[0][0] == 3
 

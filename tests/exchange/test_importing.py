@@ -22,6 +22,7 @@ from mlmeta.exchange.exporting import export_attempts
 from mlmeta.exchange.imported_runs import MAX_BATCHES, ImportedRuns, only_import
 from mlmeta.exchange.importing import ImportResult, import_attempts
 from mlmeta.history.api_reader import read_batches
+from mlmeta.meta_query import pareto_front, search_attempts
 from mlmeta.tracking.attempts import make_document
 from mlmeta.train import run_attempt
 
@@ -49,12 +50,6 @@ def listed_batches(experiment_id: str = "0") -> list[str]:
     return read_batches(MlflowClient().get_experiment(experiment_id))
 
 
-def without_test(params: dict[str, str]) -> dict[str, str]:
-    """What only the test and the data of an attempt know, its document does not hold."""
-    hidden = ("test.n_pictures", "test.seed", "data_account.")
-    return {key: value for key, value in params.items() if not key.startswith(hidden)}
-
-
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     extra=st.recursive(
@@ -77,7 +72,7 @@ def test_an_imported_attempt_lies_in_mlflow_as_a_trained_one(toy_document: dict[
     trained = MlflowClient().get_run(run_id)
     import_attempts([write_lines([make_document(run_id)])], experiment="elsewhere")
     (imported,) = [run for run in all_runs() if run.info.run_id != run_id]
-    assert imported.data.params == without_test(trained.data.params)
+    assert imported.data.params == trained.data.params
     assert imported.info.run_name == trained.info.run_name
     assert imported.info.status == trained.info.status
     same = ("mlmeta.kind", "mlmeta.status", "mlmeta.commands_digest", "mlmeta.task_digest", "mlmeta.task",
@@ -97,7 +92,7 @@ def test_a_named_model_is_described_as_when_it_is_trained(toy_document: dict[str
     run_id, _, _ = run_attempt(parse_train_commands(document), base_dir=Path())
     import_attempts([write_lines([make_document(run_id)])])
     (imported,) = [run for run in all_runs() if run.info.run_id != run_id]
-    assert imported.data.params == without_test(MlflowClient().get_run(run_id).data.params)
+    assert imported.data.params == MlflowClient().get_run(run_id).data.params
 
 
 def test_pictures_are_looked_up_beside_the_file_or_where_they_are_said_to_be(
@@ -140,7 +135,9 @@ def test_an_import_has_its_own_times_and_states() -> None:
     ]
     import_attempts([write_lines(documents)])
     runs = all_runs()
-    assert [run.data.tags["mlmeta.status"] for run in runs] == list(states)
+    seen = [run.data.tags["mlmeta.status"] for run in runs]
+    # Nobody is at work on it here.
+    assert seen == [{"Training": "Interrupted"}.get(state, state) for state in states]
     assert [run.info.status for run in runs] == list(states.values())
     assert {run.info.end_time - run.info.start_time for run in runs} == {90_000}
     assert runs[1].info.start_time - runs[0].info.start_time == 86_400_000
@@ -152,6 +149,15 @@ def test_an_attempt_without_times_ended_now() -> None:
     (run,) = all_runs()
     assert before - 0.01 <= run.info.end_time / 1000 <= time.time()
     assert run.info.end_time - run.info.start_time == 100_000
+
+
+def test_an_attempt_of_which_nobody_knows_how_long_it_took_has_no_duration() -> None:
+    slow = {**read_documents()[0], "seconds": 100}
+    import_attempts([write_lines([{**read_documents()[1], "seconds": None, "accuracy": 0.99}, slow])])
+    assert [run.info.status for run in all_runs()] == ["FINISHED", "FINISHED"]
+    table = search_attempts()
+    assert sorted(table["duration_s"].dropna()) == [100.0]
+    assert pareto_front(history=table)["duration_s"].tolist() == [100.0]
 
 
 def test_importing_again_adds_nothing() -> None:
@@ -333,6 +339,31 @@ def test_a_table_becomes_runs() -> None:
     assert second.data.tags["mlmeta.status"] == "Failed"
     assert second.info.end_time - second.info.start_time == 5000
     assert counts(import_attempts(["runs.csv"], mapping={"acc": "accuracy", "lr": "params.optimizer.lr"})) == (0, 2, 0)
+
+
+def test_a_row_that_is_imported_with_other_fields_replaces_its_attempt() -> None:
+    file = Path("t.csv")
+    file.write_text("name,best,lr\nx,0.5,1\ny,0.6,2\n", encoding="utf-8")
+    assert counts(import_attempts([file])) == (2, 0, 0)
+    before = {run.info.run_id for run in all_runs()}
+    planned = import_attempts([file], mapping={"best": "accuracy"}, dry_run=True)
+    assert (planned.n_new, planned.n_replaced) == (0, 2)
+    result = import_attempts([file], mapping={"best": "accuracy"})
+    assert (result.n_new, result.n_replaced, result.n_known) == (0, 2, 0)
+    assert [run.data.metrics["accuracy"] for run in sorted(all_runs(), key=lambda run: str(run.info.run_name))] == [
+        0.5,
+        0.6,
+    ]
+    assert not before & {run.info.run_id for run in all_runs()}
+    assert import_attempts([file], mapping={"best": "accuracy"}).n_known == 2
+    assert import_attempts([file]).n_replaced == 2
+    assert len(all_runs()) == 2
+
+
+def test_names_that_mlflow_does_not_take_are_listed() -> None:
+    document = {"name": " x ", "params": {"a[0]": 1, "b": 2}, "metrics": {"../m": 1.0}, "tags": {"é": "x", "t!": "y"}}
+    result = import_attempts([write_lines([document])], dry_run=True)
+    assert result.renamed == {" x ": "x", "a[0]": "a_0_", "../m": "_m", "t!": "t_"}
 
 
 def test_the_document_of_the_older_tool_goes_in() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mlflow.utils.validation import _validate_metric_name, _validate_param, _val
 from mlmeta.commands.documents import TrainCommands
 from mlmeta.commands.params import describe_architecture, flatten_params, walk_layers
 from mlmeta.commands.parsing import parse_train_commands
+from mlmeta.errors import CommandsError
 from mlmeta.exchange.documents import AttemptFacts, parse_exchanged
 from mlmeta.exchange.records import (
     RunRecord,
@@ -72,29 +74,66 @@ def test_curves_are_metrics_with_an_epoch_a_step() -> None:
     assert json.loads(made.tags["mlmeta.training_losses"]) == [2.0, None, 1.0]
 
 
+def test_curves_keep_every_point_and_what_json_has_no_number_for() -> None:
+    told = {
+        "training_losses": [2.0, None],
+        "metrics": {"best": "-Infinity", "regret": None},
+        "curves": {"train_loss": [[1, 2.0], [2, "NaN"]], "accuracy": [[0, 0.5], [0, 0.5], [0, 0.6]], "gap": []},
+    }
+    made = record({**read_documents()[0], **told, "accuracy": 0.6, "started": 100, "seconds": None})
+    assert made.end_ms is None
+    assert math.isnan(steps(made, "train_loss")[2])
+    assert steps(made, "best") == {0: -math.inf}
+    points = [(moment, step, value) for key, value, moment, step in made.metrics if key == "accuracy"]
+    assert points == [(100_001, 0, 0.5), (100_002, 0, 0.5), (100_003, 0, 0.6)]
+
+
+@pytest.mark.parametrize("curve", [[[1]], [["1", 2.0]], [[1, "Inf"]], [[2**63, 1.0]], {"1": 2.0}])
+def test_a_curve_that_is_none_is_told(curve: Any) -> None:
+    with pytest.raises(CommandsError, match=r"curves\.loss"):
+        record({"name": "x", "params": {}, "curves": {"loss": curve}})
+
+
+def test_what_is_true_in_every_store_moves_along() -> None:
+    digest = "0" * 64
+    task = {"name": "pets", "digest": digest, "features": {"width": 8, "spread": 0.5}, "n_train": 9}
+    tags = {"mlflow.note.content": "good", "mlmeta.device": "cpu", "mlmeta.heartbeat": "5", "team": "blue"}
+    made = record({**read_documents()[0], "task": task, "tags": tags, "params": {"test.seed": "3", "n_epoch": "1"}})
+    assert made.params.items() >= {"test.seed": "3", "task.n_train": "9", "n_epoch": "12"}.items()
+    assert made.tags.items() >= {
+        "mlflow.note.content": "good", "mlmeta.device": "cpu", "team": "blue", "mlmeta.task_digest": digest,
+        "mlmeta.task": '{"width": 8, "spread": 0.5}', "mlmeta.task_source": "pictures",
+    }.items()  # fmt: skip
+    assert "mlmeta.heartbeat" not in made.tags
+
+
 def test_the_moments_of_a_curve_lie_between_start_and_end() -> None:
     document = {**read_documents()[0], "started": "2026-01-01T00:00:00Z", "seconds": 12.0}
     made = record(document)
     moments = [moment for key, _, moment, _ in made.metrics if key == "test_loss"]
-    assert made.end_ms - made.start_ms == 12_000
+    assert made.end_ms == made.start_ms + 12_000
     assert moments == [made.start_ms + 1000 * epoch for epoch in range(1, 13)]
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (NOW, NOW)),
+        ({}, (NOW, None)),
         ({"seconds": 5}, (NOW - 5, NOW)),
-        ({"started": 100}, (100, 100)),
+        ({"started": 100}, (100, None)),
         ({"started": 100, "seconds": 5.5}, (100, 105.5)),
         ({"ended": 100, "seconds": 5}, (95, 100)),
         ({"started": 100, "ended": 110, "seconds": 5}, (100, 110)),
-        ({"started": 100, "ended": 90}, (100, 100)),
+        ({"started": 100, "ended": 90}, (100, None)),
+        ({"started": 100, "seconds": 0}, (100, None)),
         ({"ended": 3, "seconds": 5}, (0, 3)),
     ],
 )
-def test_times_are_those_of_the_document_or_end_now(given: dict[str, Any], expected: tuple[float, float]) -> None:
-    assert settle_times(facts(**given), now_s=NOW) == tuple(round(moment * 1000) for moment in expected)
+def test_times_are_those_of_the_document_or_end_now(
+    given: dict[str, Any], expected: tuple[float, float | None]
+) -> None:
+    started, ended = expected
+    assert settle_times(facts(**given), now_s=NOW) == (round(started * 1000), ended and round(ended * 1000))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +143,8 @@ def test_times_are_those_of_the_document_or_end_now(given: dict[str, Any], expec
         ({"accuracy": 0.0}, Status.COMPLETE),
         ({"metrics": {"accuracy": 0.5}}, Status.COMPLETE),
         ({"training_losses": [1.0]}, Status.TRAINED),
+        ({"status": "Training", "accuracy": 0.1}, Status.INTERRUPTED),
+        ({"status": "Testing"}, Status.INTERRUPTED),
         ({}, Status.INCOMPLETE),
     ],
 )
