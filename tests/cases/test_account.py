@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,63 @@ def test_16_bits_are_scaled_and_transparency_lies_on_white(tmp_path: Path) -> No
     assert convert(open_file(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
     on_red = build_image_ops([{"convert": {"mode": "RGB", "background": "red"}}])
     assert on_red(open_file(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 0, 0)
+
+
+def copy_across_parts(root: Path) -> None:
+    write_tree(root, {"train/cat": 6, "train/dog": 6, "test/cat": 6, "test/dog": 6})
+    shutil.copy(root / "train/cat/000.png", root / "test/cat/copy.png")
+
+
+def copy_across_labels(root: Path) -> None:
+    write_tree(root, {"cat": 6, "dog": 6})
+    shutil.copy(root / "cat/000.png", root / "dog/copy.png")
+
+
+def empty_a_label(root: Path) -> None:
+    write_tree(root, {"cat": 6, "dog": 6})
+    (root / "bird").mkdir()
+    (root / "bird" / "notes.txt").write_text("later")
+
+
+def paint_all(root: Path, *, equal: bool) -> None:
+    for label in ("cat", "dog"):
+        for index in range(6):
+            (root / label).mkdir(parents=True, exist_ok=True)
+            colour = 7 if equal else 20 * index + 5 * (label == "dog")
+            Image.new("L", (8, 8), colour).save(root / label / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            copy_across_parts,
+            "1 picture(s) stand in more than one part, equal by content: 'test/cat/copy.png = ",
+        ),
+        (copy_across_labels, "1 picture(s) stand under more than one label"),
+        (empty_a_label, "the label folder 'bird' holds no readable picture: 1 left out: 1 not a picture"),
+        (
+            lambda root: write_tree(root, {"cat": 6, "Cat": 6}),
+            "'Cat', 'cat' differ only by case",
+        ),
+        (lambda root: write_tree(root, {"café": 6, "cafe": 6}), "differ only by case, blanks or accents"),
+        (
+            lambda root: write_tree(root, {"cat": 6, "dog": 6, "cat dog": 6}),
+            "'cat dog' read like several labels",
+        ),
+        (lambda root: write_tree(root, {"cat": 60, "dog": 5}), "the label 'cat' has 45 training pictures, 'dog' has 2"),
+        (lambda root: write_tree(root, {"cat": 30, "dog": 6}), "1 label(s) have fewer than 5 test pictures: 'dog (2)'"),
+        (lambda root: write_tree(root, {"cat": 30, "dog": 3}), "1 label(s) have no validation picture: 'dog'"),
+        (partial(paint_all, equal=True), "all of 12 pictures that were looked at come out equal"),
+        (partial(paint_all, equal=False), "each of 12 pictures that were looked at comes out in one colour"),
+    ],
+)
+def test_what_may_spoil_a_result_is_warned_of(tmp_path: Path, make: Callable[[Path], object], says: str) -> None:
+    make(tmp_path / "d")
+    account = look(tmp_path / "d")
+    assert says in warned(account)
+    ranks = [warning.rank for warning in account.warnings]
+    assert ranks == sorted(ranks)
 
 
 DRAWS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 400)), min_size=1, max_size=150, unique=True)
