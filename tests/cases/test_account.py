@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +27,14 @@ from mlmeta.errors import PicturesError
 
 MODEL = {"layers": [{"name": "Flatten"}, {"name": "Linear", "in_features": "auto", "out_features": "n_labels"}]}
 RESIZE = [{"convert": {"mode": "RGB"}}, {"resize": {"size": [6, 6]}}]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_kept() -> Iterator[None]:
+    """Thousands of data sets are looked at once each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLMETA_CACHE_GB", "0")
+        yield
 
 
 def write_picture(file: Path, seed: int, **options: str) -> None:

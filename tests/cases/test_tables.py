@@ -40,7 +40,7 @@ def best_of(param: str) -> pd.DataFrame:
 def write_table(file: Path) -> Path:
     rows = [
         f"a{i},t,{10 ** -(1 + i % 4)},{CODES[i % 3]},{VERSIONS[i % 3]},{MIXED[i % 4]},{['10', 'inf'][i % 2]},"
-        f"{['0.10', '0.5', '0.25', '0.3'][i % 4]},{0.5 + i / 100}"
+        f"{['0.10', '0.5', '0.25', '0.3'][i % 4]},{0.5 + i / 200}"
         for i in range(60)
     ]
     file.write_text("\n".join(["name,task,optimizer.lr,code,version,mixed,limit,dropout,accuracy", *rows]))
@@ -160,9 +160,10 @@ class TestOutput:
         assert {row[0] for row in rows[1:]} == set(CODES)
 
     def test_formulas_are_neutralised_when_asked_for(self, store: str, tmp_path: Path) -> None:
-        pd.DataFrame({"name": ["=1+1", "@x", "plain"], "accuracy": [-0.5, 0.1, 0.2]}).to_csv(tmp_path / "e.csv")
+        table = {"name": ["=1+1", "@x", "plain"], "accuracy": 0.5, "test_loss": [-0.5, 0.1, 0.2]}
+        pd.DataFrame(table).to_csv(tmp_path / "e.csv")
         assert run("import", tmp_path / "e.csv").exit_code == 0
-        asked = ("query", "--columns", "model_name,accuracy", "--format", "csv")
+        asked = ("query", "--columns", "model_name,test_loss", "--format", "csv")
         assert "\n=1+1," in run(*asked).stdout
         escaped = run(*asked, "--escape-formulas").stdout
         assert "'=1+1,-0.5" in escaped

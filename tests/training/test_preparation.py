@@ -81,7 +81,8 @@ def test_every_picture_stands_in_one_part(toy_document: dict[str, Any]) -> None:
 def test_the_facts_name_what_was_built(toy_document: dict[str, Any]) -> None:
     result = check(toy_document, criterion={"name": "SoftMarginLoss"}, scheduler=None)
     n = result.n_pictures
-    assert result.facts == ["SoftMarginLoss, Adam, no scheduler; 4 epochs"]
+    assert result.facts[0] == "SoftMarginLoss, Adam, no scheduler; 4 epochs"
+    assert result.facts[1].startswith(f"keep: {n['validation']} validation pictures are too few")
     assert result.account.describe()[0] == (
         f"3 labels; {n['train']} training, {n['validation']} validation, {n['test']} test pictures"
     )
