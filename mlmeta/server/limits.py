@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ PAGE_POLICY = (
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # A string with its escapes, or one bracket. A string that is never closed goes to the end.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+_ADDRESSES = re.compile(r"\d+\.[\d.]*\*")
 # A larger body is looked through in a thread, so that the other requests go on.
 _SMALL_BYTES = 65_536
 
@@ -118,7 +120,7 @@ def _find(scope: Scope, name: bytes) -> str | None:
 
 
 def check_host(scope: Scope) -> None:
-    """Check that a request asks for a host that MLflow's own rule allows.
+    """Check that a request asks for a host that MLflow's own rule allows; its patterns of addresses allow no names.
 
     Raises:
         RefusedError: If it does not: a foreign name that leads to this machine (DNS rebinding).
@@ -126,8 +128,20 @@ def check_host(scope: Scope) -> None:
     from mlflow.server.fastapi_security import get_allowed_hosts
     from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_header
 
-    if not is_allowed_host_header(get_allowed_hosts(), _find(scope, b"host") or ""):
+    host, allowed = _find(scope, b"host") or "", get_allowed_hosts()
+    if not _is_address(host):
+        # ``10.*`` would allow 10.evil.example, too.
+        allowed = [pattern for pattern in allowed if not _ADDRESSES.match(pattern)]
+    if not is_allowed_host_header(allowed, host):
         raise RefusedError(403, INVALID_HOST_MSG)
+
+
+def _is_address(host: str) -> bool:
+    parts = _split_host(f"http://{host}")
+    try:
+        return parts is not None and bool(ipaddress.ip_address(parts[1]))
+    except ValueError:
+        return False
 
 
 def check_origin(scope: Scope) -> None:

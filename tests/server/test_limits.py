@@ -197,7 +197,18 @@ def test_the_hosts_that_mlflow_allows_are_allowed(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:5000", "localhost.evil.example", "", None, "localhost@evil", "127.0.0.1.nip.io"],
+    [
+        "evil.example",
+        "evil.example:5000",
+        "localhost.evil.example",
+        "",
+        None,
+        "localhost@evil",
+        "127.0.0.1.nip.io",
+        "10.evil.example",
+        "192.168.evil.example:5000",
+        "10.0.0.1.nip.io",
+    ],
 )
 @pytest.mark.parametrize("disabled", ["true", "false"])
 @pytest.mark.parametrize(("method", "path"), [("GET", "/mlmeta/"), ("GET", "/ajax-api/mlmeta/jobs"), ("POST", TRAIN)])
