@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIMITS = {
     "Python files in mlmeta/": 126,
-    "lines of Python in mlmeta/": 31_120,
+    "lines of Python in mlmeta/": 31_160,
     "circles of files": 0,
     "circles of packages": 0,
     "imports that point up": 0,

@@ -15,7 +15,9 @@ from mlmeta.data.roots import ROOTS_VARIABLE, join_roots
 from mlmeta.errors import BadInputError, shorten
 from mlmeta.files import state_folder
 from mlmeta.server.settings import ServerSettings, is_loopback, read_options, read_root, read_settings
+from mlmeta.tracking.store import hide_password
 
+_STORE_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
 _JOBS_VARIABLE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 
 
@@ -28,12 +30,16 @@ class ServerProcess:
         environ: All of its environment.
         settings: What that says.
         host: The network interface that it will listen on.
+        store: The URI of the store that it serves; empty for MLflow's default.
+        pages: The address of mlmeta's pages.
     """
 
     arguments: tuple[str, ...]
     environ: Mapping[str, str]
     settings: ServerSettings
     host: str
+    store: str
+    pages: str
 
 
 def plan_server(
@@ -46,6 +52,9 @@ def plan_server(
     environ: Mapping[str, str] = os.environ,
 ) -> ServerProcess:
     """Return the process of a server; what is left out is as the environment says.
+
+    The store is that of ``--backend-store-uri`` or `MLFLOW_BACKEND_STORE_URI`, else that of `MLFLOW_TRACKING_URI` as
+    everywhere in mlmeta, if that is a store and no other server.
 
     MLflow's own job runners stay off unless the environment switches them on: mlmeta has jobs of its own, and those
     are 13 more processes.
@@ -72,9 +81,20 @@ def plan_server(
         given["MLMETA_WORKER"] = "0"
     if auth:
         given["MLMETA_BASE_APP"] = "basic-auth"
-    host = read_options(options, "--host")[0] or environ.get("MLFLOW_HOST") or "127.0.0.1"
+    found = read_options(options, "--host", "--port", "--static-prefix", "--backend-store-uri")
+    variables = ("MLFLOW_HOST", "MLFLOW_PORT", "MLFLOW_STATIC_PREFIX", _STORE_VARIABLE)
+    host, port, prefix, store = (one or environ.get(name, "") for one, name in zip(found, variables, strict=True))
+    followed = environ.get("MLFLOW_TRACKING_URI", "")
+    if not store and followed and not _is_server(followed):
+        store = given[_STORE_VARIABLE] = followed
+    host = host or "127.0.0.1"
+    pages = f"http://{host}:{port or 5000}{prefix.rstrip('/')}/mlmeta/"
     arguments = (sys.executable, "-m", "mlflow", "server", "--app-name", "mlmeta", *options)
-    return ServerProcess(arguments, given, read_settings(given), host)
+    return ServerProcess(arguments, given, read_settings(given), host, store, pages)
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
 
 
 def _check_root(text: str) -> Path:
@@ -92,7 +112,12 @@ def describe_server(process: ServerProcess) -> list[str]:
     settings = process.settings
     roots = ", ".join(map(str, settings.data_roots)) or "none (only mlmeta's samples; --data-root DIR allows more)"
     queue = settings.queue_folder or f"{state_folder() / 'jobs'} (by tracking store)"
-    lines = [f"data roots: {roots}; queue: {queue}"]
+    followed = process.environ.get("MLFLOW_TRACKING_URI", "")
+    reason = " (MLFLOW_TRACKING_URI names a server, and is not followed)" if _is_server(followed) else ""
+    lines = [
+        f"data roots: {roots}; queue: {queue}",
+        f"store: {hide_password(process.store) or 'the default of MLflow' + reason}; pages: {process.pages}",
+    ]
     if not is_loopback(process.host) and settings.base_app != "basic-auth":
         lines.append(
             f"warning: the server listens on {process.host} and asks for no login: whoever reaches it may train, read "

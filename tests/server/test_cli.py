@@ -97,17 +97,44 @@ def test_whoever_opens_the_server_to_others_without_a_login_is_warned(
     options: list[str], environ: dict[str, str], host: str
 ) -> None:
     lines = describe_server(plan(*options, environ=environ))
-    assert len(lines) == (1 if host == "127.0.0.1" else 2)
-    assert all(f"listens on {host} and asks for no login" in line for line in lines[1:])
+    assert len(lines) == (2 if host == "127.0.0.1" else 3)
+    assert all(f"listens on {host} and asks for no login" in line for line in lines[2:])
     named = {**environ, "MLFLOW_TRACKING_USERNAME": "trainer"}
-    assert len(describe_server(plan(*options, environ=named, auth=True))) == 1
+    assert len(describe_server(plan(*options, environ=named, auth=True))) == 2
 
 
 def test_it_says_which_roots_and_which_queue(tmp_path: Path) -> None:
-    (line,) = describe_server(plan(data_roots=[str(tmp_path)], environ={"MLMETA_QUEUE_DIR": str(tmp_path / "q")}))
+    line, _ = describe_server(plan(data_roots=[str(tmp_path)], environ={"MLMETA_QUEUE_DIR": str(tmp_path / "q")}))
     assert line == f"data roots: {tmp_path}; queue: {tmp_path / 'q'}"
-    (line,) = describe_server(plan())
+    line, _ = describe_server(plan())
     assert line.startswith("data roots: none (only mlmeta's samples")
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "store", "says"),
+    [
+        ([], {}, None, "store: the default of MLflow; pages: http://127.0.0.1:5000/mlmeta/"),
+        ([], {"MLFLOW_TRACKING_URI": "sqlite:///a.db"}, "sqlite:///a.db", "store: sqlite:///a.db; pages: "),
+        (
+            ["--backend-store-uri", "sqlite:///b.db"],
+            {"MLFLOW_TRACKING_URI": "sqlite:///a.db"},
+            None,
+            "store: sqlite:///b",
+        ),
+        ([], {"MLFLOW_BACKEND_STORE_URI": "x", "MLFLOW_TRACKING_URI": "sqlite:///a.db"}, "x", "store: x; pages"),
+        ([], {"MLFLOW_TRACKING_URI": "http://h:1"}, None, "MLFLOW_TRACKING_URI names a server, and is not followed"),
+        (["--port", "9", "--static-prefix", "/ml"], {}, None, "pages: http://127.0.0.1:9/ml/mlmeta/"),
+        ([], {"MLFLOW_TRACKING_URI": "postgresql://me:secret@h/x"}, "postgresql://me:secret@h/x", "me:***@h/x"),
+    ],
+)
+def test_it_follows_the_tracking_uri_to_a_store_and_says_so(
+    options: list[str], environ: dict[str, str], store: str | None, says: str
+) -> None:
+    process = plan(*options, environ=environ)
+    assert process.environ.get("MLFLOW_BACKEND_STORE_URI") == store
+    line = describe_server(process)[1]
+    assert says in line
+    assert "secret" not in line
 
 
 # Stands in for the program that mlmeta becomes, so that the test sees its command line and no server starts.
@@ -135,9 +162,9 @@ def test_the_command_becomes_mlflows_server(tmp_path: Path, separator: list[str]
     arguments = [*COMMAND, "--port", "5001", "--host=0.0.0.0"]
     assert done.stdout.replace("'", '"').startswith(f'["{sys.executable}", {arguments!r}'.replace("'", '"'))
     assert done.stdout.rstrip().endswith(f'"{tmp_path}", "2"]')
-    first, second = done.stderr.splitlines()
+    first, _, third = done.stderr.splitlines()
     assert first.startswith(f"mlmeta: data roots: {tmp_path}; queue: ")
-    assert second.startswith("mlmeta: warning: the server listens on 0.0.0.0")
+    assert third.startswith("mlmeta: warning: the server listens on 0.0.0.0")
 
 
 @pytest.mark.parametrize(
