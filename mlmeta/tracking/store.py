@@ -72,10 +72,11 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
         return
     if not file.parent.is_dir():
         raise MlmetaError(f"the tracking store {uri} lies in {file.parent}, which is not a folder")
-    _check_sqlite(file)
     from filelock import FileLock
 
     with FileLock(f"{file}.lock"):
+        # Not before: another process may be making the tables.
+        _check_sqlite(file)
         yield
         if file.is_file() and not _on_network(file):
             _log_ahead(file)
@@ -116,8 +117,13 @@ def _check_sqlite(file: Path) -> None:
 
 
 def explain_stale(client: MlflowClient, run_id: str) -> str:
-    """Return what to say where a run's artifacts lie in a folder that is not here; empty where it is."""
-    place = urlparse(client.get_run(run_id).info.artifact_uri)
+    """Return what to say where a run's artifacts lie in a folder that is not here; empty where it is, or no run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        place = urlparse(client.get_run(run_id).info.artifact_uri)
+    except MlflowException:
+        return ""
     folder = Path(unquote(place.path)).parent.parent
     if place.scheme not in ("", "file") or folder.is_dir():
         return ""

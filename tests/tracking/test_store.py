@@ -125,3 +125,8 @@ def test_a_store_that_was_moved_says_where_its_artifacts_were(store: str, tmp_pa
     with pytest.raises(NotFoundError) as caught:
         read_text(client, run_id, "train_commands.json")
     assert "ln -s" not in str(caught.value)
+
+
+def test_an_artifact_of_a_run_that_is_not_there_is_not_found(store: str) -> None:
+    with pytest.raises(NotFoundError, match="has no artifact"):
+        read_text(open_client(), "0" * 32, "train_commands.json")
