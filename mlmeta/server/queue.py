@@ -101,14 +101,9 @@ class JobQueue:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction, which no other writer comes between; broken off by any error."""
-        with self._open() as connection:
+        with self._open() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+            yield connection
 
     def add(
         self,
