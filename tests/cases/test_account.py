@@ -337,9 +337,10 @@ def hold_identity(account: Account) -> list[str]:
     """Return the names of all that was seen, after seeing that each is used or left out, and none twice."""
     names = [f"{item.kind} {item.name}" for item in account.items]
     assert len(names) == len(set(names))
-    used = [item for item in account.items if item.reason is None]
-    assert len(used) + len(account.left_out) == len(account.items)
-    assert account.params()["seen"] == account.params()["used"] + account.params()["left_out"]
+    _, *rows = account.rows()
+    uses = Counter(row[2] for row in rows)
+    assert (uses["used"], uses["left out"]) == (account.params()["used"], account.params()["left_out"])
+    assert all(bool(row[5]) == (row[2] == "left out") for row in rows)
     assert sum(account.count_parts().values()) == len(account.pictures)
     assert {item.label for item in account.pictures} <= set(account.label_names)
     return [item.name for item in account.items]
